@@ -1,0 +1,239 @@
+"""The whole experiment as frozen pydantic models: TOML in, JSON out, every default written once, here.
+
+What may be `auto` is settled by `qattrain.experiment.resolve` before training; a run records only settled values, so
+that resuming or comparing never guesses again. Names of quantizers, datasets and the like are plain strings here: their
+tables stand beside the code they name and are checked against it when the experiment is resolved.
+"""
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from qattrain.errors import ConfigError
+
+WEIGHT_LAYERS = ("conv1", "conv2", "fc1", "fc2")
+ACTIVATION_LAYERS = ("act1", "act2", "act3")
+FLOAT_BITS = 32  # "32 bits" means: not quantized
+
+DEFAULT_RUNS_DIR = "runs"
+
+Auto = Literal["auto"]
+
+
+def _check_bits(bits: int) -> int:
+    if not (1 <= bits <= 8 or bits == FLOAT_BITS):
+        raise ValueError(f"allowed: 1 to 8, or {FLOAT_BITS} for float")
+    return bits
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelConfig(_Section):
+    """The network. `widths` (conv1, conv2, fc1) replaces the preset's."""
+
+    name: str = "lenet"
+    widths: Annotated[tuple[int, int, int], Field(strict=False)] | None = None
+    init: str = "kaiming"
+    ops: Literal["torch", "explicit"] = "torch"
+
+    @field_validator("widths")
+    @classmethod
+    def _positive_widths(cls, widths: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if widths is not None and min(widths) < 1:
+            raise ValueError("allowed: three whole numbers of at least 1 (conv1, conv2, fc1)")
+        return widths
+
+
+class QuantConfig(_Section):
+    """Bit widths and the quantizer. None means: the quantizer's default; `n` is pow2's exponent for weights."""
+
+    quantizer: str = "lsq"
+    bits: int | None = None
+    act_bits: int | None = None
+    layer_bits: dict[str, int] = {}
+    surrogate: str = "clipped"
+    n: Annotated[int, Field(ge=-8, le=20)] | None = None
+
+    @field_validator("bits", "act_bits")
+    @classmethod
+    def _allowed_bits(cls, bits: int | None) -> int | None:
+        return bits if bits is None else _check_bits(bits)
+
+    @field_validator("layer_bits")
+    @classmethod
+    def _known_layers(cls, layer_bits: dict[str, int]) -> dict[str, int]:
+        for layer, bits in layer_bits.items():
+            if layer not in WEIGHT_LAYERS + ACTIVATION_LAYERS:
+                raise ValueError(f"no layer '{layer}'; allowed: {', '.join(WEIGHT_LAYERS + ACTIVATION_LAYERS)}")
+            try:
+                _check_bits(bits)
+            except ValueError as error:
+                raise ValueError(f"{layer}={bits}; {error}") from None
+        return layer_bits
+
+
+class DataConfig(_Section):
+    """The images. Counts are of images; 0 held-out images means no validation split."""
+
+    dataset: str = "auto"
+    augment: str = "shift"
+    val_split: Annotated[int, Field(ge=0)] = 0
+    limit_train: Annotated[int, Field(ge=1)] | None = None
+    limit_test: Annotated[int, Field(ge=1)] | None = None
+
+
+class TrainConfig(_Section):
+    """The training loop. `init` is a float checkpoint to start from; weight decay spares quantizer scales."""
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = "auto"
+    optimizer: str = "sgd"
+    schedule: str = "one-cycle"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+    init: str | None = None
+
+
+class ExperimentConfig(_Section):
+    """One training run, or (with `method = "ptq"`) one post-training quantization."""
+
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelConfig = ModelConfig()
+    quant: QuantConfig = QuantConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or name in (".", "..") or any(c in name for c in "/\\\0")):
+            raise ValueError("allowed: a folder name without slashes")
+        return name
+
+
+def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
+    """Validate nested `values` into a config; `source` names where they came from.
+
+    Raises ConfigError, one line: the key, what was found, what is allowed.
+    """
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{source}: {_explain(first)}") from None
+
+
+def _explain(detail: Any) -> str:
+    path = [str(part) for part in detail["loc"]]
+    if detail["type"] == "extra_forbidden":
+        section: Any = ExperimentConfig
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key '{'.'.join(path)}'; allowed: {', '.join(section.model_fields)}"
+    # A union (number or "auto") reports each branch by a further path part: keep the key itself.
+    key = ".".join(part for part in path[:2] if part in _known_keys())
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys() -> set[str]:
+    keys = set(ExperimentConfig.model_fields)
+    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig):
+        keys |= set(section.model_fields)
+    return keys
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Nested values of a TOML file, or the `config` part of a run's `config.json`. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {path}: {_reason(error)}; give an existing TOML file") from None
+    try:
+        if path.suffix == ".json":
+            values = json.loads(text)
+            values = values["config"] if isinstance(values, dict) and "config" in values else values
+        else:
+            values = tomllib.loads(text)
+    except ValueError as error:  # JSONDecodeError and TOMLDecodeError are both ValueErrors
+        raise ConfigError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not a table of settings")
+    return values
+
+
+def parse_assignment(text: str) -> tuple[list[str], Any]:
+    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is read as TOML, else taken as a string.
+
+    Raises ConfigError without a `=` or with an empty key.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not all(key.strip().split(".")):
+        raise ConfigError(f"--set {text!r}: expected KEY=VALUE, for example --set train.lr=0.1")
+    try:
+        return key.strip().split("."), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip().split("."), value
+
+
+def parse_layer_bits(text: str) -> dict[str, int]:
+    """`conv1=8,act2=4` -> {"conv1": 8, "act2": 4}. Raises ConfigError if a part is no LAYER=BITS."""
+    result: dict[str, int] = {}
+    for part in text.split(","):
+        layer, _, bits = (piece.strip() for piece in part.partition("="))
+        if not layer or not bits.isdecimal():
+            raise ConfigError(f"--layer-bits {text!r}: '{part}' is not LAYER=BITS, for example conv1=8,act2=4")
+        if layer in result:
+            raise ConfigError(f"--layer-bits {text!r}: layer '{layer}' stands there twice; name each layer once")
+        result[layer] = int(bits)
+    return result
+
+
+def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> None:
+    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError where a step is a value, not a table."""
+    for depth, part in enumerate(path[:-1]):
+        base = base.setdefault(part, {})
+        if not isinstance(base, dict):
+            raise ConfigError(f"{source}: '{'.'.join(path[: depth + 1])}' is a value, not a table of settings")
+    base[path[-1]] = value
+
+
+def build_config(
+    file: Path | None, assignments: list[str], flags: dict[tuple[str, ...], Any], source: str = "flags"
+) -> ExperimentConfig:
+    """One config from its sources: flags over `--set` over file over defaults.
+
+    `flags` maps a path such as ("train", "lr") to a value; None means the flag was not given.
+    """
+    values = read_config_file(file) if file else {}
+    for text in assignments:
+        path, value = parse_assignment(text)
+        merge(values, path, value, f"--set {text}")
+    for flag_path, value in flags.items():
+        if value is not None:
+            merge(values, list(flag_path), value, source)
+    return parse_config(values, str(file) if file and not assignments and not any(flags.values()) else "configuration")
+
+
+def default_data_dir() -> Path:
+    """Where datasets are kept when neither `--data-dir` nor QATTRAIN_DATA_DIR says: the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "qattrain"
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

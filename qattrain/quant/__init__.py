@@ -1,0 +1,89 @@
+"""Quantization as pure maths: grids, explicit autograd functions, surrogates, and one quantizer a file.
+
+To add a quantizer: write `qattrain/quant/<name>.py` with a subclass of `Quantizer`, and one line in QUANTIZERS.
+"""
+
+from qattrain.config import FLOAT_BITS
+from qattrain.errors import ConfigError
+from qattrain.quant.affine import AffineQuantizer
+from qattrain.quant.base import Quantizer
+from qattrain.quant.binary import BinaryQuantizer
+from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
+from qattrain.quant.lsq import LSQQuantizer
+from qattrain.quant.pow2 import Pow2Quantizer
+from qattrain.quant.surrogates import SURROGATES
+from qattrain.quant.ternary import TernaryQuantizer
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "lsq": LSQQuantizer,
+    "affine": AffineQuantizer,
+    "pow2": Pow2Quantizer,
+    "ternary": TernaryQuantizer,
+    "binary": BinaryQuantizer,
+}
+
+FLOAT = "float"  # what is recorded where nothing is quantized
+
+__all__ = [
+    "QUANTIZERS",
+    "SURROGATES",
+    "QTensor",
+    "Quantizer",
+    "activation_quantizer",
+    "dequantize",
+    "known_quantizer",
+    "quantize",
+    "round_half_up",
+    "weight_quantizer",
+    "weight_quantizer_name",
+]
+
+
+def known_quantizer(name: str) -> type[Quantizer]:
+    """The class of that name. Raises ConfigError naming the allowed ones."""
+    if name not in QUANTIZERS:
+        raise ConfigError(f"quantizer {name!r}: allowed: {', '.join(QUANTIZERS)}")
+    return QUANTIZERS[name]
+
+
+def weight_quantizer_name(name: str, bits: int) -> str:
+    """What runs for weights when `name` is asked for: at one bit every quantizer's weights are binary.
+
+    Raises ConfigError where that quantizer cannot have that many bits.
+    """
+    quantizer = known_quantizer(name)
+    if bits == FLOAT_BITS:
+        return FLOAT
+    if bits == 1 and QUANTIZERS[name].weight_bits != TernaryQuantizer.weight_bits:
+        return "binary"
+    if bits not in quantizer.weight_bits:
+        allowed = ", ".join(map(str, quantizer.weight_bits))
+        raise ConfigError(f"quantizer {name!r} with {bits} bits: allowed for its weights: {allowed}, or 32 for float")
+    return name
+
+
+def weight_quantizer(
+    name: str, bits: int, shape: tuple[int, ...], surrogate: str = "clipped", fraction_bits: int | None = None
+) -> Quantizer | None:
+    """The module that quantizes a layer's weights, or None at 32 bits.
+
+    shape: of the scale, (C, 1, ...) for one per output channel or () for one. fraction_bits: pow2's n, if given.
+    """
+    runs = weight_quantizer_name(name, bits)
+    if runs == FLOAT:
+        return None
+    quantizer = QUANTIZERS[runs](bits, role="weight", shape=shape, surrogate=surrogate)
+    if isinstance(quantizer, BinaryQuantizer):
+        quantizer.power_of_two = name == "pow2"
+    if isinstance(quantizer, Pow2Quantizer):
+        quantizer.fraction_bits = fraction_bits
+    return quantizer
+
+
+def activation_quantizer(name: str, bits: int, surrogate: str = "clipped", signed: bool = False) -> Quantizer | None:
+    """The module that quantizes activations with one scale, or None at 32 bits."""
+    quantizer = known_quantizer(name)
+    if bits == FLOAT_BITS:
+        return None
+    chosen = QUANTIZERS[quantizer.activations] if quantizer.activations else quantizer
+    return chosen(bits, role="activation", signed=signed, surrogate=surrogate)

@@ -1,0 +1,45 @@
+"""Binary weights: -1 or +1 times one magnitude per output channel."""
+
+import torch
+from torch import Tensor
+
+from qattrain.quant.base import Quantizer
+from qattrain.quant.functional import Staircase
+from qattrain.quant.grid import MIN_SCALE, QTensor
+
+
+class BinaryQuantizer(Quantizer):
+    """Binary weight network.
+
+    Formula: q = +1 where w >= 0, else -1; s = mean|w|; w_hat = s q. With `power_of_two` (for `pow2` at one bit) s is
+        rounded to the power of two nearest in the logarithm.
+    Gradient: straight through where the surrogate lets it, its range being |w| <= 1; s is a statistic, not trained.
+    Range: {-1, +1}, packed bit 0 means -1; only `--bits 1`. Activations are LSQ's. s >= 2^-20.
+    Source: Rastegari et al. 2016, "XNOR-Net", section 3.1 (Binary-Weight-Networks); clipping: Courbariaux et al. 2015,
+        "BinaryConnect", section 2.4.
+    """
+
+    weight_bits = (1,)
+    default_bits = 1
+    activations = "lsq"
+    power_of_two: bool = False
+
+    def setup(self) -> None:
+        self.qmin, self.qmax = -1, 1
+
+    @property
+    def levels(self) -> int:
+        return 2
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Nothing to set: the scale is a closed form of the weights."""
+
+    def forward(self, x: Tensor) -> QTensor:
+        with torch.no_grad():
+            codes = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+            scale = self.mean_magnitude(x).clamp_min(MIN_SCALE)
+            if self.power_of_two:
+                scale = torch.exp2(torch.round(torch.log2(scale)))
+        unit = torch.ones_like(scale)
+        codes = Staircase.apply(x, codes, scale, unit, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
+        return QTensor(codes, scale)

@@ -1,0 +1,250 @@
+"""The explicit autograd functions: every forward and every backward of this project's quantized layers, by hand.
+
+- `Round`         rounding with a straight-through gradient
+- `Staircase`     any codes computed from x, with a surrogate gradient
+- `LearnedStep`   quantization whose step size is trained (LSQ)
+- `Rescale`       integer accumulators to real values, `(acc + bias) * scale`
+- `Linear`        the matrix product of a fully connected layer
+- `Conv2d`        convolution as unfold and einsum
+
+**Where the surrogate is.** In the backward of the first three: the line that calls `SURROGATES[...]`.
+
+**Where the factor 2^n goes.** With `w_hat = 2^-n round(2^n w)` the chain rule gives `2^-n * 1 * 2^n = 1`: the scale of
+the forward cancels the scale of the inner derivative. A layer that returns the raw `round(2^n w)` has the gradient
+factor 2^n, and SGD then steps 4^n times too far; dropping the factor leaves 2^n. The fault is the missing division.
+
+**Codes carry the gradient.** These functions return *codes* q, not real values, because layers multiply codes. A layer
+multiplies by the scale s afterwards, so the gradient that reaches the codes is `g_q = s * g_xhat`. Hence dividing by s
+in the backward gives the gradient with respect to x_hat, and the scale itself can stay a constant in every layer: the
+whole gradient of a learned step is computed here, in one place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
+from qattrain.quant.surrogates import SURROGATES
+
+Gradients = tuple[Tensor | None, ...]
+INFINITY = float("inf")
+
+
+class Round(Function):
+    """y = floor(v + 1/2), half up; backward: the surrogate. v: any shape, float32 or wider.
+
+    `Round.apply(v)` with the identity is the straight-through estimator (Bengio et al. 2013, section 4), the same
+    gradient as `v + (round(v) - v).detach()`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, v: Tensor, surrogate: str = "identity", low: float = -INFINITY, high: float = INFINITY
+    ) -> Tensor:
+        ctx.surrogate, ctx.low, ctx.high = surrogate, low, high
+        ctx.save_for_backward(v)
+        return round_half_up(v)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> Gradients:
+        (v,) = ctx.saved_tensors
+        grad_v = SURROGATES[ctx.surrogate](grad_output, v, ctx.low, ctx.high) if ctx.needs_input_grad[0] else None
+        return grad_v, None, None, None
+
+
+class Staircase(Function):
+    """q = codes, already computed from x; backward: g_x = surrogate(g_q, x / unit) / scale.
+
+    x: any shape. codes: same shape. scale: of the codes, broadcasts against x. unit: what the surrogate's argument is
+    measured in, so that `low <= x / unit <= high` is the range in which `clipped` lets the gradient pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, unit: Tensor, low: float, high: float, surrogate: str
+    ) -> Tensor:
+        ctx.low, ctx.high, ctx.surrogate = low, high, surrogate
+        ctx.save_for_backward(x, scale, unit)
+        return codes.view_as(codes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 7
+        x, scale, unit = ctx.saved_tensors
+        grad_x = SURROGATES[ctx.surrogate](grad_codes.to(x.dtype), x / unit, ctx.low, ctx.high) / scale
+        return grad_x, *(None,) * 6
+
+
+class LearnedStep(Function):
+    """LSQ: q = clip(round(x / s), qmin, qmax) with a trained step s; returns codes in float32 or wider.
+
+    With v = x / s and the surrogate's derivative Q'(v), the real value x_hat = s q has
+        d x_hat / d x = Q'(v)          d x_hat / d s = q - v Q'(v),
+    which for `clipped` is the paper's eq. 3: q - v inside the range, qmin or qmax outside. s broadcasts against x and
+    is held at 2^-20 or above; its gradient is summed over the elements that share it and multiplied by `gradient_scale`
+    (section 2.2: 1 / sqrt(elements * qmax), so that s learns at the pace of the weights).
+
+    Source: Esser et al. 2020, "Learned Step Size Quantization".
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float, surrogate: str
+    ) -> Tensor:
+        s = step.clamp_min(MIN_SCALE)
+        codes = round_half_up(x / s).clamp_(qmin, qmax)
+        ctx.qmin, ctx.qmax, ctx.gradient_scale, ctx.surrogate = qmin, qmax, gradient_scale, surrogate
+        ctx.save_for_backward(x, s, codes)
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
+        x, s, codes = ctx.saved_tensors
+        grad_codes = grad_codes.to(x.dtype)
+        v = x / s
+        grad_v = SURROGATES[ctx.surrogate](grad_codes, v, ctx.qmin, ctx.qmax)
+        grad_x = grad_v / s if ctx.needs_input_grad[0] else None
+        grad_s = None
+        if ctx.needs_input_grad[1]:
+            per_element = grad_codes * codes - grad_v * v
+            grad_s = per_element.sum_to_size(s.shape) / s * ctx.gradient_scale
+        return grad_x, grad_s, None, None, None, None
+
+
+def fake_quantize_learned(
+    x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float = 1.0, surrogate: str = "clipped"
+) -> Tensor:
+    """x_hat = s * clip(round(x / s)), real values with LSQ's gradients: the textbook form of `LearnedStep`."""
+    codes = LearnedStep.apply(x, step, qmin, qmax, gradient_scale, surrogate)  # type: ignore[no-untyped-call]
+    return dequantize(QTensor(codes, step.detach().clamp_min(MIN_SCALE)))
+
+
+class Rescale(Function):
+    """y = (acc + bias) * scale, per channel: accumulators of codes become real values, in float32 or wider.
+
+    acc: (..., C, *trailing) in any floating dtype; `trailing` counts the dimensions behind the channel (2 for images).
+    bias: (C,) on the grid of the accumulators, or None. scale: (C,) or (1,), a constant. Saves only the scale.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, acc: Tensor, bias: Tensor | None, scale: Tensor, trailing: int) -> Tensor:
+        channels = (-1, *(1,) * trailing)
+        ctx.acc_dtype, ctx.channels = acc.dtype, channels
+        ctx.save_for_backward(scale)
+        wide = acc if bias is None else acc + bias.view(channels)  # bias is float32: the sum is at least that wide
+        return wide * scale.view(channels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        (scale,) = ctx.saved_tensors
+        grad_sum = grad_y * scale.view(ctx.channels)
+        grad_acc = grad_sum.to(ctx.acc_dtype) if ctx.needs_input_grad[0] else None
+        grad_bias = None
+        if ctx.needs_input_grad[1]:
+            channel = grad_sum.dim() - len(ctx.channels)
+            grad_bias = grad_sum.sum([d for d in range(grad_sum.dim()) if d != channel])
+        return grad_acc, grad_bias, None, None
+
+
+class Linear(Function):
+    """y = x w^T + b. x: (..., in), weight: (out, in), bias: (out,) or None; equal to `F.linear`.
+
+    backward, with G = dL/dy flattened to (N, out):  dL/dx = G w,  dL/dw = G^T x,  dL/db = sum of G over N.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = x @ weight.t()
+        return y if bias is None else y + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        grad_rows = grad_y.reshape(-1, grad_y.shape[-1])  # (N, out)
+        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+        grad_weight = grad_rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        has_bias = len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[2]
+        grad_bias = grad_rows.sum(0) if has_bias else None
+        return (grad_x, grad_weight, grad_bias)[: len(ctx.needs_input_grad)]
+
+
+class Conv2d(Function):
+    """2-D convolution from unfold and einsum; equal to `F.conv2d` in its output and all three gradients.
+
+    x: (N, C, H, W), weight: (D, C, K, J), bias: (D,) or None; stride and padding: (height, width), padding may be 0.
+    Unfolding along height and width gives every window as a view (no copy), and the convolution is one contraction
+    over channels and window: `nchwkj,dckj->ndhw`. Memory grows by K * J during the contraction.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+    ) -> Tensor:
+        ctx.stride, ctx.padding = stride, padding
+        ctx.save_for_backward(x, weight)
+        y = torch.einsum("nchwkj,dckj->ndhw", _windows(_pad(x, padding), weight, stride), weight)
+        return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        (sh, sw), (ph, pw) = ctx.stride, ctx.padding
+        padded = _pad(x, ctx.padding)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_padded = torch.zeros_like(padded)
+            height, width = grad_y.shape[2:]
+            for k in range(weight.shape[2]):  # every weight w[k, j] saw the input shifted by (k, j)
+                for j in range(weight.shape[3]):
+                    seen = grad_padded[:, :, k : k + sh * height : sh, j : j + sw * width : sw]
+                    seen += torch.einsum("ndhw,dc->nchw", grad_y, weight[:, :, k, j])
+            # narrow, not [pad:-pad]: with padding 0 the slice [0:-0] would be empty
+            grad_x = grad_padded.narrow(2, ph, x.shape[2]).narrow(3, pw, x.shape[3])
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.einsum("nchwkj,ndhw->dckj", _windows(padded, weight, ctx.stride), grad_y)
+        if len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[2]:
+            grad_bias = grad_y.sum((0, 2, 3))
+        return (grad_x, grad_weight, grad_bias, None, None)[: len(ctx.needs_input_grad)]
+
+
+def _pad(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    height, width = padding
+    return torch.nn.functional.pad(x, (width, width, height, height)) if height or width else x
+
+
+def _windows(padded: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) -> every window as a view, (N, C, H', W', K, J)."""
+    return padded.unfold(2, weight.shape[2], stride[0]).unfold(3, weight.shape[3], stride[1])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`Linear` as a function: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
+    result: Tensor = Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """`Conv2d` as a function: x (N, C, H, W), weight (D, C, K, J), bias (D,) or None -> (N, D, H', W')."""
+    result: Tensor = Conv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,54 @@
+"""SURROGATES: what the backward pass uses in place of the derivative of a staircase.
+
+`q = clip(round(v), low, high)` has the derivative 0 almost everywhere, so training through it would stand still. The
+backward pass therefore pretends that another function had been applied. Each entry below is that pretence, written as
+the vector-Jacobian product it is: it takes the gradient that arrives and `v`, and returns the gradient that leaves.
+
+To try your own, write a function of this form and add it to the table; `--set quant.surrogate=NAME` then selects it:
+
+    SURROGATES["half"] = lambda grad, v, low, high: grad / 2
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Surrogate = Callable[[Tensor, Tensor, float, float], Tensor]
+
+
+def identity(grad: Tensor, v: Tensor, low: float, high: float) -> Tensor:  # noqa: ARG001
+    """Pretend y = v: the gradient passes unchanged, also where the staircase has saturated.
+
+    Source: Bengio, Leonard, Courville 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
+    """
+    return grad
+
+
+def clipped(grad: Tensor, v: Tensor, low: float, high: float) -> Tensor:
+    """Pretend y = clip(v, low, high): the gradient passes where low <= v <= high, and is 0 outside (default).
+
+    Source: Hubara et al. 2016, "Binarized Neural Networks"; LSQ's own choice (Esser et al. 2020, eq. 5).
+    """
+    return torch.where((v >= low) & (v <= high), grad, 0.0)
+
+
+def tanh(grad: Tensor, v: Tensor, low: float, high: float, sharpness: float = 2.0) -> Tensor:
+    """Pretend every step is a tanh: steep at the rounding threshold, flat where v sits on a code; 0 outside.
+
+    With u = v - floor(v) - 1/2 in [-1/2, 1/2) the step is tanh(k u) / (2 tanh(k / 2)) and its derivative
+    k (1 - tanh(k u)^2) / (2 tanh(k / 2)); its mean over a step is 1. k is `sharpness`.
+
+    Source: Gong et al. 2019, "Differentiable Soft Quantization", eq. 5 to 8.
+    """
+    u = v - torch.floor(v) - 0.5
+    slope = sharpness * (1 - torch.tanh(sharpness * u) ** 2) / (2 * math.tanh(sharpness / 2))
+    return torch.where((v >= low) & (v <= high), grad * slope, 0.0)
+
+
+SURROGATES: dict[str, Surrogate] = {
+    "identity": identity,
+    "clipped": clipped,
+    "tanh": tanh,
+}
