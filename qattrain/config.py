@@ -8,8 +8,9 @@ tables stand beside the code they name and are checked against it when the exper
 import json
 import os
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -18,8 +19,6 @@ from qattrain.errors import ConfigError
 WEIGHT_LAYERS = ("conv1", "conv2", "fc1", "fc2")
 ACTIVATION_LAYERS = ("act1", "act2", "act3")
 FLOAT_BITS = 32  # "32 bits" means: not quantized
-
-DEFAULT_RUNS_DIR = "runs"
 
 Auto = Literal["auto"]
 
@@ -107,8 +106,16 @@ class TrainConfig(_Section):
     init: str | None = None
 
 
+class PtqConfig(_Section):
+    """Post-training quantization: how ranges are found, on how many training images, behind how many float epochs."""
+
+    calibration: str = "minmax"
+    images: Annotated[int, Field(ge=1)] = 1024
+    source_epochs: Annotated[int, Field(ge=1)] = 1
+
+
 class ExperimentConfig(_Section):
-    """One training run, or (with `method = "ptq"`) one post-training quantization."""
+    """One training run, or, where `ptq` is set, a post-training quantization of the float run the rest describes."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -116,6 +123,7 @@ class ExperimentConfig(_Section):
     quant: QuantConfig = QuantConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    ptq: PtqConfig | None = None
 
     @field_validator("name")
     @classmethod
@@ -125,24 +133,31 @@ class ExperimentConfig(_Section):
         return name
 
 
+Section = TypeVar("Section", bound=_Section)
+
+
 def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
     """Validate nested `values` into a config; `source` names where they came from.
 
     Raises ConfigError, one line: the key, what was found, what is allowed.
     """
+    return validated(ExperimentConfig, values, source)
+
+
+def validated(section: type[Section], values: dict[str, Any], source: str) -> Section:
+    """Validate `values` into one section of the config, as `parse_config` does for the whole. Raises ConfigError."""
     try:
-        return ExperimentConfig.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{source}: {_explain(first)}") from None
+        raise ConfigError(f"{source}: {_explain(error.errors()[0], section)}") from None
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, section: Any) -> str:
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
-        section: Any = ExperimentConfig
         for part in path[:-1]:
             section = section.model_fields[part].annotation
+            section = next((s for s in get_args(section) if s is not type(None)), section)
         return f"unknown key '{'.'.join(path)}'; allowed: {', '.join(section.model_fields)}"
     # A union (number or "auto") reports each branch by a further path part: keep the key itself.
     key = ".".join(part for part in path[:2] if part in _known_keys())
@@ -152,7 +167,7 @@ def _explain(detail: Any) -> str:
 
 def _known_keys() -> set[str]:
     keys = set(ExperimentConfig.model_fields)
-    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig):
+    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig, PtqConfig):
         keys |= set(section.model_fields)
     return keys
 
@@ -212,21 +227,42 @@ def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> Non
     base[path[-1]] = value
 
 
-def build_config(
-    file: Path | None, assignments: list[str], flags: dict[tuple[str, ...], Any], source: str = "flags"
-) -> ExperimentConfig:
-    """One config from its sources: flags over `--set` over file over defaults.
+def collect_settings(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nested values from all sources: flags over `--set` over file. `flags` maps a path, ("train", "lr"), to a value.
 
-    `flags` maps a path such as ("train", "lr") to a value; None means the flag was not given.
+    Raises ConfigError for an unreadable file and for an assignment that is none.
     """
     values = read_config_file(file) if file else {}
     for text in assignments:
         path, value = parse_assignment(text)
         merge(values, path, value, f"--set {text}")
     for flag_path, value in flags.items():
-        if value is not None:
-            merge(values, list(flag_path), value, source)
-    return parse_config(values, str(file) if file and not assignments and not any(flags.values()) else "configuration")
+        merge(values, list(flag_path), value, f"{'.'.join(flag_path)} = {value!r}")
+    return values
+
+
+def build_config(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> ExperimentConfig:
+    """One valid config from its sources, the defaults below all. Raises ConfigError."""
+    return parse_config(collect_settings(file, assignments, flags), str(file) if file else "configuration")
+
+
+def assigned_settings(
+    file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]
+) -> dict[tuple[str, ...], Any]:
+    """Only what the sources say, without defaults: path -> value, validated. Raises ConfigError."""
+    values = collect_settings(file, assignments, flags)
+    known = parse_config(values, str(file) if file else "configuration").model_dump(mode="json")
+    return dict(_leaves(values, known, ()))
+
+
+def _leaves(
+    values: dict[str, Any], known: dict[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(known[key], dict) and key != "layer_bits":
+            yield from _leaves(value, known[key], (*path, key))
+        else:
+            yield (*path, key), known[key]
 
 
 def default_data_dir() -> Path:

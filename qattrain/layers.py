@@ -32,7 +32,7 @@ Ops = Literal["torch", "explicit"]
 class _QuantLayer(nn.Module, ABC):
     """What convolution and fully connected layer share: quantizers, bias on the grid, exact sums in evaluation."""
 
-    weight: nn.Parameter
+    weight: Tensor
     bias: Any  # nn.Parameter or None: torch's two base classes declare it differently
     compute_dtype: torch.dtype | None  # of the product while training; None: that of the weights
 

@@ -6,6 +6,7 @@ Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognit
 ReLU and max-pooling that became the usual MNIST example (20-50-500).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -111,6 +112,12 @@ class LeNet(nn.Module):
         x = self.act3(self.fc1(x.flatten(1)))  # (N, features)
         logits: Tensor = self.fc2(x)
         return logits  # (N, classes)
+
+
+def weight_bytes(model: LeNet) -> int:
+    """Bytes of all weight codes, packed without gaps layer by layer; 4 a weight at 32 bits. No biases, no scales."""
+    layers = [getattr(model, name) for name in WEIGHT_LAYERS]
+    return sum(math.ceil(layer.weight.numel() * layer.bits / 8) for layer in layers)
 
 
 def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:

@@ -74,6 +74,13 @@ class Quantizer(nn.Module, ABC):
         """Mean of |x| over the elements that share a scale; of `shape`."""
         return x.detach().abs().mean(self.shared_dims(x), keepdim=bool(self.shape))
 
+    def clipped_share(self, x: Tensor, q: QTensor) -> float | None:
+        """Share of x that lies outside the grid, so that `q` has it clipped; None where the design clips nothing."""
+        assert q.scale is not None
+        v = x / q.scale + q.zero_point
+        outside = (v < self.qmin - 0.5) | (v >= self.qmax + 0.5)
+        return outside.float().mean().item()
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}, role={self.role}, codes {self.qmin}..{self.qmax}, surrogate={self.surrogate}"
 

@@ -34,6 +34,9 @@ class BinaryQuantizer(Quantizer):
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Nothing to set: the scale is a closed form of the weights."""
 
+    def clipped_share(self, x: Tensor, q: QTensor) -> None:
+        """None: magnitudes are replaced by design, not cut off."""
+
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
             codes = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)

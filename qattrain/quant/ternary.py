@@ -27,6 +27,9 @@ class TernaryQuantizer(Quantizer):
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Nothing to set: the scale is a closed form of the weights."""
 
+    def clipped_share(self, x: Tensor, q: QTensor) -> None:
+        """None: magnitudes are replaced by design, not cut off."""
+
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
             magnitude = x.abs()

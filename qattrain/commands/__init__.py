@@ -1,0 +1,23 @@
+"""The verbs, one file each: parse, call the library, report.
+
+To add one: write `qattrain/commands/<name>.py` with a function, and one line in COMMANDS. Nothing here imports torch at
+the top of a module: help texts must come at once.
+"""
+
+from collections.abc import Callable
+
+from qattrain.commands.compare import compare
+from qattrain.commands.eval import evaluate
+from qattrain.commands.inspect import inspect
+from qattrain.commands.ptq import ptq
+from qattrain.commands.runs import runs
+from qattrain.commands.train import train
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "eval": evaluate,
+    "ptq": ptq,
+    "compare": compare,
+    "inspect": inspect,
+    "runs": runs,
+}

@@ -1,0 +1,50 @@
+"""`qattrain ptq`: quantize a float checkpoint after training."""
+
+from typing import Annotated
+
+import typer
+
+from qattrain.commands import options as opt
+
+
+def ptq(
+    checkpoint: opt.CheckpointName,
+    bits: Annotated[int, typer.Option(help="Weight bits, 1 to 8.", show_default=False)],
+    act_bits: Annotated[int | None, typer.Option(help="Activation bits, 1 to 8 or 32. [default: as --bits]")] = None,
+    quantizer: Annotated[str, typer.Option(help="lsq, affine, pow2, ternary or binary.")] = "affine",
+    calibration: Annotated[str, typer.Option(help="How ranges are found: minmax, percentile or mse.")] = "minmax",
+    calibration_images: Annotated[int, typer.Option(help="Training images to find activation ranges on.")] = 1024,
+    name: Annotated[str | None, typer.Option(help="Name of the new run. [default: made from the settings]")] = None,
+    data_dir: opt.DataDir = None,
+    runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
+    json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
+) -> None:
+    """Quantize a float checkpoint after training, without training it further; makes a new run.
+
+    \b
+    Examples:
+      qattrain ptq lenet-w32a32-float-mnist-s0 --bits 8
+      qattrain ptq float.pt --bits 4 --quantizer lsq --calibration mse
+    """
+    from qattrain.config import PtqConfig, QuantConfig, validated
+    from qattrain.report.console import Console, percent
+
+    console = Console(json)
+    quant = validated(QuantConfig, {"quantizer": quantizer, "bits": bits, "act_bits": act_bits}, "ptq")
+    settings = validated(PtqConfig, {"calibration": calibration, "images": calibration_images}, "ptq")
+
+    from qattrain.posttraining import quantize_after_training
+    from qattrain.runs import find_checkpoint
+
+    path = find_checkpoint(checkpoint, runs_dir)
+    result, float_accuracy = quantize_after_training(path, quant, settings, name, opt.data_folder(data_dir), runs_dir)
+    if result.checkpoint.notice:
+        console.notice(result.checkpoint.notice)
+    console.result(result.summary())
+    accuracy = result.checkpoint.history[-1]["test_accuracy"]
+    console.text(
+        f"{result.run_dir.name}: test accuracy {percent(accuracy)}, "
+        f"{100 * (accuracy - float_accuracy):+.2f} points against the float network's {percent(float_accuracy)}\n"
+        f"saved in {result.run_dir}; see it again with:  qattrain eval {result.run_dir}"
+    )

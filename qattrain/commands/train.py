@@ -1,0 +1,70 @@
+"""`qattrain train`: train a network, or resume a run."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from qattrain.commands import options as opt
+
+
+@opt.takes_settings
+def train(
+    settings: opt.Settings,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run's folder. [default: made from the settings]")
+    ] = None,
+    config: opt.ConfigFile = None,
+    set_: opt.Set = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Start from the weights of this (float) checkpoint.")
+    ] = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop after epoch N; --resume goes on.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Continue a stopped or killed run, exactly.")
+    ] = None,
+    data_dir: opt.DataDir = None,
+    runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
+    json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
+) -> None:
+    """Train a quantized LeNet; it is evaluated and saved after every epoch.
+
+    \b
+    Examples:
+      qattrain train --bits 4 --epochs 10
+      qattrain train --bits 32                               the float baseline
+      qattrain train --bits 2 --layer-bits conv1=8,act2=4    exemptions, by name
+      qattrain train --quantizer pow2 --set quant.n=4        fixed point
+      qattrain train --resume lenet-w4a4-lsq-mnist-s0        go on where it stopped
+    """
+    from qattrain.config import assigned_settings, build_config
+    from qattrain.report.console import Console
+
+    settings |= {path: value for path, value in ((("name",), name), (("train", "init"), init)) if value is not None}
+    console = Console(json)
+    # Bad values are refused before torch is loaded: at once.
+    experiment_config = build_config(config, set_ or [], settings) if resume is None else None
+    data = opt.data_folder(data_dir)
+
+    from qattrain import experiment
+    from qattrain.report.display import training_display
+
+    with training_display(console) as display:
+        if experiment_config is not None:
+            result = experiment.train(experiment_config, data, runs_dir, display, stop_after)
+        else:
+            assert resume is not None
+            asked = assigned_settings(config, set_ or [], settings)
+            result = experiment.resume(resume, data, runs_dir, display, asked, stop_after)
+    if not result.interrupted:
+        console.result(result.summary())
+    if result.checkpoint.finished:
+        console.text(display.farewell(result))
+        return
+    resume_line = ["qattrain", "train", "--resume", result.run_dir.name]
+    resume_line += ["--data-dir", str(data_dir)] if data_dir else []
+    resume_line += ["--runs-dir", str(runs_dir)] if runs_dir != opt.DEFAULT_RUNS else []
+    console.text(f"stopped and saved; to go on:  {shlex.join(resume_line)}")
+    if result.interrupted:
+        raise typer.Exit(130)

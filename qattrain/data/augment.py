@@ -1,0 +1,80 @@
+"""Random distortions of a whole batch at once, from uint8 codes to uint8 codes.
+
+The integer network eats raw pixels, so what it is trained on must be raw pixels too: results are rounded back to
+0..255. All randomness comes from the CPU generator passed in, also for images on an accelerator, so that the same seed
+draws the same distortions on every device. There are no flips or crops: a mirrored digit is another character.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qattrain.data.dataset import IMAGE_SIDE
+
+SHIFT_PX = 2
+ROTATION_DEG = 10.0
+SCALE_SPAN = 0.1
+SHEAR_SPAN = 0.1
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def none(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    """The images themselves, uint8 (B, 1, 28, 28); draws nothing from the generator."""
+    return images
+
+
+def shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Moves each image by whole pixels, -2..2 in x and in y, all 25 moves equally likely; uncovered pixels are 0.
+
+    images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device, contiguous.
+    """
+    offsets = torch.randint(0, 2 * SHIFT_PX + 1, (2, len(images)), generator=generator).to(images.device)
+    padded = F.pad(images, (SHIFT_PX,) * 4)  # (B, 1, 32, 32)
+    windows = padded.unfold(2, IMAGE_SIDE, 1).unfold(3, IMAGE_SIDE, 1)  # (B, 1, 5, 5, 28, 28), a view
+    rows = torch.arange(len(images), device=images.device)
+    return windows[rows, :, offsets[0], offsets[1]]
+
+
+def affine(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shears (-0.1..0.1), scales (0.9..1.1), rotates (+-10 degrees) and shifts (+-2 px in x and y) each image.
+
+    Every quantity is uniform and drawn per image. Bilinear, 0 outside, rounded half up to codes.
+    images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device.
+    """
+    draws = torch.rand((5, len(images)), generator=generator).mul_(2).sub_(1)  # (5, B) in -1..1
+    theta = _inverse_maps(draws).to(images.device)
+    # Under autocast the grid would come out in bfloat16, which is wrong by whole pixels at the border.
+    with torch.autocast(images.device.type, enabled=False):
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, 28, 28, 2)
+        moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # Nothing is negative, so adding a half and truncating is floor(v + 0.5), the project's one rounding.
+    return moved.add_(0.5).to(torch.uint8)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": none,
+    "shift": shift,
+    "affine": affine,
+}
+
+
+def _inverse_maps(draws: Tensor) -> Tensor:
+    """Where each output pixel comes from: float32 (B, 2, 3) for affine_grid, from draws (5, B) in -1..1.
+
+    The forward map is out = s R K in + t with rotation R, shear K = [[1, k], [0, 1]], scale s, in coordinates that span
+    -1..1; affine_grid wants in = K^-1 R^-1 / s (out - t), written out here.
+    """
+    angle = draws[0] * math.radians(ROTATION_DEG)
+    scale = 1 + draws[1] * SCALE_SPAN
+    shear = draws[2] * SHEAR_SPAN
+    shift_x, shift_y = draws[3:] * (SHIFT_PX * 2 / IMAGE_SIDE)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    xx, xy = cos + shear * sin, sin - shear * cos
+    yx, yy = -sin, cos
+    x_row = torch.stack((xx, xy, -(xx * shift_x + xy * shift_y)))
+    y_row = torch.stack((yx, yy, -(yx * shift_x + yy * shift_y)))
+    return torch.stack((x_row, y_row)).permute(2, 0, 1).contiguous()  # (2, 3, B) -> (B, 2, 3)

@@ -1,0 +1,218 @@
+"""MNIST and its four relatives, read and downloaded by torchvision, checked by us first.
+
+torchvision's layout is kept (`MNIST/raw/train-images-idx3-ubyte`, ...), so that files of other programs are found. What
+is added: each file is validated before torchvision parses it, a download cannot hang, every failure is one DataError.
+"""
+
+import http.client
+import importlib
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from qattrain.data.dataset import Dataset, ImageSet
+from qattrain.data.idx import ELSEWHERE, check_idx, check_pair, is_present
+from qattrain.data.mirrors import PROBE_SECONDS, first_answer, stall_timeout
+from qattrain.errors import DataError
+
+_MISSING_OPERATOR = "operator torchvision::nms does not exist"
+_operators: list[Any] = []  # declarations last as long as their Library: keep it
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset of torchvision: its class there (also the folder), its split (EMNIST only), its names and labels.
+
+    `first_label` is the label that the files give to `class_names[0]`; `transposed`: rows and columns are swapped.
+    """
+
+    name: str
+    folder: str
+    class_names: tuple[str, ...]
+    split: str | None = None
+    first_label: int = 0
+    transposed: bool = False
+
+    def pairs(self, data_dir: Path) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+        """The files ((train images, train labels), (test images, test labels)) in torchvision's layout."""
+        raw = data_dir / self.folder / "raw"
+        parts = ("train", "t10k") if self.split is None else (f"emnist-{self.split}-train", f"emnist-{self.split}-test")
+        train, test = ((raw / f"{part}-images-idx3-ubyte", raw / f"{part}-labels-idx1-ubyte") for part in parts)
+        return train, test
+
+
+DIGIT_NAMES = tuple("0123456789")
+FASHION_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+LETTER_NAMES = tuple("abcdefghijklmnopqrstuvwxyz")
+# Fifteen lower-case letters look like their capitals and are merged with them (Cohen et al. 2017, arXiv:1702.05373).
+BALANCED_NAMES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
+
+MNIST = Source("mnist", "MNIST", DIGIT_NAMES)
+FASHION_MNIST = Source("fashion-mnist", "FashionMNIST", FASHION_NAMES)
+KMNIST = Source("kmnist", "KMNIST", KMNIST_NAMES)
+EMNIST_BALANCED = Source("emnist-balanced", "EMNIST", BALANCED_NAMES, split="balanced", transposed=True)
+EMNIST_LETTERS = Source("emnist-letters", "EMNIST", LETTER_NAMES, split="letters", first_label=1, transposed=True)
+
+SOURCES = (MNIST, FASHION_MNIST, KMNIST, EMNIST_BALANCED, EMNIST_LETTERS)
+
+
+def load_source(source: Source, data_dir: Path) -> Dataset:
+    """The dataset from its files under `data_dir`, downloaded by torchvision if some are missing.
+
+    Raises DataError if a file is corrupt or unreadable, or missing and cannot be downloaded (given up after 5 s without
+    a mirror), or if torchvision cannot be imported.
+    """
+    missing = _check_files(source, data_dir)
+    reader = _reader(source)
+    if missing:
+        _download(source, reader, data_dir, missing)
+        if missing := _check_files(source, data_dir):
+            raise DataError(f"{missing[0]}: missing even after the download, expected an IDX file; {ELSEWHERE}")
+    train, test = (_read(source, reader, data_dir, train=train) for train in (True, False))
+    return Dataset(source.name, source.class_names, train, test)
+
+
+def is_on_disk(source: Source, data_dir: Path) -> bool:
+    """Whether any file of the set lies under `data_dir`, or all of its archives: then a failure is an error to show.
+
+    Raises DataError if the folder cannot be looked into.
+    """
+    if any(is_present(path) for pair in source.pairs(data_dir) for path in pair):
+        return True
+    return is_present(data_dir / source.folder) and _archives_intact(_reader(source), source, data_dir)
+
+
+def answering_mirror(source: Source) -> str | None:
+    """The URL of the set's first file at the mirror that answers first, or None if none does within 5 s in total."""
+    return first_answer(list(_probe_urls(_reader(source), source)), PROBE_SECONDS)
+
+
+def import_torchvision_datasets() -> ModuleType:
+    """`torchvision.datasets`, also where torchvision was built for another torch, as PyPI's is next to a CPU torch.
+
+    There torchvision's compiled operators do not load and its import stops at the first mention of one. Reading
+    datasets needs none, so the two mentioned are declared, without an implementation. Raises DataError if that does not
+    help.
+    """
+    try:
+        try:
+            return importlib.import_module("torchvision.datasets")
+        except RuntimeError as error:
+            if str(error) != _MISSING_OPERATOR:
+                raise
+        _declare_operators()
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]  # half imported: its modules would be taken for whole ones
+        return importlib.import_module("torchvision.datasets")
+    except Exception as error:  # a foreign package's import can fail in any way; all of them are a broken installation
+        raise DataError(
+            f"torchvision could not be imported ({type(error).__name__}: {_one_line(error)}), expected one built for "
+            f"torch {torch.__version__}; reinstall both together, or use --dataset digits, which needs none"
+        ) from error
+
+
+def _declare_operators() -> None:
+    untyped: Any = torch.library  # torch gives Library no annotations, so a strict type check refuses it
+    library = untyped.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.append(library)
+
+
+def _check_files(source: Source, data_dir: Path) -> list[Path]:
+    """Validates what is there, pairs together where both halves are, and returns what is missing."""
+    labels = range(source.first_label, source.first_label + len(source.class_names))
+    missing = []
+    for image_file, label_file in source.pairs(data_dir):
+        if is_present(image_file) and is_present(label_file):
+            check_pair(image_file, label_file, label_range=labels)
+        elif is_present(image_file):
+            check_idx(image_file, kind="images")
+        elif is_present(label_file):
+            check_idx(label_file, kind="labels", labels=labels)
+        missing += [path for path in (image_file, label_file) if not is_present(path)]
+    return missing
+
+
+def _reader(source: Source) -> Any:
+    """torchvision's class for the set, without its preference for an unchecked `processed/*.pt` of older versions."""
+    original = getattr(import_torchvision_datasets(), source.folder)
+    # The same name, because torchvision derives the folder from it.
+    return type(source.folder, (original,), {"_check_legacy_exist": lambda _self: False})
+
+
+def _read(source: Source, reader: Any, data_dir: Path, *, train: bool, download: bool = False) -> ImageSet:
+    split = {} if source.split is None else {"split": source.split}
+    dataset = reader(data_dir, train=train, download=download, **split)
+    images = dataset.data.transpose(1, 2) if source.transposed else dataset.data
+    # torchvision's tensor borrows a Python bytearray with the header in front: cloned, torch owns aligned memory.
+    images = images.unsqueeze(1).clone(memory_format=torch.contiguous_format)
+    return ImageSet(images, dataset.targets - source.first_label)
+
+
+def _archives(reader: Any, source: Source) -> list[tuple[str, str]]:
+    """(file name, MD5) of every archive that torchvision downloads for the set."""
+    return list(reader.resources) if source.split is None else [(reader.url.rpartition("/")[2], reader.md5)]
+
+
+def _archives_intact(reader: Any, source: Source, data_dir: Path) -> bool:
+    """Whether all archives lie in place: torchvision then unpacks them and needs no network."""
+    check_integrity = importlib.import_module("torchvision.datasets.utils").check_integrity
+    raw = data_dir / source.folder / "raw"
+    try:
+        return all(check_integrity(raw / name, md5) for name, md5 in _archives(reader, source))
+    except OSError:  # an archive that cannot be read is of no use, and the download will say so
+        return False
+
+
+def _probe_urls(reader: Any, source: Source) -> dict[str, str]:
+    """What to ask for, the first file at each mirror, with the mirror it stands for."""
+    mirrors = reader.mirrors if source.split is None else [reader.url.rpartition("/")[0] + "/"]
+    first_file = _archives(reader, source)[0][0]
+    return {mirror + first_file: mirror for mirror in mirrors}
+
+
+def _download(source: Source, reader: Any, data_dir: Path, missing: list[Path]) -> None:
+    names = ", ".join(path.name for path in missing)
+    lacking = f"{missing[0].parent}: {source.name} lacks {names}"
+    try:
+        if not _archives_intact(reader, source, data_dir):
+            urls = _probe_urls(reader, source)
+            answered = first_answer(list(urls), PROBE_SECONDS)
+            if answered is None:
+                raise DataError(
+                    f"{lacking}, expected 4 files, and no mirror answered within {PROBE_SECONDS:g} s "
+                    f"({', '.join(urls.values())}); connect to the network, {ELSEWHERE}"
+                )
+            # torchvision asks the mirrors in order, and would wait for a silent one first.
+            reader.mirrors = sorted(urls.values(), key=lambda mirror: mirror != urls[answered])
+        with stall_timeout():
+            for train in (True, False):
+                _read(source, reader, data_dir, train=train, download=True)
+    except (RuntimeError, OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{lacking}, expected 4 files, and the download failed ({type(error).__name__}: {_one_line(error)}); "
+            f"try again, {ELSEWHERE}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

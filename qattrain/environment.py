@@ -1,0 +1,94 @@
+"""This machine: what it can do, and what a run records of it."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qattrain
+from qattrain.errors import ConfigError
+
+RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "scikit-learn")
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto` is a GPU if there is one; anything else must be a device that works here. Raises ConfigError."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--device {asked!r} cannot be used here: {reason}; allowed: auto, cpu, cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {asked!r}: allowed: auto, cpu, cuda, cuda:N")
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16: AMX or AVX512-BF16 on a CPU, compute capability 8 on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def pick_precision(asked: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it, else fp32. Raises ConfigError for bf16 it does not have."""
+    fast = has_fast_bf16(device)
+    if asked == "auto":
+        return "bf16" if fast else "fp32"
+    if asked == "bf16" and not fast:
+        raise ConfigError(f"--precision bf16: this {device.type} has no bfloat16 arithmetic; allowed here: fp32, auto")
+    return asked
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and commit, as plain values for `config.json`."""
+    return {
+        "qattrain": qattrain.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, with `+` if it has local changes; None if installed."""
+    source = Path(__file__).resolve().parent
+    if not (source.parent / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(source)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], timeout=5, check=False).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changed else "")

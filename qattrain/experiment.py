@@ -1,0 +1,160 @@
+"""One experiment in one run folder: settle the configuration, then train it, or resume it.
+
+resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.jsonl, last.pt
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qattrain import runs
+from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
+from qattrain.config import ExperimentConfig
+from qattrain.data import AUTO_NAME, Dataset, choose_dataset, load_dataset
+from qattrain.environment import describe_environment, pick_device, pick_precision
+from qattrain.errors import CheckpointError, ConfigError
+from qattrain.model import build_model, plan_layers
+from qattrain.session import Display, RunResult, Session
+from qattrain.training import OPTIMIZERS
+
+SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
+AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
+
+
+def resolve(config: ExperimentConfig, data_dir: Path) -> tuple[ExperimentConfig, Dataset, str | None]:
+    """Settle everything that is `auto`, and load the dataset.
+
+    Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
+    DataError.
+    """
+    plan = plan_layers(config.quant)
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    if config.train.optimizer not in OPTIMIZERS:
+        raise ConfigError(f"train.optimizer = {config.train.optimizer!r}: allowed: {', '.join(OPTIMIZERS)}")
+    optimizer = OPTIMIZERS[config.train.optimizer]
+    one_bit = "binary" in plan.weight_quantizer
+    name, notice = config.data.dataset, None
+    if name == AUTO_NAME:
+        name, notice = choose_dataset(data_dir)
+    dataset = load_dataset(name, data_dir)
+    images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
+    settled = {
+        "batch_size": AUTO_BATCH if images >= SMALL_SET else AUTO_BATCH_SMALL,
+        "lr": optimizer.one_bit_lr if one_bit else optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+    }
+    train = config.train.model_copy(
+        update={key: value for key, value in settled.items() if getattr(config.train, key) == "auto"}
+        | {"precision": precision, "device": str(device), "threads": config.train.threads or torch.get_num_threads()}
+    )
+    quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
+    data = config.data.model_copy(update={"dataset": name})
+    return config.model_copy(update={"train": train, "quant": quant, "data": data}), dataset, notice
+
+
+def train(
+    config: ExperimentConfig, data_dir: Path, runs_dir: Path, display: Display, stop_after: int | None = None
+) -> RunResult:
+    """Train a new run from its first step. Raises ConfigError, DataError, CheckpointError (--init), TrainingError."""
+    if config.ptq is not None:
+        raise ConfigError("this configuration is a post-training quantization; make one with 'qattrain ptq CKPT'")
+    config, dataset, notice = resolve(config, data_dir)
+    prepare_torch(config)
+    model = build_model(config.model, config.quant, dataset.classes)
+    if config.train.init is not None:
+        copy_weights(load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir)), model, config.train.init)
+    session = Session(config, dataset, notice, model)
+    with new_run(config, runs_dir, notice) as run_dir:
+        session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed, too
+        return session.run(run_dir, display, stop_after)
+
+
+def resume(
+    run: str,
+    data_dir: Path,
+    runs_dir: Path,
+    display: Display,
+    asked: dict[tuple[str, ...], Any],
+    stop_after: int | None,
+) -> RunResult:
+    """Continue a run to the epochs it was started with; a finished one is returned as it is.
+
+    asked: settings given beside `--resume`, by path; each must be what the run was started with. Raises ConfigError,
+    CheckpointError, DataError, TrainingError.
+    """
+    path = runs.find_checkpoint(run, runs_dir)
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    for key, value in asked.items():
+        recorded: Any = config.model_dump(mode="json")
+        for part in key:
+            recorded = recorded[part]
+        if value != recorded:
+            raise ConfigError(
+                f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
+                "leave the option out, or train a new run"
+            )
+    if checkpoint.finished:
+        return RunResult(path.parent, checkpoint)
+    if checkpoint.trainer is None:
+        raise CheckpointError(f"{path} has no optimizer state; only a run of 'qattrain train' can be resumed")
+    if stop_after is not None and stop_after <= len(checkpoint.history):
+        raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
+    pick_precision(config.train.precision, pick_device(config.train.device))
+    dataset = load_dataset(config.data.dataset, data_dir)
+    prepare_torch(config)
+    session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)))
+    try:
+        session.trainer.load_state_dict(checkpoint.trainer)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: its optimizer state does not fit the run: {error}") from None
+    session.history = list(checkpoint.history)
+    return session.run(path.parent, display, stop_after)
+
+
+def prepare_torch(config: ExperimentConfig) -> None:
+    """Seed torch and set its number of threads: results on a CPU are equal for equal numbers of threads."""
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.seed)
+
+
+def copy_weights(source: Checkpoint, model: nn.Module, name: str) -> None:
+    """Weights and biases of `source` into `model`; quantizers keep their own state, set at the first batch.
+
+    Raises ConfigError if the shapes differ.
+    """
+    own = model.state_dict()
+    taken = {key: tensor for key, tensor in source.model.items() if "quantizer." not in key}
+    for key, tensor in taken.items():
+        if key not in own or own[key].shape != tensor.shape:
+            mine = tuple(own[key].shape) if key in own else None
+            raise ConfigError(
+                f"--init {name}: its {key} has shape {tuple(tensor.shape)}, this model's {mine}; "
+                "choose the same --model and dataset"
+            )
+    model.load_state_dict(own | taken)
+
+
+@contextmanager
+def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
+    """A new run folder with its `config.json`; removed again if what follows fails before a checkpoint is there."""
+    quant = config.quant
+    assert quant.bits is not None, quant
+    assert quant.act_bits is not None, quant
+    quantizer = quant.quantizer + ("-ptq" if config.ptq else "")
+    default = runs.default_name(
+        config.model.name, quant.bits, quant.act_bits, quantizer, config.data.dataset, config.seed
+    )
+    run_dir = runs.create_run_dir(runs_dir, config.name, default)
+    try:
+        environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
+        runs.write_config(run_dir, config.model_dump(mode="json"), environment)
+        yield run_dir
+    finally:
+        runs.remove_if_empty_handed(run_dir)

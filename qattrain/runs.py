@@ -1,0 +1,155 @@
+"""Run folders: where a run lives, what its files are called, how it is found again. No torch in here.
+
+runs/<name>/  config.json   {"config": every value settled, "environment": versions, hardware, commit}
+              metrics.jsonl one line an epoch
+              last.pt       the checkpoint of the last epoch; best.pt beside it where a validation split chose one
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qattrain.config import FLOAT_BITS
+from qattrain.errors import CheckpointError, ConfigError, TrainingError
+from qattrain.files import write_atomically
+
+CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
+
+
+def default_name(model: str, bits: int, act_bits: int, quantizer: str, dataset: str, seed: int) -> str:
+    """`lenet-w4a4-lsq-mnist-s0`; a float run says `float` where the quantizer stands."""
+    is_float = bits == act_bits == FLOAT_BITS
+    return f"{model}-w{bits}a{act_bits}-{'float' if is_float else quantizer}-{dataset}-s{seed}"
+
+
+def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
+    """Make and return a new folder: `name`, or `default`, `default-2`, ... whichever is free.
+
+    Raises ConfigError if `name` exists, TrainingError if the folder cannot be made.
+    """
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            (runs_dir / name).mkdir()
+            return runs_dir / name
+        number = 1
+        while True:
+            run_dir = runs_dir / (default if number == 1 else f"{default}-{number}")
+            try:
+                run_dir.mkdir()  # atomic: two processes never get the same folder
+                return run_dir
+            except FileExistsError:
+                number += 1
+    except FileExistsError:
+        if name is not None and (runs_dir / name).is_dir():
+            remedy = f"choose another --name, or continue it with --resume {name}"
+            raise ConfigError(f"the run {runs_dir / name} exists; {remedy}") from None
+        raise TrainingError(
+            f"cannot make a run folder in {runs_dir}: it is a file; choose another --runs-dir"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TrainingError(f"cannot make a run folder in {runs_dir}: {reason}; choose another --runs-dir") from None
+
+
+def remove_if_empty_handed(run_dir: Path) -> None:
+    """Remove a folder that never came to hold a checkpoint: nothing half-written stays."""
+    if not (run_dir / LAST_FILE).exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def write_config(run_dir: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Write `config.json`. Raises TrainingError."""
+    text = json.dumps({"config": config, "environment": environment}, indent=2) + "\n"
+    write_atomically(run_dir / CONFIG_FILE, text.encode())
+
+
+def write_metrics(run_dir: Path, history: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl` whole, so that it always agrees with the checkpoint. Raises TrainingError."""
+    text = "".join(json.dumps(record) + "\n" for record in history)
+    write_atomically(run_dir / METRICS_FILE, text.encode())
+
+
+def find_checkpoint(text: str, runs_dir: Path) -> Path:
+    """The file meant by `text`: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError."""
+    given = Path(text)
+    if given.is_file():
+        return given
+    for folder in (given, runs_dir / text):
+        if (folder / LAST_FILE).is_file():
+            return folder / LAST_FILE
+    for folder in (given, runs_dir / text):
+        if folder.is_dir():
+            raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
+    known = ", ".join(run.name for run in list_runs(runs_dir)[:8]) or "none yet"
+    raise CheckpointError(
+        f"no checkpoint '{text}': neither a file, nor a run folder, nor a run in {runs_dir} ({known})"
+    )
+
+
+def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
+    """The checkpoint of a finished run whose settled config equals `config` apart from its name and its threads."""
+    for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")):
+        run_dir = path.parent
+        try:
+            found = json.loads(path.read_text())["config"]
+            epochs_done = len((run_dir / METRICS_FILE).read_text().splitlines())
+            if _comparable(found) != _comparable(config):
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a run, or one of another version
+        epochs_asked = 1 if config["ptq"] else config["train"]["epochs"]
+        if epochs_done == epochs_asked and (run_dir / LAST_FILE).is_file():
+            return run_dir / LAST_FILE
+    return None
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"name": None, "train": config["train"] | {"threads": None}}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `qattrain runs`. epochs: finished; accuracy: fraction, of the last epoch; age_seconds: of last.pt."""
+
+    name: str
+    dataset: str
+    bits: int
+    act_bits: int
+    quantizer: str
+    method: str
+    epochs: int
+    epochs_asked: int
+    accuracy: float | None
+    age_seconds: float
+
+
+def list_runs(runs_dir: Path) -> list[RunSummary]:
+    """All runs of the folder, newest first. A folder that is no run, or unreadable, is left out."""
+    found = [summary for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")) if (summary := _summarize(path.parent))]
+    return sorted(found, key=lambda run: run.age_seconds)
+
+
+def _summarize(run_dir: Path) -> RunSummary | None:
+    try:
+        config = json.loads((run_dir / CONFIG_FILE).read_text())["config"]
+        metrics = run_dir / METRICS_FILE
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        quant, is_ptq = config["quant"], config["ptq"] is not None
+        return RunSummary(
+            name=run_dir.name,
+            dataset=config["data"]["dataset"],
+            bits=quant["bits"],
+            act_bits=quant["act_bits"],
+            quantizer=quant["quantizer"],
+            method="ptq" if is_ptq else "float" if quant["bits"] == quant["act_bits"] == FLOAT_BITS else "qat",
+            epochs=0 if is_ptq else len(lines),
+            epochs_asked=0 if is_ptq else config["train"]["epochs"],
+            accuracy=json.loads(lines[-1])["test_accuracy"] if lines else None,
+            age_seconds=time.time() - (metrics if lines else run_dir / CONFIG_FILE).stat().st_mtime,
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

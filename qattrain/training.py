@@ -1,0 +1,223 @@
+"""The training loop: one code for the float baseline and for quantization-aware training.
+
+`Trainer` holds the model, the optimizer and the position in the run, trains one epoch at a time, and can be saved
+between any two steps: a resumed run equals the uninterrupted one tensor for tensor on a CPU. What it leaves out:
+evaluating, saving and showing, which `qattrain.session` does between epochs.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qattrain.config import TrainConfig
+from qattrain.data.augment import AUGMENTATIONS
+from qattrain.data.batches import augmentation_seed, batch_slices, epoch_order
+from qattrain.data.dataset import ImageSet
+from qattrain.errors import ConfigError, TrainingError
+from qattrain.layers import set_compute_dtype
+
+STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
+
+Schedule = Callable[[float, float], float]  # (share of the run done, warm-up share) -> factor on the learning rate
+
+
+def one_cycle(done: float, warmup: float) -> float:
+    """Cosine from 1/25 up to 1 over the warm-up, then cosine down to 1/250,000.
+
+    Source: Smith, Topin 2018, "Super-Convergence", in the form of `torch.optim.lr_scheduler.OneCycleLR`.
+    """
+    if done < warmup:
+        return _cosine(1 / 25, 1.0, done / warmup)
+    return _cosine(1.0, 1 / 250_000, (done - warmup) / (1 - warmup))
+
+
+def cosine(done: float, warmup: float) -> float:
+    """Linear from 0 to 1 over the warm-up, times cosine from 1 to 0 over the run.
+
+    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+    """
+    return (min(1.0, done / warmup) if warmup else 1.0) * _cosine(1.0, 0.0, done)
+
+
+def constant(done: float, warmup: float) -> float:
+    """1, after a linear warm-up."""
+    return min(1.0, done / warmup) if warmup else 1.0
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+SCHEDULES: dict[str, Schedule] = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
+
+
+def sgd(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum."""
+    momentum = config.momentum
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+
+def adamw(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch.optim.Optimizer:  # noqa: ARG001
+    """AdamW. Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization"."""
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """How to build an optimizer, and its defaults where the config says `auto`."""
+
+    build: Callable[[list[dict[str, Any]], float, TrainConfig], torch.optim.Optimizer]
+    lr: float
+    one_bit_lr: float  # where any weight has one bit: its sign flips make the loss rougher
+    weight_decay: float
+
+
+OPTIMIZERS: dict[str, OptimizerChoice] = {
+    "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.02, weight_decay=1e-4),
+    "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=1e-3, weight_decay=1e-2),
+}
+
+
+class Observer(Protocol):
+    """Watches a run. `loss` is a function, called only by who wants to show it: reading it synchronizes."""
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One finished epoch. seconds: of training alone, augmentation included."""
+
+    epoch: int  # from 1
+    train_loss: float
+    learning_rate: float  # of the last step
+    seconds: float
+    images_per_second: float
+
+
+class Trainer:
+    """Trains `model` on `data` as `config` says; every value of the config must be settled (nothing `auto`).
+
+    model: on its device, as are the data (uint8 images, int64 labels). seed: of order and augmentation.
+    """
+
+    def __init__(self, model: nn.Module, data: ImageSet, config: TrainConfig, augment: str, seed: int) -> None:
+        for table, value, key in (
+            (OPTIMIZERS, config.optimizer, "train.optimizer"),
+            (SCHEDULES, config.schedule, "train.schedule"),
+            (AUGMENTATIONS, augment, "data.augment"),
+        ):
+            if value not in table:
+                raise ConfigError(f"{key} = {value!r}: allowed: {', '.join(table)}")
+        assert config.lr != "auto", config
+        assert config.batch_size != "auto", config
+        assert config.weight_decay != "auto", config
+        self.model, self.data, self.config, self.seed = model, data, config, seed
+        self.augment, self.schedule = AUGMENTATIONS[augment], SCHEDULES[config.schedule]
+        self.slices = batch_slices(len(data.labels), config.batch_size)
+        self.optimizer = OPTIMIZERS[config.optimizer].build(
+            parameter_groups(model, config.weight_decay), config.lr, config
+        )
+        self.learning_rate = config.lr
+        self.epoch = 0  # finished ones
+        self.step = 0  # finished ones of the epoch under way
+        self.seconds = 0.0  # of the epoch under way
+        self.generator = torch.Generator()
+        self.losses = torch.zeros(len(self.slices), device=data.labels.device)
+
+    def train_epoch(self, observer: Observer, should_stop: Callable[[], bool]) -> EpochResult | None:
+        """Train to the end of the epoch under way; None if `should_stop` said so after some step.
+
+        Raises TrainingError as soon as a loss is found not to be finite.
+        """
+        self.model.train()
+        set_compute_dtype(self.model, torch.bfloat16 if self.config.precision == "bf16" else None)
+        start = time.perf_counter()
+        if self.step == 0:
+            self.generator.manual_seed(augmentation_seed(self.seed, self.epoch))
+        order = epoch_order(len(self.data.labels), self.seed, self.epoch).to(self.data.labels.device)
+        steps = len(self.slices)
+        while self.step < steps:
+            loss = self._train_step(order[self.slices[self.step]])
+            self.losses[self.step] = loss
+            self.step += 1
+            if self.step % STEPS_BETWEEN_CHECKS == 0 or self.step == steps:
+                self._check_finite()
+            observer.on_step(self.epoch + 1, self.step, steps, loss.item)
+            if self.step < steps and should_stop():
+                self._check_finite()
+                self.seconds += time.perf_counter() - start
+                return None
+        return self._finish_epoch(start)
+
+    def _train_step(self, batch: Tensor) -> Tensor:
+        share = (self.epoch * len(self.slices) + self.step) / (self.config.epochs * len(self.slices))
+        assert self.config.lr != "auto"
+        lr = self.config.lr * self.schedule(share, self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.learning_rate = lr
+        images = self.augment(self.data.images[batch], self.generator)
+        logits = self.model(images)
+        # At least float32, whatever the layers multiplied in: exponentials do not fit bfloat16.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        loss = F.cross_entropy(logits, self.data.labels[batch], label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _check_finite(self) -> None:
+        finite = torch.isfinite(self.losses[: self.step])
+        if bool(finite.all()):
+            return
+        step = int((~finite).nonzero()[0]) + 1
+        raise TrainingError(
+            f"the training loss became {self.losses[step - 1].item()} at epoch {self.epoch + 1}, step {step} of "
+            f"{len(self.slices)}, learning rate {self.config.lr:g}; the last good checkpoint stays; try a smaller "
+            f"--lr, --set train.grad_clip=1, or --precision fp32"
+        )
+
+    def _finish_epoch(self, start: float) -> EpochResult:
+        sizes = torch.tensor([s.stop - s.start for s in self.slices], dtype=torch.float64)
+        train_loss = float((self.losses.double().cpu() * sizes).sum() / sizes.sum())
+        seconds = self.seconds + time.perf_counter() - start
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        return EpochResult(self.epoch, train_loss, self.learning_rate, seconds, len(self.data.labels) / seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors: all that resuming needs beside the model's own state."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses.cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "augmentation_rng": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises KeyError, ValueError or RuntimeError if it is not of such a run."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses.copy_(state["losses"])
+        self.generator.set_state(state["augmentation_rng"])
+        torch.set_rng_state(state["torch_rng"])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights and biases decay; the quantizers' learned scales do not: pulling a grid to zero is no regularization."""
+    named = list(model.named_parameters())
+    scales = [p for name, p in named if "quantizer." in name]
+    others = [p for name, p in named if "quantizer." not in name]
+    groups = [{"params": others, "weight_decay": weight_decay}, {"params": scales, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
