@@ -9,7 +9,7 @@ One multiplication: with x_hat = s_x (q_x - z_x) and w_hat = s_w (q_w - z_w),
     y = pool( sum (q_x - z_x)(q_w - z_w) ) + b_q,  times s_x s_w[c],     b_q = clip(round(b / (s_x s_w)), +-(2^22 - 1))
 
 The sum is over integers, max-pooling comes before the scale because scales are positive, and the bias lies on the same
-grid. In evaluation all sums are exact: float32 holds integers below 2^24, and a layer that could reach it takes
+grid. In evaluation all sums are exact: float32 holds integers up to 2^24, and a layer that could come near takes
 float64. In training they may be rounded (`compute_dtype` bfloat16).
 """
 
@@ -24,7 +24,9 @@ from qattrain.errors import ConfigError
 from qattrain.quant import QTensor, activation_quantizer, functional, weight_quantizer
 
 MAX_BIAS_CODE = 2**22 - 1
-EXACT_FLOAT32 = 2**24  # every integer up to here is a float32
+EXACT_FLOAT32 = (
+    2**23
+)  # float32 holds every integer to 2^24; to 2^23 a common factor keeps different ones different, too
 
 Ops = Literal["torch", "explicit"]
 
@@ -49,6 +51,8 @@ class _QuantLayer(nn.Module, ABC):
     ) -> None:
         shape = (self.weight.shape[0], *(1,) * (self.weight.dim() - 1)) if per_channel else ()
         self.bits, self.ops, self.compute_dtype = bits, ops, None
+        if ops not in ("torch", "explicit"):
+            raise ConfigError(f"ops {ops!r}: allowed: torch, explicit")
         self.weight_quantizer = weight_quantizer(quantizer, bits, shape, surrogate, fraction_bits)
         input_bits = bits if act_bits is None else act_bits
         self.input_quantizer = activation_quantizer(quantizer, input_bits, surrogate, signed=signed_input)
@@ -56,11 +60,6 @@ class _QuantLayer(nn.Module, ABC):
     def quantized_weight(self) -> QTensor:
         """The weights as codes and scale; scale None at 32 bits."""
         return self.weight_quantizer(self.weight) if self.weight_quantizer else QTensor(self.weight, None)
-
-    def _quantized_input(self, x: QTensor | Tensor) -> QTensor:
-        if isinstance(x, QTensor):
-            return x
-        return self.input_quantizer(x) if self.input_quantizer else QTensor(x, None)
 
     @abstractmethod
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -70,7 +69,13 @@ class _QuantLayer(nn.Module, ABC):
         return acc
 
     def forward(self, x: QTensor | Tensor) -> Tensor:
-        x, w = self._quantized_input(x), self.quantized_weight()
+        if isinstance(x, QTensor):
+            return self._multiply(x)
+        y = self._multiply(self.input_quantizer(x) if self.input_quantizer else QTensor(x, None))
+        return y if self.training else y.to(self.weight.dtype)  # other modules cannot follow into float64
+
+    def _multiply(self, x: QTensor) -> Tensor:
+        w = self.quantized_weight()
         scale = _joint_scale(x.scale, w.scale)
         bias: Tensor | None = self.bias
         if bias is not None and x.scale is not None and w.scale is not None and scale is not None:
@@ -93,12 +98,18 @@ class _QuantLayer(nn.Module, ABC):
             return self.weight.dtype
         if x.is_cuda and w.dim() == 4:
             return torch.float64  # cuDNN may pick a Winograd or FFT algorithm, inexact in float32
+        if x.numel() == 0:
+            return self.weight.dtype
         bound = w.abs().flatten(1).sum(1).max() * x.abs().max() + (0 if bias is None else bias.abs().max())
         return torch.float64 if bool(bound >= EXACT_FLOAT32) else torch.float32
 
 
 def _joint_scale(x: Tensor | None, w: Tensor | None) -> Tensor | None:
-    """s_x * s_w as (C,), or (1,) for one scale; None where neither is quantized."""
+    """s_x * s_w as (C,), or (1,) for one scale; None where neither is quantized. Raises ConfigError for several s_x."""
+    if x is not None and x.numel() > 1:
+        raise ConfigError(
+            f"the input has {x.numel()} scales; a layer takes one: its sums run over the input's channels"
+        )
     scales = [scale.flatten() for scale in (x, w) if scale is not None]
     if not scales:
         return None
@@ -156,7 +167,9 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.ops == "explicit":
-            return functional.conv2d(x, weight, None, self.stride, self.padding)  # type: ignore[arg-type]
+            batch = x if x.dim() == 4 else x.unsqueeze(0)
+            y = functional.conv2d(batch, weight, None, self.stride, self.padding)  # type: ignore[arg-type]
+            return y if x.dim() == 4 else y.squeeze(0)
         acc: Tensor = self._conv_forward(x, weight, None)
         return acc
 

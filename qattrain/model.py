@@ -9,6 +9,7 @@ ReLU and max-pooling that became the usual MNIST example (20-50-500).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,21 +92,27 @@ class LeNet(nn.Module):
         super().__init__()
         bits, common = plan.layer_bits, {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
         # Every layer is fed codes by the one before it: none needs an input quantizer of its own (act_bits 32).
-        weights = common | {"act_bits": 32, "fraction_bits": quant.n, "ops": ops}
+        weights: dict[str, Any] = common | {"act_bits": 32, "ops": ops}
+
+        def own(layer: str) -> dict[str, Any]:
+            is_pow2 = weight_quantizer_name(quant.quantizer, bits[layer]) == "pow2"
+            return weights | {"bits": bits[layer], "fraction_bits": quant.n if is_pow2 else None}
+
         c1, c2, features = widths
-        self.conv1 = QuantConv2d(1, c1, 5, bits=bits["conv1"], pool=2, **weights)  # type: ignore[arg-type]
+        self.conv1 = QuantConv2d(1, c1, 5, pool=2, **own("conv1"))
         self.act1 = QuantReLU(bits["act1"], **common)
-        self.conv2 = QuantConv2d(c1, c2, 5, bits=bits["conv2"], pool=2, **weights)  # type: ignore[arg-type]
+        self.conv2 = QuantConv2d(c1, c2, 5, pool=2, **own("conv2"))
         self.act2 = QuantReLU(bits["act2"], **common)
-        self.fc1 = QuantLinear(c2 * 4 * 4, features, bits=bits["fc1"], **weights)  # type: ignore[arg-type]
+        self.fc1 = QuantLinear(c2 * 4 * 4, features, **own("fc1"))
         self.act3 = QuantReLU(bits["act3"], **common)
-        self.fc2 = QuantLinear(features, classes, bits=bits["fc2"], per_channel=False, **weights)  # type: ignore[arg-type]
+        self.fc2 = QuantLinear(features, classes, per_channel=False, **own("fc2"))
         self.register_buffer("input_scale", torch.tensor(INPUT_SCALE), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[1:] == (1, 28, 28), images.shape
         pixels = images.to(self.conv1.weight.dtype)  # (N, 1, 28, 28)
         # With one channel both memory formats describe the same bytes; saying channels-last keeps it from here on.
-        pixels = pixels.reshape(-1, 28, 28, 1).permute(0, 3, 1, 2)
+        pixels = pixels.reshape(len(images), 28, 28, 1).permute(0, 3, 1, 2)
         x = QTensor(pixels, self.input_scale)
         x = self.act1(self.conv1(x))  # (N, c1, 12, 12)
         x = self.act2(self.conv2(x))  # (N, c2, 4, 4)
@@ -128,8 +135,11 @@ def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
         )
     if model.init not in INITIALIZERS:
         raise ConfigError(f"model.init = {model.init!r}: allowed: {', '.join(INITIALIZERS)}")
-    if quant.n is not None and quant.quantizer != "pow2":
-        raise ConfigError(f"quant.n = {quant.n} with quantizer {quant.quantizer!r}: only pow2 has a given exponent")
-    net = LeNet(model.widths or PRESETS[model.name], classes, plan_layers(quant), quant, model.ops)
+    plan = plan_layers(quant)
+    if quant.n is not None and "pow2" not in plan.weight_quantizer:
+        raise ConfigError(
+            f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
+        )
+    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops)
     net.apply(INITIALIZERS[model.init])
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

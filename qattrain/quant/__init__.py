@@ -6,7 +6,7 @@ To add a quantizer: write `qattrain/quant/<name>.py` with a subclass of `Quantiz
 from qattrain.config import FLOAT_BITS
 from qattrain.errors import ConfigError
 from qattrain.quant.affine import AffineQuantizer
-from qattrain.quant.base import Quantizer
+from qattrain.quant.base import Quantizer, check_surrogate
 from qattrain.quant.binary import BinaryQuantizer
 from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
 from qattrain.quant.lsq import LSQQuantizer
@@ -70,6 +70,11 @@ def weight_quantizer(
     shape: of the scale, (C, 1, ...) for one per output channel or () for one. fraction_bits: pow2's n, if given.
     """
     runs = weight_quantizer_name(name, bits)
+    check_surrogate(surrogate)
+    if fraction_bits is not None and runs != "pow2":
+        raise ConfigError(f"n = {fraction_bits} fraction bits with {runs!r} weights: only pow2 at 2 to 8 bits has them")
+    if fraction_bits is not None and not -8 <= fraction_bits <= 20:
+        raise ConfigError(f"n = {fraction_bits} fraction bits: allowed: -8 to 20")
     if runs == FLOAT:
         return None
     quantizer = QUANTIZERS[runs](bits, role="weight", shape=shape, surrogate=surrogate)
@@ -81,8 +86,11 @@ def weight_quantizer(
 
 
 def activation_quantizer(name: str, bits: int, surrogate: str = "clipped", signed: bool = False) -> Quantizer | None:
-    """The module that quantizes activations with one scale, or None at 32 bits."""
+    """The module that quantizes activations with one scale, or None at 32 bits. Raises ConfigError."""
     quantizer = known_quantizer(name)
+    check_surrogate(surrogate)
+    if signed and bits == 1:
+        raise ConfigError("1 bit for signed values: their codes would be -1 and 0; allowed: 2 to 8, or unsigned values")
     if bits == FLOAT_BITS:
         return None
     chosen = QUANTIZERS[quantizer.activations] if quantizer.activations else quantizer

@@ -1,10 +1,11 @@
 """Affine quantization: scale and zero point from the range of the tensor."""
 
+import torch
 from torch import Tensor
 
 from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor, quantize, round_half_up
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, round_half_up, widened
 
 
 class AffineQuantizer(RangeQuantizer):
@@ -22,13 +23,14 @@ class AffineQuantizer(RangeQuantizer):
     def setup(self) -> None:
         self.shape = ()  # one scale a layer, by definition
         super().setup()
-        self.qmin, self.qmax = 0, 2**self.bits - 1
+        self.qmin, self.qmax = code_range(self.bits, signed=False)
 
     def forward(self, x: Tensor) -> QTensor:
         self.observe(x)
         scale = ((self.high - self.low) / self.qmax).clamp_min(MIN_SCALE)
         zero_point = round_half_up(-self.low / scale).clamp_(0, self.qmax)
-        codes = quantize(x, scale, zero_point, self.qmin, self.qmax).codes
-        low, high = self.qmin - zero_point, self.qmax - zero_point
-        codes = Staircase.apply(x, codes, scale, scale, low, high, self.surrogate)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            v = widened(x) / scale + zero_point
+            codes = round_half_up(v).clamp_(self.qmin, self.qmax)
+        codes = Staircase.apply(x, codes, scale, v, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale, zero_point)

@@ -6,7 +6,7 @@ state dict is all that is needed to reproduce its codes.
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,12 @@ from qattrain.quant.grid import QTensor
 from qattrain.quant.surrogates import SURROGATES
 
 Role = Literal["weight", "activation"]
+
+
+def check_surrogate(name: str) -> None:
+    """Raises ConfigError if `name` is no key of SURROGATES."""
+    if name not in SURROGATES:
+        raise ConfigError(f"surrogate {name!r}: allowed: {', '.join(SURROGATES)}")
 
 
 class Quantizer(nn.Module, ABC):
@@ -37,8 +43,7 @@ class Quantizer(nn.Module, ABC):
         self, bits: int, *, role: Role, shape: tuple[int, ...] = (), signed: bool = True, surrogate: str = "clipped"
     ) -> None:
         super().__init__()
-        if surrogate not in SURROGATES:
-            raise ConfigError(f"surrogate {surrogate!r}: allowed: {', '.join(SURROGATES)}")
+        check_surrogate(surrogate)
         if role == "weight" and bits not in self.weight_bits:
             allowed = ", ".join(map(str, self.weight_bits))
             raise ConfigError(f"{type(self).__name__} with {bits} bits for weights: allowed: {allowed}")
@@ -112,6 +117,10 @@ class InitializedQuantizer(Quantizer):
     def mark_initialized(self) -> None:
         self.initialized.fill_(True)
         self._known_initialized = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._known_initialized = False  # the state dict knows better
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 class RangeQuantizer(InitializedQuantizer):

@@ -43,6 +43,6 @@ class BinaryQuantizer(Quantizer):
             scale = self.mean_magnitude(x).clamp_min(MIN_SCALE)
             if self.power_of_two:
                 scale = torch.exp2(torch.round(torch.log2(scale)))
-        unit = torch.ones_like(scale)
-        codes = Staircase.apply(x, codes, scale, unit, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
+            v = (x - 1) / 2  # one step, from -1 to 0, with its threshold -1/2 at x = 0
+        codes = Staircase.apply(x, codes, scale, v, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)

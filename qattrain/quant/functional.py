@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
+from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up, widened
 from qattrain.quant.surrogates import SURROGATES
 
 Gradients = tuple[Tensor | None, ...]
@@ -58,16 +58,16 @@ class Round(Function):
 class Staircase(Function):
     """q = codes, already computed from x; backward: g_x = surrogate(g_q, x / unit) / scale.
 
-    x: any shape. codes: same shape. scale: of the codes, broadcasts against x. unit: what the surrogate's argument is
-    measured in, so that `low <= x / unit <= high` is the range in which `clipped` lets the gradient pass.
+    x: any shape. codes: same shape. scale: of the codes, broadcasts against x. v: x in units of the staircase's steps,
+    same shape: what the surrogate sees, with its thresholds at k + 1/2 and its range low..high.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, unit: Tensor, low: float, high: float, surrogate: str
+        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, v: Tensor, low: float, high: float, surrogate: str
     ) -> Tensor:
-        ctx.low, ctx.high, ctx.surrogate = low, high, surrogate
-        ctx.save_for_backward(x, scale, unit)
+        ctx.low, ctx.high, ctx.surrogate, ctx.x_dtype = low, high, surrogate, x.dtype
+        ctx.save_for_backward(scale, v)
         return codes.view_as(codes)
 
     @staticmethod
@@ -75,9 +75,9 @@ class Staircase(Function):
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         if not ctx.needs_input_grad[0]:
             return (None,) * 7
-        x, scale, unit = ctx.saved_tensors
-        grad_x = SURROGATES[ctx.surrogate](grad_codes.to(x.dtype), x / unit, ctx.low, ctx.high) / scale
-        return grad_x, *(None,) * 6
+        scale, v = ctx.saved_tensors
+        grad_x = SURROGATES[ctx.surrogate](grad_codes.to(v.dtype), v, ctx.low, ctx.high) / scale
+        return grad_x.to(ctx.x_dtype), *(None,) * 6
 
 
 class LearnedStep(Function):
@@ -97,7 +97,7 @@ class LearnedStep(Function):
         ctx: Any, x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float, surrogate: str
     ) -> Tensor:
         s = step.clamp_min(MIN_SCALE)
-        codes = round_half_up(x / s).clamp_(qmin, qmax)
+        codes = round_half_up(widened(x) / s).clamp_(qmin, qmax)
         ctx.qmin, ctx.qmax, ctx.gradient_scale, ctx.surrogate = qmin, qmax, gradient_scale, surrogate
         ctx.save_for_backward(x, s, codes)
         return codes
@@ -106,10 +106,10 @@ class LearnedStep(Function):
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         x, s, codes = ctx.saved_tensors
-        grad_codes = grad_codes.to(x.dtype)
-        v = x / s
+        grad_codes = grad_codes.to(codes.dtype)
+        v = widened(x) / s
         grad_v = SURROGATES[ctx.surrogate](grad_codes, v, ctx.qmin, ctx.qmax)
-        grad_x = grad_v / s if ctx.needs_input_grad[0] else None
+        grad_x = (grad_v / s).to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_s = None
         if ctx.needs_input_grad[1]:
             per_element = grad_codes * codes - grad_v * v
@@ -148,8 +148,7 @@ class Rescale(Function):
         grad_acc = grad_sum.to(ctx.acc_dtype) if ctx.needs_input_grad[0] else None
         grad_bias = None
         if ctx.needs_input_grad[1]:
-            channel = grad_sum.dim() - len(ctx.channels)
-            grad_bias = grad_sum.sum([d for d in range(grad_sum.dim()) if d != channel])
+            grad_bias = grad_sum.sum_to_size(grad_sum.shape[-len(ctx.channels)], *ctx.channels[1:]).flatten()
         return grad_acc, grad_bias, None, None
 
 
@@ -194,6 +193,7 @@ class Conv2d(Function):
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
     ) -> Tensor:
+        assert x.shape[1] == weight.shape[1], f"x has {x.shape[1]} channels, the weight takes {weight.shape[1]}"
         ctx.stride, ctx.padding = stride, padding
         ctx.save_for_backward(x, weight)
         y = torch.einsum("nchwkj,dckj->ndhw", _windows(_pad(x, padding), weight, stride), weight)

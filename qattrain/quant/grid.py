@@ -45,6 +45,11 @@ def code_range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in float32 or wider: nothing is ever rounded to codes in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def round_half_up(v: Tensor) -> Tensor:
     """The one rounding of this project, `floor(v + 0.5)`: 2.5 -> 3, -2.5 -> -2. Same shape and dtype."""
     return torch.floor(v + 0.5)
@@ -58,8 +63,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
     Inference", eq. 1.
     """
     scale = scale.clamp_min(MIN_SCALE)
-    wide = x if x.dtype == torch.float64 else x.float()
-    return QTensor(round_half_up(wide / scale + zero_point).clamp(qmin, qmax), scale, zero_point)
+    return QTensor(round_half_up(widened(x) / scale + zero_point).clamp(qmin, qmax), scale, zero_point)
 
 
 def dequantize(q: QTensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, quantize
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, round_half_up, widened
 
 
 class Pow2Quantizer(RangeQuantizer):
@@ -27,8 +27,10 @@ class Pow2Quantizer(RangeQuantizer):
     def forward(self, x: Tensor) -> QTensor:
         self.observe(x)
         scale = self._scale()
-        codes = quantize(x, scale, 0, self.qmin, self.qmax).codes
-        codes = Staircase.apply(x, codes, scale, scale, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            v = widened(x) / scale
+            codes = round_half_up(v).clamp_(self.qmin, self.qmax)
+        codes = Staircase.apply(x, codes, scale, v, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)
 
     def _scale(self) -> Tensor:

@@ -32,12 +32,13 @@ class TernaryQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
-            magnitude = x.abs()
-            kept = magnitude > 0.7 * self.mean_magnitude(x)
+            magnitude, threshold = x.abs(), 0.7 * self.mean_magnitude(x)
+            kept = magnitude > threshold
             codes = torch.where(kept, x.sign(), 0.0)
             dims, keep = self.shared_dims(x), bool(self.shape)
             count = kept.sum(dims, keepdim=keep).clamp_min(1)
             scale = ((magnitude * kept).sum(dims, keepdim=keep) / count).clamp_min(MIN_SCALE)
-        unit = torch.ones_like(scale)
-        codes = Staircase.apply(x, codes, scale, unit, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
+            step = 2 * threshold.clamp_min(MIN_SCALE)  # the thresholds lie at +-step / 2
+            v, limit = x / step, 1 / step
+        codes = Staircase.apply(x, codes, scale, v, -limit, limit, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)
