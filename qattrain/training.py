@@ -79,7 +79,7 @@ class OptimizerChoice:
 
 
 OPTIMIZERS: dict[str, OptimizerChoice] = {
-    "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.02, weight_decay=1e-4),
+    "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
     "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=1e-3, weight_decay=1e-2),
 }
 

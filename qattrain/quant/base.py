@@ -127,7 +127,9 @@ class RangeQuantizer(InitializedQuantizer):
     """A quantizer whose scale follows from the range [low, high] it observes while training, and always holds 0.
 
     Weights: the range of the tensor itself, at every training step. Activations: moving averages of each batch's
-    smallest and largest value (`momentum` is the new batch's share). Evaluation observes nothing.
+    smallest and largest value (`momentum` is the new batch's share). At one bit twice the mean stands for the largest
+    value: as the only level above 0 that would be far too high, and training on it blows up. Evaluation observes
+    nothing.
     """
 
     low: Tensor
@@ -157,6 +159,8 @@ class RangeQuantizer(InitializedQuantizer):
                     kept.lerp_(new.to(kept.dtype), share)
 
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.bits == 1:
+            return torch.zeros_like(self.low), 2 * self.mean_magnitude(x)
         low, high = torch.aminmax(x.flatten()) if not self.shape else self._range_by_channel(x)
         return low.clamp_max(0), high.clamp_min(0)
 

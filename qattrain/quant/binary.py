@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qattrain.quant.base import Quantizer
 from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor
+from qattrain.quant.grid import MIN_SCALE, QTensor, nearest_power_of_two
 
 
 class BinaryQuantizer(Quantizer):
@@ -42,7 +42,7 @@ class BinaryQuantizer(Quantizer):
             codes = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
             scale = self.mean_magnitude(x).clamp_min(MIN_SCALE)
             if self.power_of_two:
-                scale = torch.exp2(torch.round(torch.log2(scale)))
+                scale = nearest_power_of_two(scale)
             v = (x - 1) / 2  # one step, from -1 to 0, with its threshold -1/2 at x = 0
         codes = Staircase.apply(x, codes, scale, v, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)

@@ -3,6 +3,7 @@
 Pure functions without gradients; the differentiable forms are in `functional.py`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,12 @@ def widened(x: Tensor) -> Tensor:
 def round_half_up(v: Tensor) -> Tensor:
     """The one rounding of this project, `floor(v + 0.5)`: 2.5 -> 3, -2.5 -> -2. Same shape and dtype."""
     return torch.floor(v + 0.5)
+
+
+def nearest_power_of_two(x: Tensor) -> Tensor:
+    """The power of two nearest to x > 0 in the logarithm, exact: `exp2(round(log2(x)))` need not be one."""
+    mantissa, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, 0.5 <= mantissa < 1
+    return torch.ldexp(torch.ones_like(x), exponent - (mantissa < math.sqrt(0.5)).to(exponent.dtype))
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> QTensor:

@@ -5,14 +5,15 @@ from torch import Tensor
 
 from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, round_half_up, widened
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two, round_half_up, widened
 
 
 class Pow2Quantizer(RangeQuantizer):
     """Fixed point with n fraction bits.
 
-    Formula: q = clip(round(2^n x), qmin, qmax), x_hat = 2^-n q. n is the largest with which the observed range still
-        fits the codes, or `fraction_bits` when given.
+    Formula: q = clip(round(2^n x), qmin, qmax), x_hat = 2^-n q. 2^-n is the power of two nearest to the scale at which
+        the observed range just fits the codes, so that at most 30 % of the range is clipped and no code is wasted; or n
+        is `fraction_bits` when given.
     Gradient: straight through where the surrogate lets it; 2^-n * 1 * 2^n = 1, no factor remains.
     Range: weights -2^(b-1) .. 2^(b-1)-1, b = 2..8, n per output channel; activations 0 .. 2^a-1, a = 1..8. n <= 20.
     Source: Lin, Talathi, Annapureddy 2016, "Fixed Point Quantization of Deep Convolutional Networks", section 3.
@@ -39,10 +40,4 @@ class Pow2Quantizer(RangeQuantizer):
         needed = self.high / max(self.qmax, 1)
         if self.qmin:
             needed = torch.maximum(needed, self.low / self.qmin)
-        return power_of_two_at_least(needed.clamp_min(MIN_SCALE))
-
-
-def power_of_two_at_least(x: Tensor) -> Tensor:
-    """The smallest power of two that is at least x > 0; exact, unlike `2 ** ceil(log2(x))`."""
-    mantissa, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, 0.5 <= mantissa < 1
-    return torch.ldexp(torch.ones_like(x), exponent - (mantissa == 0.5).to(exponent.dtype))
+        return nearest_power_of_two(needed.clamp_min(MIN_SCALE))

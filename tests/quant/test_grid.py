@@ -152,8 +152,11 @@ def test_a_range_set_from_outside_just_fits(name: str, bits: int) -> None:
     quantizer: Any = weight_quantizer(name, bits, ())
     quantizer.set_range(torch.tensor(-0.9), torch.tensor(1.3))
     q = quantizer.eval()(torch.tensor([-0.9, 0.0, 1.3]))
+    if name == "pow2":  # the power of two nearest to the scale that fits
+        assert 2**-0.5 <= float(q.scale) / max(1.3 / quantizer.qmax, 0.9 / -quantizer.qmin) <= 2**0.5
+        return
     assert bool(((dequantize(q) - torch.tensor([-0.9, 0.0, 1.3])).abs() <= q.scale / 2 * 1.001).all())
-    narrow = float(q.scale) / (2 if name == "pow2" else 1.001)  # a smaller scale would clip
+    narrow = float(q.scale) / 1.001  # a smaller scale would clip
     assert 1.3 / narrow > quantizer.qmax - float(q.zero_point) or -0.9 / narrow < quantizer.qmin - float(q.zero_point)
 
 
