@@ -3,6 +3,7 @@
 Nothing here imports torch. Exit codes: 0 done, 1 a QattrainError, 2 usage, 130 interrupted.
 """
 
+import itertools
 import os
 import sys
 from typing import Annotated
@@ -13,9 +14,7 @@ import qattrain
 from qattrain.commands import COMMANDS
 from qattrain.errors import QattrainError
 
-app = typer.Typer(
-    name="qattrain", no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(name="qattrain", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 for command_name, command in COMMANDS.items():
     app.command(command_name, no_args_is_help=False)(command)
 
@@ -48,7 +47,7 @@ def main() -> None:
     # with something else; training on 2 busy cores was 8 times slower than with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except QattrainError as error:
         if "--debug" in sys.argv:
             raise
@@ -61,8 +60,16 @@ def main() -> None:
             raise
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "qattrain"
-        code = _fail(f"{error.format_message()} See '{path} --help'.", error.exit_code)
+        message = f"{error.format_message()}{_offending_value(error)} See '{path} --help'."
+        code = _fail(message, error.exit_code)
     sys.exit(code)
+
+
+def _offending_value(error: Exception) -> str:
+    """What was given for the option that could not be parsed: Typer's messages leave it out."""
+    names = getattr(getattr(error, "param", None), "opts", [])
+    given = [value for name, value in itertools.pairwise(sys.argv) if name in names]
+    return f" (given: {given[-1]!r})" if given else ""
 
 
 def _fail(message: str, code: int) -> int:

@@ -161,7 +161,8 @@ def _explain(detail: Any, section: Any) -> str:
         return f"unknown key '{'.'.join(path)}'; allowed: {', '.join(section.model_fields)}"
     # A union (number or "auto") reports each branch by a further path part: keep the key itself.
     key = ".".join(part for part in path[:2] if part in _known_keys())
-    message = detail["msg"].removeprefix("Value error, ")
+    plain = {"missing": "a value is missing", "model_type": "this is a table of settings, not one value"}
+    message = plain.get(detail["type"], detail["msg"].removeprefix("Value error, "))
     return f"{key} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
 
 
