@@ -16,7 +16,7 @@ from qattrain.model import LeNet
 from qattrain.quant import Quantizer, dequantize
 
 PERCENTILE = 99.9
-MSE_CANDIDATES = 100
+MSE_LARGEST_PERCENT = 150
 
 # Each takes the quantizer, the values it will see (any shape), and sets the quantizer's range.
 Calibration = Callable[[Quantizer, Tensor], None]
@@ -29,7 +29,7 @@ def _extremes(quantizer: Quantizer, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minmax(quantizer: Quantizer, values: Tensor) -> None:
-    """The whole range: nothing is clipped, outliers decide. Source: Jacob et al. 2018, section 3.1."""
+    """The whole range: outliers decide. Source: Jacob et al. 2018, section 3.1."""
     quantizer.set_range(*_extremes(quantizer, values))
 
 
@@ -42,13 +42,17 @@ def percentile(quantizer: Quantizer, values: Tensor) -> None:
 
 
 def mse(quantizer: Quantizer, values: Tensor) -> None:
-    """Of 100 shrunk ranges the one with the smallest squared error. Source: Nagel et al. 2021, section 3.1."""
+    """Of all whole percents of the range, up to 150 %, the one with the smallest squared error.
+
+    More than all of it can be best where scales are powers of two. Source: Nagel et al. 2021, "A White Paper on Neural
+    Network Quantization", section 3.1.
+    """
     low, high = _extremes(quantizer, values)
     dims, keep = quantizer.shared_dims(values), bool(quantizer.shape)
     best_error = torch.full(quantizer.shape, torch.inf)
     best_share = torch.ones(quantizer.shape)
-    for candidate in range(MSE_CANDIDATES):
-        share = torch.full(quantizer.shape, 1 - candidate / MSE_CANDIDATES)
+    for percentage in range(MSE_LARGEST_PERCENT, 0, -1):
+        share = torch.full(quantizer.shape, percentage / 100)
         quantizer.set_range(low * share, high * share)
         error = (dequantize(quantizer(values)) - values).square().mean(dims, keepdim=keep)
         best_share = torch.where(error < best_error, share, best_share)

@@ -7,7 +7,8 @@ tensors and plain types are stored. The file holds the whole configuration: eval
 
 import hashlib
 import io
-import pickle
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from qattrain.model import LeNet, build_model
 
 FORMAT_VERSION = 1
 MAGIC = b"QATTRAIN"
+ZIP_MAGIC = b"PK\x03\x04"
 DIGEST_BYTES = 32
 
 
@@ -49,6 +51,16 @@ class Checkpoint:
 
 
 FIELDS = tuple(field.name for field in dataclass_fields(Checkpoint))
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "config": lambda value: isinstance(value, dict),
+    "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "model": lambda value: isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values()),
+    "history": lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
+    "notice": lambda value: value is None or isinstance(value, str),
+    "trainer": lambda value: value is None or isinstance(value, dict),
+}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -81,6 +93,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has fields {sorted(map(str, fields))}; expected {sorted(expected)}; train it again"
         )
+    for name, fits in _CHECKS.items():
+        if not fits(fields[name]):
+            raise CheckpointError(f"{path}: its field {name!r} is not what qattrain writes; use a copy that is intact")
     try:
         config = parse_config(fields["config"], str(path))
     except ConfigError as error:
@@ -108,10 +123,15 @@ def _verified_fields(path: Path) -> dict[str, Any]:
         )
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError(f"{path} was altered: its SHA-256 does not match; use a copy that is intact")
+    if not body.startswith(ZIP_MAGIC):  # torch.save writes a zip file; older forms are not even tried
+        raise CheckpointError(
+            f"{path} does not hold what torch.save writes, nothing was run; give a last.pt that qattrain wrote"
+        )
     try:
-        fields = torch.load(io.BytesIO(body[: -len(MAGIC)]), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        with warnings.catch_warnings(action="ignore"):
+            fields = torch.load(io.BytesIO(body[: -len(MAGIC)]), map_location="cpu", weights_only=True)
+    except Exception as error:  # a crafted file can make the unpickler fail in any way; all of them are a bad file
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, nothing was run: {first_line}"
         ) from None

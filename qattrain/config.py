@@ -6,10 +6,6 @@ tables stand beside the code they name and are checked against it when the exper
 """
 
 import json
-import os
-import tomllib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -111,7 +107,7 @@ class PtqConfig(_Section):
 
     calibration: str = "minmax"
     images: Annotated[int, Field(ge=1)] = 1024
-    source_epochs: Annotated[int, Field(ge=1)] = 1
+    source_epochs: Annotated[int, Field(ge=0)] = 0
 
 
 class ExperimentConfig(_Section):
@@ -149,7 +145,11 @@ def validated(section: type[Section], values: dict[str, Any], source: str) -> Se
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error.errors()[0], section)}") from None
+        first, *others = error.errors()
+        # A union, number or "auto", reports each of its branches.
+        also = any(other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1] for other in others)
+        message = _explain(first, section) + (" or 'auto'" if also else "")
+        raise ConfigError(f"{source}: {message}") from None
 
 
 def _explain(detail: Any, section: Any) -> str:
@@ -159,7 +159,7 @@ def _explain(detail: Any, section: Any) -> str:
             section = section.model_fields[part].annotation
             section = next((s for s in get_args(section) if s is not type(None)), section)
         return f"unknown key '{'.'.join(path)}'; allowed: {', '.join(section.model_fields)}"
-    # A union (number or "auto") reports each branch by a further path part: keep the key itself.
+    # The branches of a union and the items of a list add parts to the path: keep the key itself.
     key = ".".join(part for part in path[:2] if part in _known_keys())
     plain = {"missing": "a value is missing", "model_type": "this is a table of settings, not one value"}
     message = plain.get(detail["type"], detail["msg"].removeprefix("Value error, "))
@@ -171,106 +171,3 @@ def _known_keys() -> set[str]:
     for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig, PtqConfig):
         keys |= set(section.model_fields)
     return keys
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Nested values of a TOML file, or the `config` part of a run's `config.json`. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config file {path}: {_reason(error)}; give an existing TOML file") from None
-    try:
-        if path.suffix == ".json":
-            values = json.loads(text)
-            values = values["config"] if isinstance(values, dict) and "config" in values else values
-        else:
-            values = tomllib.loads(text)
-    except ValueError as error:  # JSONDecodeError and TOMLDecodeError are both ValueErrors
-        raise ConfigError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, not a table of settings")
-    return values
-
-
-def parse_assignment(text: str) -> tuple[list[str], Any]:
-    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is read as TOML, else taken as a string.
-
-    Raises ConfigError without a `=` or with an empty key.
-    """
-    key, sign, value = text.partition("=")
-    if not sign or not all(key.strip().split(".")):
-        raise ConfigError(f"--set {text!r}: expected KEY=VALUE, for example --set train.lr=0.1")
-    try:
-        return key.strip().split("."), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip().split("."), value
-
-
-def parse_layer_bits(text: str) -> dict[str, int]:
-    """`conv1=8,act2=4` -> {"conv1": 8, "act2": 4}. Raises ConfigError if a part is no LAYER=BITS."""
-    result: dict[str, int] = {}
-    for part in text.split(","):
-        layer, _, bits = (piece.strip() for piece in part.partition("="))
-        if not layer or not bits.isdecimal():
-            raise ConfigError(f"--layer-bits {text!r}: '{part}' is not LAYER=BITS, for example conv1=8,act2=4")
-        if layer in result:
-            raise ConfigError(f"--layer-bits {text!r}: layer '{layer}' stands there twice; name each layer once")
-        result[layer] = int(bits)
-    return result
-
-
-def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> None:
-    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError where a step is a value, not a table."""
-    for depth, part in enumerate(path[:-1]):
-        base = base.setdefault(part, {})
-        if not isinstance(base, dict):
-            raise ConfigError(f"{source}: '{'.'.join(path[: depth + 1])}' is a value, not a table of settings")
-    base[path[-1]] = value
-
-
-def collect_settings(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Nested values from all sources: flags over `--set` over file. `flags` maps a path, ("train", "lr"), to a value.
-
-    Raises ConfigError for an unreadable file and for an assignment that is none.
-    """
-    values = read_config_file(file) if file else {}
-    for text in assignments:
-        path, value = parse_assignment(text)
-        merge(values, path, value, f"--set {text}")
-    for flag_path, value in flags.items():
-        merge(values, list(flag_path), value, f"{'.'.join(flag_path)} = {value!r}")
-    return values
-
-
-def build_config(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> ExperimentConfig:
-    """One valid config from its sources, the defaults below all. Raises ConfigError."""
-    return parse_config(collect_settings(file, assignments, flags), str(file) if file else "configuration")
-
-
-def assigned_settings(
-    file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]
-) -> dict[tuple[str, ...], Any]:
-    """Only what the sources say, without defaults: path -> value, validated. Raises ConfigError."""
-    values = collect_settings(file, assignments, flags)
-    known = parse_config(values, str(file) if file else "configuration").model_dump(mode="json")
-    return dict(_leaves(values, known, ()))
-
-
-def _leaves(
-    values: dict[str, Any], known: dict[str, Any], path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(known[key], dict) and key != "layer_bits":
-            yield from _leaves(value, known[key], (*path, key))
-        else:
-            yield (*path, key), known[key]
-
-
-def default_data_dir() -> Path:
-    """Where datasets are kept when neither `--data-dir` nor QATTRAIN_DATA_DIR says: the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "qattrain"
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

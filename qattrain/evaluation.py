@@ -68,7 +68,8 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     p, z2 = correct / total, z * z
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the bound is the end itself, which rounding would miss.
+    return (centre - half if correct else 0.0), (centre + half if correct < total else 1.0)
 
 
 def mcnemar_p(correct_a: Tensor, correct_b: Tensor) -> float:
@@ -80,5 +81,8 @@ def mcnemar_p(correct_a: Tensor, correct_b: Tensor) -> float:
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((~correct_a & correct_b).sum())
     discordant, fewer = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
+    tail = term = 1  # binomial coefficients, each from the one before
+    for k in range(fewer):
+        term = term * (discordant - k) // (k + 1)
+        tail += term
     return float(min(1.0, 2 * tail / 2**discordant))

@@ -99,6 +99,9 @@ def resume(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 "leave the option out, or train a new run"
             )
+    for leftover in path.parent.glob(".*.tmp"):  # of a process killed while it wrote
+        leftover.unlink()
+    runs.write_metrics(path.parent, checkpoint.history)  # killed between the two files, they would disagree
     if checkpoint.finished:
         return RunResult(path.parent, checkpoint)
     if checkpoint.trainer is None:
@@ -111,7 +114,7 @@ def resume(
     session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)))
     try:
         session.trainer.load_state_dict(checkpoint.trainer)
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit the run: {error}") from None
     session.history = list(checkpoint.history)
     return session.run(path.parent, display, stop_after)

@@ -31,7 +31,7 @@ def settle_ptq(
     if plan.bits == plan.act_bits == FLOAT_BITS:
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
     settled = quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
-    ptq = ptq.model_copy(update={"source_epochs": max(1, len(source.history))})
+    ptq = ptq.model_copy(update={"source_epochs": len(source.history)})
     return source.config.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
 
 

@@ -76,14 +76,17 @@ def write_metrics(run_dir: Path, history: list[dict[str, Any]]) -> None:
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
     """The file meant by `text`: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError."""
     given = Path(text)
-    if given.is_file():
-        return given
-    for folder in (given, runs_dir / text):
-        if (folder / LAST_FILE).is_file():
-            return folder / LAST_FILE
-    for folder in (given, runs_dir / text):
-        if folder.is_dir():
-            raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
+    try:
+        if given.is_file():
+            return given
+        for folder in (given, runs_dir / text):
+            if (folder / LAST_FILE).is_file():
+                return folder / LAST_FILE
+        for folder in (given, runs_dir / text):
+            if folder.is_dir():
+                raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
+    except (OSError, ValueError) as error:  # too long, or no path at all
+        raise CheckpointError(f"no checkpoint {text[:40]!r}: {getattr(error, 'strerror', None) or error}") from None
     known = ", ".join(run.name for run in list_runs(runs_dir)[:8]) or "none yet"
     raise CheckpointError(
         f"no checkpoint '{text}': neither a file, nor a run folder, nor a run in {runs_dir} ({known})"
@@ -128,7 +131,12 @@ class RunSummary:
 
 
 def list_runs(runs_dir: Path) -> list[RunSummary]:
-    """All runs of the folder, newest first. A folder that is no run, or unreadable, is left out."""
+    """All runs of the folder, newest first. A folder that is no run, or unreadable, is left out.
+
+    Raises ConfigError if `runs_dir` is a file.
+    """
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise ConfigError(f"--runs-dir {runs_dir} is a file; name the folder that holds the runs")
     found = [summary for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")) if (summary := _summarize(path.parent))]
     return sorted(found, key=lambda run: run.age_seconds)
 

@@ -1,5 +1,6 @@
 """A run under way: train an epoch, evaluate, save, show; until the last epoch or Ctrl-C."""
 
+import math
 import signal
 import statistics
 import threading
@@ -105,11 +106,13 @@ class Session:
                     self._finish_epoch(run_dir, result)
                     display.on_epoch(self.history[-1])
                 self.save(run_dir)
-                interrupted = should_stop()
+                interrupted = should_stop() and self.trainer.epoch < last
         return RunResult(run_dir, self.checkpoint(), interrupted)
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
         test = evaluate(self.predict, self.test)
+        if not math.isfinite(test.loss):  # its last update came after its last check of the training loss
+            raise self.trainer.diverged("test", test.loss, result.epoch, len(self.trainer.slices))
         record: dict[str, Any] = {
             "epoch": result.epoch,
             "train_loss": result.train_loss,

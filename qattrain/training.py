@@ -24,30 +24,31 @@ from qattrain.layers import set_compute_dtype
 
 STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
 
-Schedule = Callable[[float, float], float]  # (share of the run done, warm-up share) -> factor on the learning rate
+Schedule = Callable[[int, int, float], float]  # (step from 0, steps of the run, warm-up share) -> factor on the rate
 
 
-def one_cycle(done: float, warmup: float) -> float:
-    """Cosine from 1/25 up to 1 over the warm-up, then cosine down to 1/250,000.
+def one_cycle(step: int, steps: int, warmup: float) -> float:
+    """Cosine from 1/25 up to 1 over the warm-up, then cosine down to 1/250,000 at the last step.
 
-    Source: Smith, Topin 2018, "Super-Convergence", in the form of `torch.optim.lr_scheduler.OneCycleLR`.
+    Source: Smith, Topin 2018, "Super-Convergence"; equal to `torch.optim.lr_scheduler.OneCycleLR` at every step.
     """
-    if done < warmup:
-        return _cosine(1 / 25, 1.0, done / warmup)
-    return _cosine(1.0, 1 / 250_000, (done - warmup) / (1 - warmup))
+    peak, last = warmup * steps - 1, steps - 1
+    if peak > 0 and step <= peak:
+        return _cosine(1 / 25, 1.0, step / peak)
+    return _cosine(1.0, 1 / 250_000, (step - peak) / (last - peak))
 
 
-def cosine(done: float, warmup: float) -> float:
-    """Linear from 0 to 1 over the warm-up, times cosine from 1 to 0 over the run.
+def cosine(step: int, steps: int, warmup: float) -> float:
+    """Linear up to 1 over the warm-up, times cosine from 1 to 0 over the run.
 
     Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
     """
-    return (min(1.0, done / warmup) if warmup else 1.0) * _cosine(1.0, 0.0, done)
+    return constant(step, steps, warmup) * _cosine(1.0, 0.0, step / steps)
 
 
-def constant(done: float, warmup: float) -> float:
+def constant(step: int, steps: int, warmup: float) -> float:
     """1, after a linear warm-up."""
-    return min(1.0, done / warmup) if warmup else 1.0
+    return min(1.0, (step + 1) / max(warmup * steps, 1.0))
 
 
 def _cosine(start: float, end: float, share: float) -> float:
@@ -157,9 +158,9 @@ class Trainer:
         return self._finish_epoch(start)
 
     def _train_step(self, batch: Tensor) -> Tensor:
-        share = (self.epoch * len(self.slices) + self.step) / (self.config.epochs * len(self.slices))
         assert self.config.lr != "auto"
-        lr = self.config.lr * self.schedule(share, self.config.warmup)
+        step, steps = self.epoch * len(self.slices) + self.step, self.config.epochs * len(self.slices)
+        lr = self.config.lr * self.schedule(step, steps, self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.learning_rate = lr
@@ -180,10 +181,14 @@ class Trainer:
         if bool(finite.all()):
             return
         step = int((~finite).nonzero()[0]) + 1
-        raise TrainingError(
-            f"the training loss became {self.losses[step - 1].item()} at epoch {self.epoch + 1}, step {step} of "
-            f"{len(self.slices)}, learning rate {self.config.lr:g}; the last good checkpoint stays; try a smaller "
-            f"--lr, --set train.grad_clip=1, or --precision fp32"
+        raise self.diverged("training", self.losses[step - 1].item(), self.epoch + 1, step)
+
+    def diverged(self, kind: str, loss: float, epoch: int, step: int) -> TrainingError:
+        """The error that says when the loss was found not to be finite, and what to try."""
+        return TrainingError(
+            f"the {kind} loss became {loss} at epoch {epoch}, step {step} of {len(self.slices)}, learning rate "
+            f"{self.config.lr:g}; the last good checkpoint stays; try a smaller --lr, --set train.grad_clip=1, or "
+            "--precision fp32"
         )
 
     def _finish_epoch(self, start: float) -> EpochResult:

@@ -35,8 +35,8 @@ def compare(
       qattrain compare fp32 vs ptq vs qat --bits 3 --epochs 5
       qattrain compare lenet-w4a4-lsq-mnist-s0 vs other/last.pt
     """
-    from qattrain.config import build_config
     from qattrain.report.console import Console, percent
+    from qattrain.settings import build_config
 
     console = Console(json)
     experiment_config = build_config(config, set_ or [], settings)

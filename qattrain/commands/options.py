@@ -103,7 +103,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_settings(**arguments: Any) -> None:
-        from qattrain.config import parse_layer_bits
+        from qattrain.settings import parse_layer_bits
 
         given = {SETTINGS[name].path: arguments.pop(name) for name in SETTINGS}
         settings = {path: value for path, value in given.items() if value is not None}
@@ -149,6 +149,6 @@ CheckpointName = Annotated[
 
 def data_folder(given: Path | None) -> Path:
     """`--data-dir`, or the default."""
-    from qattrain.config import default_data_dir
+    from qattrain.settings import default_data_dir
 
     return given if given is not None else default_data_dir()

@@ -38,8 +38,8 @@ def train(
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        go on where it stopped
     """
-    from qattrain.config import assigned_settings, build_config
     from qattrain.report.console import Console
+    from qattrain.settings import assigned_settings, build_config
 
     settings |= {path: value for path, value in ((("name",), name), (("train", "init"), init)) if value is not None}
     console = Console(json)

@@ -60,7 +60,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Fix the scale from outside so that [low, high] (each of `shape`) just fits: post-training quantization."""
+        """Fix the scale from outside for values in [low, high] (each of `shape`): post-training quantization."""
 
     @property
     def levels(self) -> int:

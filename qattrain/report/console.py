@@ -43,7 +43,7 @@ class Console:
     def result(self, value: dict[str, Any]) -> None:
         """The JSON object of the command, if it was asked for."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value) + "\n")
+            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
 
 

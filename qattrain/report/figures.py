@@ -18,7 +18,8 @@ def comparison_figure(comparison: Comparison) -> bytes:
     for index, (history, name) in enumerate(zip(comparison.histories, names, strict=True)):
         color = COLORS[index % len(COLORS)]
         trained = [record for record in history if record["epoch"] > 0]
-        errors = [100 * (1 - record["test_accuracy"]) for record in trained]
+        # On a logarithmic axis no error at all has no place: half an image stands for it.
+        errors = [100 * max(1 - record["test_accuracy"], 0.5 / comparison.test_images) for record in trained]
         if trained:
             curves.plot([record["epoch"] for record in trained], errors, color=color, label=name, marker="o", ms=3)
         row = comparison.rows[index]
