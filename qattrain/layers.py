@@ -76,13 +76,11 @@ class _QuantLayer(nn.Module, ABC):
 
     def _multiply(self, x: QTensor) -> Tensor:
         w = self.quantized_weight()
-        scale = _joint_scale(x.scale, w.scale)
+        scale = joint_scale(x.scale, w.scale)
         bias: Tensor | None = self.bias
-        if bias is not None and x.scale is not None and w.scale is not None and scale is not None:
-            codes: Tensor = functional.Round.apply(bias / scale)  # type: ignore[no-untyped-call]
-            bias = codes.clamp(-MAX_BIAS_CODE, MAX_BIAS_CODE)
-        elif bias is not None and scale is not None:
-            bias = bias / scale
+        if bias is not None and scale is not None:
+            quantized = x.scale is not None and w.scale is not None
+            bias = self.bias_codes(scale) if quantized else bias / scale
         codes_x, codes_w = x.centered(), w.centered()
         dtype, trailing = self._dtype(codes_x, codes_w, bias), self.weight.dim() - 2  # dimensions behind the channel
         acc = self._pool(self._product(codes_x.to(dtype), codes_w.to(dtype)))
@@ -90,6 +88,11 @@ class _QuantLayer(nn.Module, ABC):
             return acc if bias is None else acc + bias.to(dtype).view(-1, *(1,) * trailing)
         y: Tensor = functional.Rescale.apply(acc, bias, scale, trailing)  # type: ignore[no-untyped-call]
         return y
+
+    def bias_codes(self, scale: Tensor) -> Tensor:
+        """b_q, (C,): the bias on the grid of the accumulators. scale: s_x s_w, (C,) or (1,), of the bias's dtype."""
+        codes: Tensor = functional.Round.apply(self.bias / scale)  # type: ignore[no-untyped-call]
+        return codes.clamp(-MAX_BIAS_CODE, MAX_BIAS_CODE)
 
     def _dtype(self, x: Tensor, w: Tensor, bias: Tensor | None) -> torch.dtype:
         if self.training:
@@ -104,7 +107,7 @@ class _QuantLayer(nn.Module, ABC):
         return torch.float64 if bool(bound >= EXACT_FLOAT32) else torch.float32
 
 
-def _joint_scale(x: Tensor | None, w: Tensor | None) -> Tensor | None:
+def joint_scale(x: Tensor | None, w: Tensor | None) -> Tensor | None:
     """s_x * s_w as (C,), or (1,) for one scale; None where neither is quantized. Raises ConfigError for several s_x."""
     if x is not None and x.numel() > 1:
         raise ConfigError(

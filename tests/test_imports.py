@@ -29,7 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("environment", "runs", "inspection"),
     ("session",),
-    ("experiment",),
+    ("experiment", "verification"),
     ("predicting", "posttraining"),
     ("comparison",),
     ("report",),

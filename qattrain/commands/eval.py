@@ -9,7 +9,7 @@ from qattrain.commands import options as opt
 
 def evaluate(
     checkpoint: opt.CheckpointName,
-    engine: Annotated[str, typer.Option(help="What computes the logits: torch.")] = "torch",
+    engine: Annotated[str, typer.Option(help="What computes the logits: torch or integer.")] = "torch",
     limit_test: Annotated[int | None, typer.Option(min=1, help="Use only the first N test images.")] = None,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
@@ -18,9 +18,12 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on all test images of its dataset.
 
+    A quantized network is also run as integers, and what differs is counted.
+
     \b
     Examples:
       qattrain eval runs/lenet-w4a4-lsq-mnist-s0/last.pt
+      qattrain eval lenet-w4a4-lsq-mnist-s0 --engine integer
       qattrain eval lenet-w4a4-lsq-mnist-s0 --json
     """
     from qattrain.report.console import Console, percent
@@ -35,7 +38,7 @@ def evaluate(
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r}: allowed: {', '.join(ENGINES)}")
     path = find_checkpoint(checkpoint, runs_dir)
-    outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test)
+    outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)
     result, low_high = outcome.evaluation, list(outcome.evaluation.interval)
     if outcome.checkpoint.notice:
         console.notice(outcome.checkpoint.notice)
@@ -49,9 +52,9 @@ def evaluate(
             "accuracy": result.accuracy,
             "accuracy_ci95": low_high,
             "loss": result.loss,
-            "prediction_mismatches": None,
-            "code_mismatches": None,
-            "logit_mismatches": None,
+            "prediction_mismatches": outcome.mismatches.predictions if outcome.mismatches else None,
+            "code_mismatches": outcome.mismatches.codes if outcome.mismatches else None,
+            "logit_mismatches": outcome.mismatches.logits if outcome.mismatches else None,
         }
     )
     console.text(
@@ -59,6 +62,12 @@ def evaluate(
         f"{percent(result.accuracy)} (95 % interval {percent(low_high[0])} to {percent(low_high[1])}), loss "
         f"{result.loss:.4f}, engine {engine}"
     )
+    if outcome.mismatches:
+        codes = "" if outcome.mismatches.codes is None else f", {outcome.mismatches.codes} hidden codes"
+        console.text(
+            f"against the integer network: {outcome.mismatches.predictions} predictions{codes}, "
+            f"{outcome.mismatches.logits} images with another logit"
+        )
     by_class = errors_by_class(result.predictions, outcome.labels, len(outcome.checkpoint.class_names))
     rows = [
         [name, str(errors), f"{images:,}", percent(1 - errors / images) if images else "-"]

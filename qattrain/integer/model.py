@@ -1,0 +1,124 @@
+"""IntegerModel: the network as integers, and what it computes. NumPy only; this file *defines* the result.
+
+    acc = sum (q_x - z_x)(q_w - z_w) + b_q                      int32; z_x = 0: images and codes after a ReLU
+    q_y = clip((acc * m[c] + 2^(k[c] - 1)) >> k[c], 0, qmax)    in int64, per output channel
+    logits = acc of the last layer
+
+Convolutions take the largest acc of every 2x2 window before q_y: multipliers are not negative, so the order is free.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+INT32_MAX = 2**31 - 1
+EXACT_FLOAT32 = 2**24
+BATCH = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Requantization:
+    """Accumulators to the next codes: multiplier and shift per output channel, the largest code."""
+
+    multiplier: IntArray  # (C,), 0 .. 2^31 - 1
+    shift: IntArray  # (C,), 1 .. 62
+    bits: int  # of the codes, 1..8
+
+    @property
+    def qmax(self) -> int:
+        return int(2**self.bits - 1)
+
+    def apply(self, acc: IntArray) -> IntArray:
+        """acc: (N, C, ...) -> codes 0..qmax of the same shape."""
+        channels = (1, -1, *(1,) * (acc.ndim - 2))
+        m, k = self.multiplier.reshape(channels), self.shift.reshape(channels)
+        codes: IntArray = np.clip((acc * m + (np.int64(1) << (k - 1))) >> k, 0, self.qmax)
+        return codes
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerLayer:
+    """One layer: two convolutions with their pooling, or two matrix products.
+
+    codes: q_w, (D, C, K, J) or (D, C). bits, quantizer: of the weights, as recorded. zero_point: z_w. bias: b_q, (D,).
+    input_max: largest input code. requantization: None for the last layer.
+    """
+
+    name: str
+    kind: Literal["conv", "linear"]
+    codes: IntArray
+    bits: int
+    quantizer: str
+    zero_point: int
+    bias: IntArray
+    input_max: int
+    requantization: Requantization | None
+
+    @property
+    def centered(self) -> IntArray:
+        """q_w - z_w."""
+        return self.codes - self.zero_point
+
+    @property
+    def accumulator_bound(self) -> int:
+        """No accumulator, nor any partial sum on the way to it, is larger in magnitude."""
+        rows = np.abs(self.centered).reshape(len(self.codes), -1).sum(1)
+        return int((rows * self.input_max + np.abs(self.bias)).max())
+
+    def accumulate(self, x: IntArray) -> IntArray:
+        """x: codes, (N, C, H, W) or (N, C) -> pooled accumulators (N, D, H', W') or (N, D), exact.
+
+        A product of floats is exact as long as every partial sum is an integer the float can hold.
+        """
+        dtype: type[np.float32 | np.float64] = np.float32 if self.accumulator_bound < EXACT_FLOAT32 else np.float64
+        weight: NDArray[Any] = self.centered.reshape(len(self.codes), -1).T.astype(dtype)
+        if self.kind == "linear":
+            sums: NDArray[Any] = x.astype(dtype) @ weight
+            return sums.astype(np.int64) + self.bias
+        side = self.codes.shape[2]
+        windows = sliding_window_view(x.astype(dtype), (side, side), axis=(2, 3))  # (N, C, H', W', K, J)
+        n, _, height, width = windows.shape[:4]
+        rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(n * height * width, -1)
+        pooled: NDArray[Any] = (rows @ weight).reshape(n, height // 2, 2, width // 2, 2, -1).max((2, 4))
+        return pooled.transpose(0, 3, 1, 2).astype(np.int64) + self.bias[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerModel:
+    """conv1, conv2, fc1, fc2 as integers. logit_scale: of the real logits, for loss and probabilities only."""
+
+    layers: tuple[IntegerLayer, ...]
+    logit_scale: float
+
+    @property
+    def classes(self) -> int:
+        return len(self.layers[-1].codes)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.int32]:
+        """images: uint8 (N, 1, 28, 28) -> logits int32 (N, classes)."""
+        logits = [trace[-1] for batch in _batches(images) for trace in [self.trace(batch)]]
+        return np.concatenate(logits).astype(np.int32) if logits else np.zeros((0, self.classes), np.int32)
+
+    def trace(self, images: NDArray[np.uint8]) -> list[IntArray]:
+        """Codes behind every hidden layer, and the logits.
+
+        [(N, c1, 12, 12), (N, c2, 4, 4), (N, features), (N, classes)]
+        """
+        assert images.dtype == np.uint8, images.dtype
+        assert images.shape[1:] == (1, 28, 28), images.shape
+        x, results = images.astype(np.int64), []
+        for layer in self.layers:
+            acc = layer.accumulate(x.reshape(len(x), -1) if layer.kind == "linear" else x)
+            x = acc if layer.requantization is None else layer.requantization.apply(acc)
+            results.append(x)
+        return results
+
+
+def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]
