@@ -59,7 +59,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else None,
     }
 
 

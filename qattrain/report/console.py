@@ -52,6 +52,11 @@ def percent(fraction: float, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 -> `1 epoch`, 2000 -> `2,000 epochs`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def age(seconds: float) -> str:
     """3700 -> `1 h`; whole units, rounded down."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from qattrain.checkpoint import Checkpoint
 from qattrain.config import FLOAT_BITS
 from qattrain.evaluation import wilson_interval
-from qattrain.report.console import Console, percent
+from qattrain.report.console import Console, counted, percent
 from qattrain.session import RunResult
 
 SECONDS_BETWEEN_UPDATES = 0.2
@@ -70,12 +70,13 @@ class PlainDisplay:
     def farewell(self, result: RunResult) -> str:
         """The last line: the result and where it lies."""
         last, run_dir = result.checkpoint.history[-1], result.run_dir
+        epochs = counted(last["epoch"], "epoch")
         accuracy = f"test accuracy {percent(last['test_accuracy'])}"
         if not self.test_images:
-            return f"{run_dir} is finished: {accuracy} after {last['epoch']} epochs; nothing was left to train"
+            return f"{run_dir} is finished: {accuracy} after {epochs}; nothing was left to train"
         low, high = wilson_interval(round(last["test_accuracy"] * self.test_images), self.test_images)
         return (
-            f"{accuracy} after {last['epoch']} epochs (95 % interval {percent(low)} to {percent(high)}, "
+            f"{accuracy} after {epochs} (95 % interval {percent(low)} to {percent(high)}, "
             f"{self.test_images:,} images of {result.checkpoint.config.data.dataset})\n"
             f"saved in {run_dir}; see it again with:  qattrain eval {run_dir}"
         )
@@ -147,8 +148,8 @@ def describe(run_dir: Path, checkpoint: Checkpoint, train_images: int, test_imag
         f"{run_dir.name}: {config.model.name}, {weights:,} weights, {bits}\n"
         f"{config.data.dataset}: {train_images:,} training and {test_images:,} test images, "
         f"{config.data.augment} augmentation\n"
-        f"{train.epochs} epochs, batch {train.batch_size}, {train.optimizer} {train.lr:g} {train.schedule}, "
-        f"{train.precision} on {train.device}, {train.threads} threads, seed {config.seed}"
+        f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, {train.optimizer} {train.lr:g} {train.schedule}, "
+        f"{train.precision} on {train.device}, {counted(train.threads or 0, 'thread')}, seed {config.seed}"
     )
 
 
