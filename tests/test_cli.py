@@ -200,7 +200,7 @@ def test_a_run_stopped_by_ctrl_c_and_by_kill_9_in_mid_epoch_equals_the_uninterru
     slow = {"data.limit_train": 1000, "train.batch_size": 1, "train.epochs": 2}
     whole = tiny(slow, runs_dir=tmp_path / "whole").run_dir
     arguments = ["train", *SMALL, "--limit-train", "1000", "--batch-size", "1"]
-    process = started(arguments, tmp_path, "1 threads")
+    process = started(arguments, tmp_path, "1 thread")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
