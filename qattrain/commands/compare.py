@@ -69,7 +69,7 @@ def compare(
             percent(row.accuracy),
             f"{100 * row.accuracy_ci95[0]:.2f} to {100 * row.accuracy_ci95[1]:.2f}",
             "" if index == 0 else f"{100 * row.delta:+.2f}",
-            "" if index == 0 else f"{row.mcnemar_p:.3g}",
+            "" if index == 0 else "< 1e-99" if row.mcnemar_p < 1e-99 else f"{row.mcnemar_p:.2g}",
             f"{row.loss:.4f}",
             f"{row.weight_bytes:,}",
             "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}",

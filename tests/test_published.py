@@ -1,0 +1,33 @@
+"""What the README says is what was measured, and what it shows runs."""
+
+import json
+import re
+import statistics
+
+import publish
+import pytest
+import torch
+
+
+def test_readme_tables_are_those_of_the_published_json() -> None:
+    document = json.loads(publish.PUBLISHED.read_text())
+    text = publish.README.read_text()
+    assert publish.with_table(text, "accuracy", publish.accuracy_table(document)) == text
+
+
+def test_published_means_and_deviations_follow_from_every_seed() -> None:
+    for row in json.loads(publish.PUBLISHED.read_text())["rows"]:
+        assert len(row["test_accuracy"]) == len(row["seeds"]) >= 3, row["title"]
+        assert row["mean"] == pytest.approx(statistics.mean(row["test_accuracy"]), abs=1e-12)
+        assert row["standard_deviation"] == pytest.approx(statistics.stdev(row["test_accuracy"]), abs=1e-12)
+
+
+def test_the_drop_in_example_of_the_readme_is_ten_lines_and_learns() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", publish.README.read_text(), flags=re.S)
+    assert len(code.strip().splitlines()) <= 10
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(code, names)
+    losses = names["losses"]
+    assert isinstance(losses, list)
+    assert losses[-1] < losses[0] / 2
