@@ -88,13 +88,17 @@ def resume(
     CheckpointError, DataError, TrainingError.
     """
     path = runs.find_checkpoint(run, runs_dir)
+    if path.name != runs.LAST_FILE:
+        raise ConfigError(
+            f"--resume {run}: a run goes on from its {runs.LAST_FILE} only; give the run's name or folder"
+        )
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     for key, value in asked.items():
         recorded: Any = config.model_dump(mode="json")
         for part in key:
             recorded = recorded[part]
-        if value != recorded:
+        if value not in ("auto", recorded):  # auto asks for nothing
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 "leave the option out, or train a new run"

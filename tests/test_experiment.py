@@ -247,3 +247,18 @@ def test_metrics_agree_with_the_checkpoint_and_with_what_was_shown(tiny: Tiny, s
     assert lines == display.records == load_checkpoint(result.run_dir / runs.LAST_FILE).history
     assert [line["epoch"] for line in lines] == [1, 2]
     assert display.steps == 14
+
+
+def test_resume_takes_a_run_and_no_other_file_of_it(tiny: Callable[..., Any], tmp_path: Path) -> None:
+    run_dir = tiny({"data.val_split": 40, "train.epochs": 2}, stop_after=1).run_dir
+    before = (run_dir / "metrics.jsonl").read_bytes(), (run_dir / "last.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"last\.pt only"):
+        experiment.resume(str(run_dir / "best.pt"), tmp_path, tmp_path, Any, {}, None)  # type: ignore[arg-type]
+    assert before == ((run_dir / "metrics.jsonl").read_bytes(), (run_dir / "last.pt").read_bytes())
+
+
+def test_auto_beside_resume_asks_for_nothing(tiny: Callable[..., Any], tmp_path: Path, silent_display: Any) -> None:
+    run_dir = tiny({"train.epochs": 2}, stop_after=1).run_dir
+    asked = {("data", "dataset"): "auto", ("train", "lr"): "auto"}
+    result = experiment.resume(str(run_dir), tmp_path, tmp_path, silent_display(), asked, None)
+    assert result.checkpoint.finished
