@@ -12,7 +12,7 @@ import torch
 import qattrain
 from qattrain.errors import ConfigError
 
-RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "pydantic", "scikit-learn")
+RECORDED_PACKAGES = ("torchvision", "numpy", "pydantic", "scikit-learn")
 
 
 def pick_device(asked: str) -> torch.device:
@@ -54,7 +54,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "qattrain": qattrain.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in RECORDED_PACKAGES},
+        "packages": {"torch": torch.__version__} | {name: _version(name) for name in RECORDED_PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
