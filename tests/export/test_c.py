@@ -18,7 +18,7 @@ from qattrain.config import ModelConfig, QuantConfig
 from qattrain.errors import ExportError
 from qattrain.export import c_compile, c_readme
 from qattrain.export.base import Files, ModelFacts
-from qattrain.export.c_compile import EMBEDDED, Target, measure
+from qattrain.export.c_compile import COMPILERS, EMBEDDED, Target, measure
 from qattrain.export.c_export import C_EXPORTER
 from qattrain.integer import IntegerLayer, IntegerModel, Requantization, unpack_codes
 from qattrain.lowering import lower
@@ -128,10 +128,12 @@ def place(files: Files, folder: Path) -> Path:
     return folder
 
 
-def needs(program: str) -> str:
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not installed")
-    return program
+def needs(*programs: str) -> str:
+    """The first of them that is installed."""
+    for program in programs:
+        if shutil.which(program):
+            return program
+    pytest.skip(f"not installed: {', '.join(programs)}")
 
 
 def compile_main(files: Files, folder: Path, *flags: str, compiler: str = "gcc") -> Path:
@@ -142,6 +144,7 @@ def compile_main(files: Files, folder: Path, *flags: str, compiler: str = "gcc")
 
 
 def assert_equal_logits(model: IntegerModel) -> None:
+    needs(*COMPILERS)
     images = pictures()
     expected = model.run(images)
     for layout in LAYOUTS:
@@ -359,6 +362,7 @@ def test_without_a_compiler_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_compiler_that_fails_and_a_library_that_does_not_load_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(*COMPILERS)
     files = export(random_model(("lsq", 4)))
     with (
         pytest.raises(ExportError, match=r"cannot compile model\.c: .*error"),
