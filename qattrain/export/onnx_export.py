@@ -3,14 +3,18 @@
 Input `image`, uint8 (N, 1, 28, 28), any N; output `logits`, int32 (N, classes). Per hidden layer, as few operators as
 exactness allows:
 
-    ConvInteger (or MatMulInteger)              int32, exact
-    Reshape, ReduceMax                          convolutions: 2x2 pooling, before the int64 work rather than after
-    Cast, Mul m, Add (b m + 2^(k-1)), Div 2^k   int64: (acc + b) m + 2^(k-1), multiplied out, over 2^k
-    Clip 0..qmax, Cast                          uint8 codes
+    ConvInteger (or MatMulInteger)      int32, exact
+    Reshape, ReduceMax                  convolutions: 2x2 pooling, before the int64 work rather than after
+    Max -b                              int32: a sum below -b has code 0, as -b itself has
+    Cast, Mul m, Add (b m + 2^(k-1))    int64: (sum + b) m + 2^(k-1), multiplied out; from 0 up, thanks to Max
+    Cast, BitShift k, Min qmax          uint64, the only wide type that shifts
+    Cast                                uint8 codes
 
-Div truncates toward zero where IntegerModel rounds down: they differ only below zero, which Clip makes 0 either way.
-m, b and k are stored as int32, int32 and uint8, nine bytes a channel; what the graph makes of them, and of the packed
-weights (`onnx_weights.py`), does not depend on the image, and ONNX Runtime computes it once, at load.
+One Clip of int64 would do for Max and Min, but ONNX Runtime's int64 Clip, Min and Max are wrong on x86-64 for values
+from 2^31 to 2^32 - 1 (measured, 1.23 to 1.31; its pull request 32475); those of int32 and uint64 are right.
+
+m, b and k take nine bytes a channel; what the graph makes of them, and of the packed weights (`onnx_weights.py`), does
+not depend on the image, and ONNX Runtime computes it once, at load.
 
 Safe without VNNI: the u8 x s8 kernels of older x86 add pairs of products in 16 bits and may saturate. Here weights are
 uint8 with a zero point, and both operands unsigned: their kernel widens to 16 bits first and adds in 32, exact on every
@@ -73,7 +77,7 @@ def _build(model: IntegerModel, facts: ModelFacts, weights: list[StoredWeight], 
 
 
 def _metadata(model: IntegerModel, facts: ModelFacts) -> dict[str, str]:
-    hidden = [layer for layer in model.layers if layer.requantization is not None]
+    hidden = {layer.name: layer.requantization.bits for layer in model.layers if layer.requantization is not None}
     return {
         "format": "qattrain-onnx",
         "format_version": str(FORMAT_VERSION),
@@ -85,7 +89,7 @@ def _metadata(model: IntegerModel, facts: ModelFacts) -> dict[str, str]:
         "test_accuracy": "unknown" if facts.test_accuracy is None else repr(float(facts.test_accuracy)),
         "logit_scale": repr(float(model.logit_scale)),
         "weight_bits": json.dumps({layer.name: layer.bits for layer in model.layers}),
-        "activation_bits": json.dumps({layer.name: layer.requantization.bits for layer in hidden}),
+        "activation_bits": json.dumps(hidden),
     }
 
 
@@ -103,23 +107,24 @@ def _pool(graph: Graph, acc: str, channels: int, side: int) -> str:
     return graph.node("ReduceMax", [graph.node("Reshape", [acc, windows]), axes], keepdims=0)
 
 
-def _requantize(graph: Graph, layer: IntegerLayer, how: Requantization, acc: str, bias: str) -> str:
-    """int32 accumulators, less their bias -> uint8 codes. int64 holds every step (DESIGN section 3)."""
+def _requantize(graph: Graph, layer: IntegerLayer, how: Requantization, sums: str, bias: str) -> str:
+    """int32 sums of products -> uint8 codes. int64 holds every step (DESIGN section 3)."""
     name = layer.name
     assert how.multiplier.min() >= 0, (name, how.multiplier)
     assert 1 <= how.shift.min() <= how.shift.max() <= 62, (name, how.shift)
     multiplier = graph.constant(f"{name}.multiplier", _per_channel(layer, how.multiplier, np.int32))
     shift = graph.constant(f"{name}.shift", _per_channel(layer, how.shift, np.uint8))
-    # Of these nodes no one depends on the image.
-    m, k = graph.cast(multiplier, "INT64"), graph.cast(shift, "UINT64")  # BitShift takes no signed integers
-    power = graph.node("BitShift", [graph.scalar(1, np.uint64), k], direction="LEFT")
-    divisor = graph.cast(power, "INT64")
-    half = graph.node("Div", [divisor, graph.scalar(2, np.int64)])
+    # No image changes what these compute.
+    m, k = graph.cast(multiplier, "INT64"), graph.cast(shift, "UINT64")
+    power = graph.cast(graph.node("BitShift", [graph.scalar(1, np.uint64), k], direction="LEFT"), "INT64")
+    half = graph.node("Div", [power, graph.scalar(2, np.int64)])
     offset = graph.node("Add", [graph.node("Mul", [graph.cast(bias, "INT64"), m]), half])
-    # Of these all do.
-    product = graph.node("Mul", [graph.cast(acc, "INT64"), m])
-    quotient = graph.node("Div", [graph.node("Add", [product, offset]), divisor])
-    clipped = graph.node("Clip", [quotient, graph.scalar(0, np.int64), graph.scalar(how.qmax, np.int64)])
+    lowest = graph.node("Neg", [bias])
+    # These run for each.
+    wide = graph.cast(graph.node("Max", [sums, lowest]), "INT64")
+    product = graph.cast(graph.node("Add", [graph.node("Mul", [wide, m]), offset]), "UINT64")
+    shifted = graph.node("BitShift", [product, k], direction="RIGHT")
+    clipped = graph.node("Min", [shifted, graph.scalar(how.qmax, np.uint64)])
     return graph.cast(clipped, "UINT8", f"{name}.codes")
 
 

@@ -5,15 +5,12 @@ onnx is imported only by functions that need it: it is an extra (`pip install 'q
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
-
-if TYPE_CHECKING:
-    import onnx
 
 BASE_OPSET = 18  # the first in which every operator used here has the form used here (ReduceMax: axes as an input)
 
