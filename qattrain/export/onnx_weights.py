@@ -1,0 +1,126 @@
+"""Weight codes in an ONNX file: as small as their bits, and uint8 by the time they are multiplied.
+
+Stored is the code minus the smallest of its grid, in the form that makes the smallest file:
+
+    8 bits            a UINT8 initializer
+    4, 2 bits         a UINT4 or UINT2 initializer, and Cast
+    1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packing`) in a UINT8 initializer
+    -1, 0, 1          five base-3 digits a byte, 1.6 bits a weight, where that saves more than its operators cost
+
+The last two are unpacked by one chain of operators for all layers that share a form:
+
+    digits = (byte / [1, base, base^2, ...]) mod base         base 2 or 3
+    code = digits times their place values, so many a code
+
+None of it depends on the image: ONNX Runtime computes it once, when it loads the file.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qattrain.export.onnx_graph import BASE_OPSET, Graph
+from qattrain.integer import IntegerLayer, pack_codes
+
+INITIALIZERS = {2: ("UINT2", 25), 4: ("UINT4", 21), 8: ("UINT8", BASE_OPSET)}  # bits -> type, first opset to have it
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Codes as digits in a stream of bytes. base: 2 or 3. places: the values of a code's digits, lowest first."""
+
+    base: int
+    places: tuple[int, ...]
+
+    @property
+    def per_byte(self) -> int:
+        return {2: 8, 3: 5}[self.base]
+
+    @property
+    def name(self) -> str:
+        return {2: f"{len(self.places)}bit", 3: "ternary"}[self.base]
+
+    def pack(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """codes: (n,), as many as fill whole bytes -> (bytes,)."""
+        if self.base == 2:
+            return pack_codes(codes, len(self.places), 0)
+        packed: NDArray[np.int64] = codes.reshape(-1, self.per_byte) @ self.base ** np.arange(self.per_byte)
+        return packed.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One layer's codes as numbers from 0 up, in the shape its operator multiplies: (D, C, K, J), or (C, D).
+
+    q_w - z_w = step * codes - zero_point
+    """
+
+    name: str
+    codes: NDArray[np.int64]
+    bits: int
+    step: int
+    zero_point: int
+
+    def digits(self, ternary: bool) -> Digits | None:
+        """How they are packed; None where an initializer's own type does it. ternary: in base 3 where that can be."""
+        if ternary and self.bits == 2 and self.codes.max() < 3:
+            return Digits(3, (1,))
+        if self.bits in INITIALIZERS:
+            return None
+        return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
+
+
+def stored_weight(layer: IntegerLayer) -> StoredWeight:
+    codes = layer.codes if layer.kind == "conv" else layer.codes.T
+    if layer.bits == 1:  # -1 and 1 are two apart: bit 0 and 1, times 2, minus 1
+        lowest, step = -1, 2
+        assert set(np.unique(codes)) <= {-1, 1}, (layer.name, np.unique(codes))
+    else:
+        lowest, step = min(int(codes.min()), layer.zero_point), 1
+    stored, zero_point = (codes - lowest) // step, layer.zero_point - lowest
+    assert 0 <= stored.max() < 2**layer.bits, (layer.name, layer.bits, codes.min(), codes.max(), layer.zero_point)
+    assert 0 <= zero_point <= 255, (layer.name, layer.zero_point, lowest)
+    return StoredWeight(layer.name, stored, layer.bits, step, zero_point)
+
+
+def add_weights(graph: Graph, weights: Iterable[StoredWeight], ternary: bool) -> dict[str, str]:
+    """Layer name -> the name of its uint8 value, `step * codes`."""
+    values: dict[str, str] = {}
+    streams: dict[Digits, list[StoredWeight]] = {}
+    for weight in weights:
+        digits = weight.digits(ternary)
+        if digits is not None:
+            streams.setdefault(digits, []).append(weight)
+            continue
+        dtype, opset = INITIALIZERS[weight.bits]
+        content = pack_codes(weight.codes, weight.bits, 0).tobytes()
+        value = graph.packed(f"{weight.name}.weight", dtype, weight.codes.shape, content, opset)
+        values[weight.name] = value if dtype == "UINT8" else graph.cast(value, "UINT8")
+    for digits, sharing in streams.items():
+        values |= _add_stream(graph, digits, sharing)
+    return values
+
+
+def _add_stream(graph: Graph, digits: Digits, weights: list[StoredWeight]) -> dict[str, str]:
+    """The layers' codes one after the other in one initializer, filled up to whole bytes, and their unpacking."""
+    name = f"weights.{digits.name}"
+    flat = [weight.codes.reshape(-1) for weight in weights]
+    # So many codes, of however many digits, end where a byte ends. As a last piece it is split off and left alone.
+    padding = -sum(map(len, flat)) % digits.per_byte
+    flat += [np.zeros(padding, np.int64)] * (padding > 0)
+    divisors = graph.constant(f"{name}.divisors", digits.base ** np.arange(digits.per_byte, dtype=np.int32))
+    per_code = graph.constant(f"{name}.digits", np.array([-1, len(digits.places)], np.int64))
+    places = graph.constant(f"{name}.places", np.array(digits.places, np.int32)[:, None])
+
+    value = graph.cast(graph.constant(name, digits.pack(np.concatenate(flat))[:, None]), "INT32")  # (bytes, 1)
+    value = graph.node("Mod", [graph.node("Div", [value, divisors]), graph.scalar(digits.base, np.int32)])
+    value = graph.node("MatMul", [graph.node("Reshape", [value, per_code]), places])  # (codes, 1)
+    value = graph.cast(value, "UINT8")
+    pieces = graph.split(value, [len(codes) for codes in flat], f"{name}.sizes") if len(flat) > 1 else [value]
+    values = {}
+    for weight, piece in zip(weights, pieces, strict=False):
+        shape = graph.constant(f"{weight.name}.shape", np.array(weight.codes.shape, np.int64))
+        values[weight.name] = graph.node("Reshape", [piece, shape])
+    return values
