@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
+from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
 from qattrain.commands.ptq import ptq
 from qattrain.commands.runs import runs
@@ -19,5 +20,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ptq": ptq,
     "compare": compare,
     "inspect": inspect,
+    "export": export,
     "runs": runs,
 }
