@@ -59,7 +59,7 @@ def evaluate_checkpoint(
 
 
 def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
-    """The dataset that `network`, read from `path`, was trained on. Raises DataError, CheckpointError if classes differ."""
+    """The dataset `network`, read from `path`, was trained on. Raises DataError, CheckpointError for other classes."""
     facts = network.facts
     dataset = load_dataset(facts.dataset, data_dir)
     if dataset.classes != len(facts.class_names):

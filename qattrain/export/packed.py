@@ -5,7 +5,7 @@ smallest type that holds it. One metadata key, "qattrain": JSON with the version
 quantizer, `logit_scale`, the facts, and a SHA-256 over all that and over names, types, shapes and bytes of the tensors.
 
 A weight's code is `lowest + step * stored`: step 2 at one bit, where codes are -1 and 1, else 1; the order of the bits
-is that of `integer.packing`. Any safetensors reader can read it. Left out: real weights and scales; none can be trained.
+is that of `integer.packing`. Any safetensors reader can read it. Left out: real weights, scales, training.
 """
 
 import hashlib

@@ -81,7 +81,7 @@ def verify(exporter: Exporter, files: Files, model: IntegerModel, images: NDArra
         image, label = (int(index) for index in np.argwhere(different)[0])
         raise ExportError(
             f"{names}: {different.any(1).sum()} of {len(images)} images have another logit, {different.sum()} logits "
-            f"in all; the first: image {image}, class {label}: {found[image, label]} instead of {expected[image, label]}; "
+            f"in all; the first: image {image}, class {label}: {found[image, label]}, not {expected[image, label]}; "
             "nothing was written; this is a bug: please report it"
         )
     return len(images)
