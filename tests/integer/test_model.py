@@ -14,7 +14,7 @@ from qattrain.integer.model import BATCH, EXACT_FLOAT32
 
 MIXED: list[dict[str, Any]] = [
     {},
-    {"quantizers": ("affine",) * 4, "bits": (8, 2, 5, 3), "act_bits": (8, 1, 3)},
+    {"quantizers": ("affine",) * 4, "bits": (8, 2, 5, 3), "act_bits": (8, 2, 3), "widths": (3, 4, 12)},
     {"quantizers": ("binary", "ternary", "lsq", "affine"), "bits": (1, 2, 8, 4), "act_bits": (1, 1, 1)},
     {"bits": (8,) * 4, "act_bits": (8,) * 3, "widths": (3, 2, 4)},
     {"classes": 2},
