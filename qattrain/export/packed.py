@@ -158,7 +158,7 @@ def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
         tensors = safetensors.numpy.load(data)
         text = json.loads(data[8 : 8 + length])["__metadata__"][KEY]
         content = json.loads(text)
-        digest, version = content.pop("digest"), content["format_version"]
+        version, _ = content["format_version"], content.pop("digest")
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
@@ -176,9 +176,7 @@ def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{name}: its metadata are not qattrain's: {where}: {first['msg']}") from None
     if text != _metadata(header, tensors):
-        raise CheckpointError(
-            f"{name} was altered: its SHA-256 ({digest!r:.20}) does not match; use a copy that is intact"
-        )
+        raise CheckpointError(f"{name} was altered: its SHA-256 does not match; use a copy that is intact")
     return header, tensors
 
 
