@@ -1,9 +1,11 @@
-"""A network on its dataset's test images, through any engine."""
+"""A network on its dataset's test images, through any engine, or on images of one's own."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qattrain.data import Dataset, load_dataset
@@ -56,6 +58,21 @@ def evaluate_checkpoint(
             shown = network.model if isinstance(network, Trained) and name == "torch" else None
             mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
     return Outcome(network, name, result, test.labels.cpu(), mismatches)
+
+
+def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:
+    """For each of `images` (N, 1, 28, 28) its `top` classes and their probabilities, the likeliest first.
+
+    A class that is a digit is a number, any other its name. Computed by the integers where there are any.
+    """
+    with ENGINES["integer" if network.quantized else "torch"](network) as predict:
+        probabilities = predict(torch.from_numpy(images)).double().softmax(1)
+    names = [int(name) if name.isdecimal() else name for name in network.facts.class_names]
+    values, labels = probabilities.sort(dim=1, descending=True, stable=True)
+    return [
+        [(names[label], p) for label, p in zip(row_labels[:top], row[:top], strict=True)]
+        for row_labels, row in zip(labels.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:

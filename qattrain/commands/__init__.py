@@ -10,6 +10,7 @@ from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
 from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
+from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
 from qattrain.commands.runs import runs
 from qattrain.commands.train import train
@@ -21,5 +22,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "inspect": inspect,
     "export": export,
+    "predict": predict,
     "runs": runs,
 }
