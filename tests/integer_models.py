@@ -10,6 +10,18 @@ from qattrain.integer import IntegerLayer, IntegerModel, Requantization
 MAX_BIAS = 2**22 - 1
 LOGIT_SCALE = 1 / 3000  # not a number of few digits
 
+# Arguments of `random_model` that together cover what exporters must get right.
+KINDS: list[dict[str, Any]] = [
+    *({"bits": (b,) * 4, "act_bits": (b,) * 3} for b in (2, 3, 4, 5, 8)),
+    {"quantizers": ("affine",) * 4, "bits": (8, 2, 5, 3), "act_bits": (8, 1, 3)},
+    {"quantizers": ("affine",) * 4, "bits": (8,) * 4, "act_bits": (8,) * 3, "widths": (3, 4, 6)},
+    {"quantizers": ("ternary",) * 4, "bits": (2,) * 4, "act_bits": (8, 2, 1)},
+    {"quantizers": ("binary",) * 4, "bits": (1,) * 4, "act_bits": (1, 1, 1)},
+    {"quantizers": ("lsq", "binary", "ternary", "affine"), "bits": (8, 1, 2, 3), "act_bits": (8, 1, 5)},
+    {"classes": 47, "widths": (4, 3, 7)},
+    {"classes": 2, "extreme": True},
+]
+
 
 def grid(quantizer: str, bits: int) -> NDArray[np.int64]:
     """All codes of that grid, as in section 3 of the design."""

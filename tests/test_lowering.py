@@ -1,14 +1,10 @@
-"""Lowering: multipliers are as near as 31 bits allow, and torch's evaluation is the integers', but for counted ulps."""
+"""Lowering: what torch evaluates is what the integers compute, but for counted ulps; what cannot be is refused."""
 
-import math
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from integer_models import random_images
 from torch import Tensor, nn
 
@@ -17,7 +13,7 @@ from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, Quant
 from qattrain.engines import torch_predictor
 from qattrain.errors import ExportError
 from qattrain.integer import INT32_MAX
-from qattrain.lowering import FOLLOWING, lower, multiplier_and_shift
+from qattrain.lowering import FOLLOWING, lower
 from qattrain.model import PRESETS, LeNet, build_model
 from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.grid import MIN_SCALE
@@ -26,43 +22,6 @@ from qattrain.verification import compare_with_integers
 FREE_WIDTHS = range(1, 9)
 ALLOWED = [(q, b) for q in ("lsq", "affine", "pow2") for b in FREE_WIDTHS] + [("ternary", 2), ("binary", 1)]
 IMAGES = torch.from_numpy(random_images(24, 5))
-
-
-@given(mantissa=st.floats(0.5, 1, exclude_max=True), exponent=st.integers(-61, 30))
-def test_a_multiplier_is_the_nearest_one_with_the_largest_shift(mantissa: float, exponent: int) -> None:
-    factor = math.ldexp(mantissa, exponent)
-    m, k = multiplier_and_shift(factor)
-    assert 0 < m < 2**31
-    assert 1 <= k <= 62
-    assert abs(Fraction(m, 2**k) - Fraction(factor)) <= Fraction(1, 2 ** (k + 1))
-    if not (mantissa == 0.5 and factor >= 1):
-        assert k == 62 or math.floor(Fraction(factor) * 2 ** (k + 1) + Fraction(1, 2)) >= 2**31
-
-
-@pytest.mark.parametrize("exponent", range(-62, 30))
-def test_a_power_of_two_is_exact(exponent: int) -> None:
-    m, k = multiplier_and_shift(2.0**exponent)
-    assert Fraction(m, 2**k) == Fraction(2) ** exponent
-    if exponent >= 0:
-        assert (m, k) == (2 ** (exponent + 1), 1)
-
-
-@pytest.mark.parametrize("factor", [2.0**-62 * (1 - 2**-53), 1e-30, 5e-324])
-def test_below_two_to_the_minus_62_everything_becomes_0(factor: float) -> None:
-    assert multiplier_and_shift(factor)[0] == 0
-
-
-@pytest.mark.parametrize("factor", [math.nextafter(2.0, 1), math.nextafter(1.0, 0), math.nextafter(2.0**30, 0)])
-def test_a_factor_that_rounds_up_to_a_power_of_two_keeps_31_bits(factor: float) -> None:
-    m, k = multiplier_and_shift(factor)
-    assert m < 2**31
-    assert Fraction(m, 2**k) == round(factor)
-
-
-@pytest.mark.parametrize("factor", [2.0**30, 1e20, math.inf])
-def test_a_factor_of_two_to_the_30_is_refused(factor: float) -> None:
-    with pytest.raises(ExportError, match="below 2\\^30"):
-        multiplier_and_shift(factor)
 
 
 def build(name: str = "lenet-nano", classes: int = 10, widths: Any = None, **quant: Any) -> LeNet:

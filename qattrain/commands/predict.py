@@ -1,5 +1,6 @@
 """`qattrain predict`: which digit is in the picture."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -64,8 +65,6 @@ def _shown(name: str) -> str:
 
 
 def _read(name: str) -> bytes:
-    import sys
-
     from qattrain.errors import DataError
 
     try:

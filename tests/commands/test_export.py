@@ -174,3 +174,8 @@ def test_a_differing_logit_exits_1_and_leaves_nothing(
     assert result.rc == 1
     assert f"of {TEST_IMAGES + NOISE_IMAGES} images have another logit" in result.error
     assert not out.exists()
+
+
+def test_help_names_every_exporter(main: Callable[..., Any]) -> None:
+    text = main("export", "--help").stdout
+    assert [name for name in EXPORTERS if name not in text] == []

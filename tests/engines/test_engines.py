@@ -104,3 +104,8 @@ def test_an_unknown_engine_is_refused(tiny: Callable[..., Any], main: Callable[.
     refused = main("eval", tiny({"train.epochs": 1}).run_dir, "--engine", "tpu")
     assert refused.rc == 1
     assert [name for name in ("tpu", *ENGINES) if name not in refused.error] == []
+
+
+def test_help_names_every_engine(main: Callable[..., Any]) -> None:
+    text = main("eval", "--help").stdout
+    assert [name for name in ENGINES if name not in text] == []

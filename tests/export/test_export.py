@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integer_models import random_images, random_model
+from integer_models import KINDS, random_images, random_model
 
 from qattrain.errors import ConfigError, ExportError
 from qattrain.export import EXPORTERS, NOISE_IMAGES, Exporter, Files, ModelFacts, Runner, export_model
@@ -39,15 +39,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
-def test_every_exporters_files_equal_the_integers_and_carry_the_mark(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+def test_every_exporters_files_equal_the_integers_and_carry_the_mark(
+    tmp_path: Path, name: str, arguments: dict[str, Any]
+) -> None:
+    model = random_model(5, **arguments)
+    facts = dataclasses.replace(FACTS, class_names=tuple(str(label) for label in range(model.classes)))
     for layout in EXPORTERS[name].layouts or (None,):
         folder = tmp_path / f"{name}-{layout}"
-        exported = export_model(EXPORTERS[name], MODEL, FACTS, layout, IMAGES, folder)
+        exported = export_model(EXPORTERS[name], model, facts, layout, IMAGES, folder)
         assert exported.verified_images == len(IMAGES) + NOISE_IMAGES
         assert exported.sizes == {path.name: path.stat().st_size for path in folder.iterdir()}
         assert all(MARK in content[:MARKED_BYTES] for content in contents(folder).values())
         before = contents(folder)
-        export_model(EXPORTERS[name], MODEL, FACTS, layout, IMAGES, folder)
+        export_model(EXPORTERS[name], model, facts, layout, None, folder)
         assert contents(folder) == before  # the same network gives the same bytes, over what it wrote before
 
 
