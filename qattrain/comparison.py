@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qattrain import runs
-from qattrain.checkpoint import load_checkpoint, restore_model
+from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.evaluation import mcnemar_p
@@ -79,8 +79,10 @@ class Comparer:
                 f"compare {' '.join(methods)!r}: give at least two of {', '.join(METHODS)}, checkpoints or runs, "
                 "for example: qattrain compare fp32 vs qat"
             )
-        # Names first: a typing mistake must not show after ten minutes of training.
+        # Names and files first: a typing mistake must not show after ten minutes of training.
         named = {entry: runs.find_checkpoint(entry, self.runs_dir) for entry in entries if entry not in METHODS}
+        for path in named.values():
+            load_checkpoint(path)
         if "qat" in entries and set(plan_layers(self.config.quant).layer_bits.values()) == {FLOAT_BITS}:
             raise ConfigError("--bits 32: 'qat' would be the float network; allowed: 1 to 8")
         paths = {}
@@ -131,24 +133,25 @@ class Comparer:
 
     def _compare(self, entries: list[str], paths: list[Path]) -> Comparison:
         limit = self.config.data.limit_test
+        checkpoints = [load_checkpoint(path) for path in paths]
         outcomes = [evaluate_checkpoint(path, self.data_dir, limit_test=limit) for path in paths]
         first = outcomes[0]
         for outcome, entry in zip(outcomes, entries, strict=True):
-            mine, theirs = first.checkpoint.config.data.dataset, outcome.checkpoint.config.data.dataset
+            mine, theirs = first.network.facts.dataset, outcome.network.facts.dataset
             if (mine, first.evaluation.total) != (theirs, outcome.evaluation.total):
                 raise ConfigError(
                     f"'{entry}' was tested on {outcome.evaluation.total} images of {theirs}, '{entries[0]}' on "
                     f"{first.evaluation.total} of {mine}; compare checkpoints with the same test images"
                 )
-        rows = [self._row(*item, first) for item in zip(entries, paths, outcomes, strict=True)]
-        configs = [outcome.checkpoint.config.model_dump_json() for outcome in outcomes]
+        rows = [self._row(*item, first) for item in zip(entries, paths, checkpoints, outcomes, strict=True)]
+        configs = [checkpoint.config.model_dump_json() for checkpoint in checkpoints]
         key = hashlib.sha256(json.dumps([entries, configs]).encode()).hexdigest()[:10]
-        histories = [outcome.checkpoint.history for outcome in outcomes]
-        config = first.checkpoint.config
-        return Comparison(config.data.dataset, first.checkpoint.notice, first.evaluation.total, rows, histories, key)
+        histories = [checkpoint.history for checkpoint in checkpoints]
+        dataset, notice = first.network.facts.dataset, first.network.notice
+        return Comparison(dataset, notice, first.evaluation.total, rows, histories, key)
 
-    def _row(self, entry: str, path: Path, outcome: Outcome, first: Outcome) -> Row:
-        checkpoint, result = outcome.checkpoint, outcome.evaluation
+    def _row(self, entry: str, path: Path, checkpoint: Checkpoint, outcome: Outcome, first: Outcome) -> Row:
+        result = outcome.evaluation
         summary = RunResult(path.parent, checkpoint).summary()
         hits = [o.evaluation.predictions == o.labels for o in (first, outcome)]
         return Row(

@@ -2,7 +2,7 @@
 
 QattrainError
   +-- ConfigError       a value, flag, key or file of the configuration
-  +-- DataError         a dataset: missing, truncated, corrupt, unreachable
+  +-- DataError         a dataset, an image: missing, truncated, corrupt, unreachable
   +-- CheckpointError   a checkpoint: missing, truncated, altered, foreign, of another version
   +-- TrainingError     a run that cannot go on: not-a-number loss, unwritable run folder
   +-- ExportError       a model that cannot become integers, or a file that does not equal it
@@ -21,7 +21,7 @@ class ConfigError(QattrainError):
 
 
 class DataError(QattrainError):
-    """A dataset cannot be read as what it claims to be."""
+    """A dataset or an image cannot be read as what it claims to be."""
 
 
 class CheckpointError(QattrainError):

@@ -13,20 +13,31 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises TrainingError with the system's reason (read-only folder, full disk); nothing is left behind then.
     """
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 mkstemp makes it private; a result is for its readers
-        os.replace(temporary, path)  # noqa: PTH105
+        replace_files(path.parent, {path.name: data})
     except OSError as error:
         reason = error.strerror or str(error)
         raise TrainingError(f"cannot write {path}: {reason}; free space there, or choose another --runs-dir") from None
+
+
+def replace_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write `files` (name -> content) into `folder`; none gets its name before all of them are on the disk.
+
+    Raises OSError; nothing is left behind then.
+    """
+    staged: dict[str, str] = {}
+    try:
+        for name, data in files.items():
+            handle, staged[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(staged[name], 0o666 & ~_umask())  # noqa: PTH101 mkstemp makes it private; a result is for its readers
+        for name, temporary in staged.items():
+            os.replace(temporary, folder / name)  # noqa: PTH105
     finally:
-        if temporary is not None:
+        for temporary in staged.values():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # noqa: PTH108 gone already if the rename went through
 

@@ -1,12 +1,15 @@
 """What a network's grids look like from inside: a report per layer of weights and of activations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, WEIGHT_LAYERS
+from qattrain.integer import IntegerModel
 from qattrain.model import LeNet
+from qattrain.networks import Network, Packed
 from qattrain.quant import QTensor, Quantizer
 
 INSPECTED_IMAGES = 1000
@@ -17,7 +20,8 @@ class LayerReport:
     """One layer.
 
     levels: codes there are; codes_used: different ones that occur. clipped_share: of the values, those outside the
-    grid. All None where the layer is float, and for activations where no images were at hand.
+    grid. accumulator_bound: no integer sum of the layer is larger in magnitude. All None where the layer is float, and
+    for activations where no images were at hand; scales and clipped shares also where only integers are known.
     """
 
     layer: str
@@ -30,6 +34,41 @@ class LayerReport:
     levels: int | None = None
     codes_used: int | None = None
     clipped_share: float | None = None
+    accumulator_bound: int | None = None
+
+
+def inspect_network(network: Network, images: Tensor | None) -> list[LayerReport]:
+    """Reports in the order of the network. images: uint8 (N, 1, 28, 28), for the activations; None: weights only."""
+    if isinstance(network, Packed):
+        return inspect_integers(network.model, images)
+    bounds = {layer.name: layer.accumulator_bound for layer in network.integers().layers} if network.quantized else {}
+    reports = inspect_model(network.model, images)
+    return [replace(report, accumulator_bound=bounds.get(report.layer)) for report in reports]
+
+
+def inspect_integers(model: IntegerModel, images: Tensor | None) -> list[LayerReport]:
+    """The same from the integers alone. images: as in `inspect_network`."""
+    traced = [None] * len(model.layers) if images is None else model.trace(images[:INSPECTED_IMAGES].cpu().numpy())
+    reports = []
+    for number, (layer, codes) in enumerate(zip(model.layers, traced, strict=True), start=1):
+        reports.append(
+            LayerReport(
+                layer.name,
+                "weight",
+                layer.codes.shape,
+                layer.bits,
+                layer.quantizer,
+                levels=2**layer.bits,
+                codes_used=len(np.unique(layer.codes)),
+                accumulator_bound=layer.accumulator_bound,
+            )
+        )
+        if layer.requantization is not None:
+            bits, shape = layer.requantization.bits, () if codes is None else codes.shape[1:]
+            used = None if codes is None else len(np.unique(codes))
+            report = LayerReport(f"act{number}", "activation", shape, bits, "integer", levels=2**bits, codes_used=used)
+            reports.append(report)
+    return reports
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from qattrain.calibration import CALIBRATIONS, calibrate
 from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig
 from qattrain.data import load_dataset
-from qattrain.engines import ENGINES
+from qattrain.engines import torch_predictor
 from qattrain.errors import ConfigError
 from qattrain.evaluation import evaluate
 from qattrain.experiment import copy_weights, new_run, prepare_torch
@@ -52,8 +52,8 @@ def quantize_after_training(
     images = dataset.train.head(config.data.limit_train).head(ptq.images).images
     calibrate(model, float_model, images, CALIBRATIONS[ptq.calibration])
     test = dataset.test.head(config.data.limit_test)
-    float_accuracy = evaluate(ENGINES["torch"](float_model), test).accuracy
-    result = evaluate(ENGINES["torch"](model), test)
+    float_accuracy = evaluate(torch_predictor(float_model), test).accuracy
+    result = evaluate(torch_predictor(model), test)
     history = [{"epoch": 0, "train_loss": None, "test_loss": result.loss, "test_accuracy": result.accuracy}]
     checkpoint = Checkpoint(config, source.class_names, dict(model.state_dict()), history, source.notice, None)
     with new_run(config, runs_dir, source.notice) as run_dir:

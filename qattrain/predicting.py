@@ -1,58 +1,87 @@
-"""A checkpoint on its dataset's test images, through any engine."""
+"""A network on its dataset's test images, through any engine, or on images of one's own."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
-from qattrain.config import FLOAT_BITS
-from qattrain.data import load_dataset
+from qattrain.data import Dataset, load_dataset
 from qattrain.engines import ENGINES
 from qattrain.environment import pick_device
-from qattrain.errors import CheckpointError
+from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation import Evaluation, evaluate
-from qattrain.lowering import lower
-from qattrain.model import plan_layers
+from qattrain.networks import Network, Packed, Trained, load_network
 from qattrain.verification import Mismatches, compare_with_integers
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was evaluated, how it did, and the true labels (int64, on the CPU) it was held against.
+    """What was evaluated, how, how it did, and the true labels (int64, on the CPU) it was held against.
 
     mismatches: against the integers, if asked for and if every layer has them.
     """
 
-    checkpoint: Checkpoint
+    network: Network
+    engine: str
     evaluation: Evaluation
     labels: Tensor
     mismatches: Mismatches | None
 
 
 def evaluate_checkpoint(
-    path: Path, data_dir: Path, engine: str = "torch", limit_test: int | None = None, verify: bool = False
+    path: Path, data_dir: Path, engine: str | None = None, limit_test: int | None = None, verify: bool = False
 ) -> Outcome:
-    """Evaluate the checkpoint in `path` on its dataset's test images, as many as its run used if no limit is given.
+    """Evaluate what is in `path` on its dataset's test images, as many as its run used if no limit is given.
 
-    verify: also count what differs from the integers. Raises CheckpointError, DataError, ExportError.
+    engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. verify: also count what differs
+    from the integers. Raises ConfigError, CheckpointError, DataError, ExportError.
     """
-    checkpoint = load_checkpoint(path)
-    config = checkpoint.config
-    model = restore_model(checkpoint, str(path))
-    dataset = load_dataset(config.data.dataset, data_dir)
-    if dataset.classes != len(checkpoint.class_names):
+    if engine is not None and engine not in ENGINES:
+        raise ConfigError(f"--engine {engine!r}: allowed: {', '.join(ENGINES)}")
+    network = load_network(path)
+    name = engine or ("integer" if isinstance(network, Packed) else "torch")
+    dataset = load_test_data(network, path, data_dir)
+    device = pick_device("auto")  # wherever it was trained: a GPU's result does not need that GPU
+    if isinstance(network, Trained):
+        network.model.to(device)
+        threads = network.checkpoint.config.train.threads
+        if threads is not None:
+            torch.set_num_threads(threads)  # float sums are equal for equal numbers of threads
+    test = dataset.test.head(limit_test or network.limit_test).to(device)
+    mismatches = None
+    with ENGINES[name](network) as predict:
+        result = evaluate(predict, test)
+        if verify and network.quantized:
+            shown = network.model if isinstance(network, Trained) and name == "torch" else None
+            mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
+    return Outcome(network, name, result, test.labels.cpu(), mismatches)
+
+
+def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:
+    """For each of `images` (N, 1, 28, 28) its `top` classes and their probabilities, the likeliest first.
+
+    A class that is a digit is a number, any other its name. Computed by the integers where there are any.
+    """
+    with ENGINES["integer" if network.quantized else "torch"](network) as predict:
+        probabilities = predict(torch.from_numpy(images)).double().softmax(1)
+    names = [int(name) if name.isdecimal() else name for name in network.facts.class_names]
+    values, labels = probabilities.sort(dim=1, descending=True, stable=True)
+    return [
+        [(names[label], p) for label, p in zip(row_labels[:top], row[:top], strict=True)]
+        for row_labels, row in zip(labels.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
+    """The dataset `network`, read from `path`, was trained on. Raises DataError, CheckpointError for other classes."""
+    facts = network.facts
+    dataset = load_dataset(facts.dataset, data_dir)
+    if dataset.classes != len(facts.class_names):
         raise CheckpointError(
-            f"{path} tells {len(checkpoint.class_names)} classes apart, "
+            f"{path} tells {len(facts.class_names)} classes apart, "
             f"{dataset.name} in {data_dir} has {dataset.classes}; use the data it was trained on"
         )
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)  # float sums are equal for equal numbers of threads
-    device = pick_device("auto")  # wherever it was trained: a GPU's result does not need that GPU
-    test = dataset.test.head(limit_test or config.data.limit_test).to(device)
-    result = evaluate(ENGINES[engine](model.to(device)), test)
-    mismatches = None
-    if verify and FLOAT_BITS not in plan_layers(config.quant).layer_bits.values():
-        mismatches = compare_with_integers(engine, model, lower(model), test.images)
-    return Outcome(checkpoint, result, test.labels.cpu(), mismatches)
+    return dataset

@@ -17,7 +17,7 @@ from qattrain import runs
 from qattrain.checkpoint import Checkpoint, save_checkpoint
 from qattrain.config import ExperimentConfig
 from qattrain.data import Dataset, ImageSet, split_validation
-from qattrain.engines import ENGINES
+from qattrain.engines import torch_predictor
 from qattrain.evaluation import evaluate
 from qattrain.model import LayerPlan, LeNet, plan_layers
 from qattrain.training import EpochResult, Observer, Trainer
@@ -80,7 +80,7 @@ class Session:
             self.validation = held_out.to(device)
         self.test = dataset.test.head(config.data.limit_test).to(device)
         self.model = model.to(device)
-        self.predict = ENGINES["torch"](self.model)
+        self.predict = torch_predictor(self.model)
         self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed)
         self.config, self.notice, self.class_names = config, notice, dataset.class_names
         self.history: list[dict[str, Any]] = []

@@ -60,7 +60,7 @@ class SilentDisplay:
         self.records.append(record)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def silent_display() -> type[SilentDisplay]:
     return SilentDisplay
 

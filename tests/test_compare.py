@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qattrain.checkpoint import load_checkpoint
 from qattrain.comparison import Comparison, Row
 from qattrain.config import PtqConfig, QuantConfig
 from qattrain.data import DATASETS, load_dataset
@@ -66,7 +67,7 @@ def test_missing_runs_are_trained_and_found_again(compare: Callable[..., Any], t
     assert [row["weight_bytes"] for row in first["rows"]] == [4 * WEIGHTS, 3 * sum(layer_bytes), 3 * sum(layer_bytes)]
     assert first["rows"][1]["images_per_second"] is None
     # Each method has its own default quantizer; one that is asked for goes for both.
-    configs = [outcome.checkpoint.config.quant.quantizer for outcome in outcomes[1:]]
+    configs = [load_checkpoint(Path(row["run_dir"]) / "last.pt").config.quant.quantizer for row in first["rows"][1:]]
     assert configs == ["affine", "lsq"]
 
     (folder,) = (tmp_path / "runs").glob("compare-*")

@@ -20,18 +20,19 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "config"),
     ("settings",),
-    ("quant", "data", "integer"),
+    ("quant", "data", "integer", "images"),
     ("layers",),
     ("model",),
     ("checkpoint", "calibration", "training", "evaluation"),
     ("lowering",),
     ("export",),
+    ("networks",),
     ("engines",),
     ("environment", "runs", "inspection"),
     ("session",),
     ("experiment", "verification"),
     ("predicting", "posttraining"),
-    ("comparison",),
+    ("comparison", "exporting"),
     ("report",),
     ("commands",),
     ("cli",),
@@ -106,7 +107,7 @@ def test_no_file_is_long_and_no_library_prints_or_exits(path: Path) -> None:
 
 def test_every_import_of_the_tool_is_a_declared_dependency() -> None:
     declared = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
-    distribution = {"sklearn": "scikit-learn"}
+    distribution = {"sklearn": "scikit-learn", "PIL": "pillow"}
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

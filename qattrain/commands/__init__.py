@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
+from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
+from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
 from qattrain.commands.runs import runs
 from qattrain.commands.train import train
@@ -19,5 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ptq": ptq,
     "compare": compare,
     "inspect": inspect,
+    "export": export,
+    "predict": predict,
     "runs": runs,
 }

@@ -6,13 +6,13 @@ from qattrain.commands import options as opt
 
 
 def inspect(
-    checkpoint: opt.CheckpointName,
+    checkpoint: opt.NetworkName,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Show shape, bits, scales, codes used and clipped share of every layer.
+    """Show shape, bits, scales, codes used and clipped share of every layer; of a packed file its integers.
 
     Activations are those of 1,000 test images, if the dataset is on disk.
 
@@ -23,18 +23,18 @@ def inspect(
     from qattrain.report.console import Console, percent
 
     console = Console(json)
-    from qattrain.checkpoint import load_checkpoint, restore_model
     from qattrain.data import is_on_disk, load_dataset
-    from qattrain.inspection import LayerReport, inspect_model
+    from qattrain.inspection import LayerReport, inspect_network
+    from qattrain.networks import load_network
     from qattrain.runs import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
-    loaded = load_checkpoint(path)
-    model, name, folder = restore_model(loaded, str(path)), loaded.config.data.dataset, opt.data_folder(data_dir)
+    network, folder = load_network(path), opt.data_folder(data_dir)
+    name = network.facts.dataset
     images = load_dataset(name, folder).test.images if is_on_disk(name, folder) else None
-    reports = inspect_model(model, images)
-    if loaded.notice:
-        console.notice(loaded.notice)
+    reports = inspect_network(network, images)
+    if network.notice:
+        console.notice(network.notice)
     console.result({"checkpoint": str(path), "dataset": name, "layers": [asdict(report) for report in reports]})
 
     def row(report: LayerReport) -> list[str]:
@@ -51,10 +51,11 @@ def inspect(
             scales,
             "-" if report.codes_used is None else f"{report.codes_used} of {report.levels}",
             "-" if report.clipped_share is None else percent(report.clipped_share),
+            "-" if report.accumulator_bound is None else f"{report.accumulator_bound:,}",
         ]
 
-    console.text(f"{path}: {loaded.config.model.name} on {name}")
-    columns = ["layer", "of", "shape", "bits", "quantizer", "scale", "codes used", "clipped"]
+    console.text(f"{path}: {network.facts.name} on {name}")
+    columns = ["layer", "of", "shape", "bits", "quantizer", "scale", "codes used", "clipped", "largest sum"]
     console.table(columns, [row(report) for report in reports], left=("of", "shape", "quantizer", "scale"))
     if images is None:
         console.text(f"activations were not observed: {name} is not in {folder}; name its folder with --data-dir")

@@ -145,6 +145,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.
 CheckpointName = Annotated[
     str, typer.Argument(metavar="CKPT", help="A checkpoint file, a run folder, or a run's name.", show_default=False)
 ]
+NetworkName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CKPT", help="A checkpoint or a packed file, a run folder, or a run's name.", show_default=False
+    ),
+]
 
 
 def data_folder(given: Path | None) -> Path:

@@ -1,17 +1,22 @@
 """Engines: what turns images into logits. All are measured by the same `evaluation.evaluate`.
 
-To add one: write `qattrain/engines/<name>_engine.py` with a function from a model to a predictor, and one line in
-ENGINES.
+To add one: write `qattrain/engines/<name>_engine.py` with a function from a network to a context that gives a predictor
+(what it compiles or opens is gone behind the context), and one line in ENGINES.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from qattrain.engines.integer_engine import integer_engine
-from qattrain.engines.torch_engine import torch_engine
+from qattrain.engines.torch_engine import torch_engine, torch_predictor
 from qattrain.evaluation import Predictor
-from qattrain.model import LeNet
+from qattrain.networks import Network
 
-ENGINES: dict[str, Callable[[LeNet], Predictor]] = {
+Engine = Callable[[Network], AbstractContextManager[Predictor]]
+
+ENGINES: dict[str, Engine] = {
     "torch": torch_engine,
     "integer": integer_engine,
 }
+
+__all__ = ["ENGINES", "Engine", "torch_predictor"]

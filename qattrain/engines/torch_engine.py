@@ -1,13 +1,18 @@
 """The torch engine: the model itself, eager, with exact integer sums."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
+from qattrain.errors import ConfigError
 from qattrain.evaluation import Predictor
 from qattrain.model import LeNet
+from qattrain.networks import Network, Packed
 
 
-def torch_engine(model: LeNet) -> Predictor:
+def torch_predictor(model: LeNet) -> Predictor:
     """Predict with `model` on its own device: uint8 images (N, 1, 28, 28) -> logits (N, classes).
 
     Puts the model into evaluation mode at every call. TF32 is off: its ten bits of mantissa cannot hold sums of codes.
@@ -22,3 +27,11 @@ def torch_engine(model: LeNet) -> Predictor:
         return logits
 
     return predict
+
+
+@contextmanager
+def torch_engine(network: Network) -> Iterator[Predictor]:
+    """Predict with what was trained. Raises ConfigError for a packed file, which has no real weights."""
+    if isinstance(network, Packed):
+        raise ConfigError("--engine torch: a packed file holds only integers; leave it out, or take --engine integer")
+    yield torch_predictor(network.model)

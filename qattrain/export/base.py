@@ -15,7 +15,10 @@ Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, 1, 28, 2
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the integers do not say of themselves, for the files' documentation. test_accuracy: a fraction, or unknown."""
+    """What the integers do not say of themselves, for the files' documentation.
+
+    test_accuracy: a fraction, as its run recorded it, or unknown.
+    """
 
     name: str
     dataset: str

@@ -1,0 +1,67 @@
+"""`qattrain export`: the integers as files, proven equal before they are written."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qattrain.commands import options as opt
+
+
+def export(
+    checkpoint: opt.NetworkName,
+    to: Annotated[str, typer.Option(help="What to write: packed.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to. [default: <run>/export]")] = None,
+    layout: Annotated[str | None, typer.Option(help="Form of the weights, where there are several.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,
+    verify_images: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]"),
+    ] = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without verifying anything.")] = False,
+    data_dir: opt.DataDir = None,
+    runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
+    json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
+) -> None:
+    """Export the integers of a network: packed (model.safetensors).
+
+    The files are run on all test images and on 256 noise images before they are written; if a single logit differs
+    from the integer network's, nothing is written.
+
+    \b
+    Examples:
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to packed
+      qattrain export runs/lenet-w4a4-lsq-mnist-s0/last.pt --to packed --out shipped
+    """
+    from qattrain.report.console import Console
+
+    console = Console(json)
+    from qattrain.errors import ConfigError
+    from qattrain.export import NOISE_IMAGES
+    from qattrain.exporting import ExportRequest, export_network
+    from qattrain.runs import find_checkpoint
+
+    if no_verify and verify_images is not None:
+        raise ConfigError(f"--verify-images {verify_images} with --no-verify: give one of them")
+    request = ExportRequest(to, layout, out, force, verify_images, verify=not no_verify)
+    network, exported = export_network(find_checkpoint(checkpoint, runs_dir), request, opt.data_folder(data_dir))
+    if network.notice:
+        console.notice(network.notice)
+    console.result(
+        {
+            "files": [str(exported.folder / name) for name in exported.sizes],
+            "bytes": exported.sizes,
+            "verified_images": exported.verified_images,
+            "logit_mismatches": 0 if exported.verified_images else None,
+        }
+    )
+    for name, size in exported.sizes.items():
+        console.text(f"{exported.folder / name}: {size:,} bytes")
+    if exported.verified_images:
+        console.text(
+            f"verified against the integer network: {exported.verified_images:,} images, "
+            f"{NOISE_IMAGES} of them noise: 0 logits differ"
+        )
+    else:
+        console.text("NOT VERIFIED (--no-verify): nothing was compared with the integer network")

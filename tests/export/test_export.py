@@ -1,0 +1,194 @@
+"""What is exported equals the integers on every image, or it is not written; and it is written whole or not at all."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from integer_models import KINDS, random_images, random_model
+
+from qattrain.errors import ConfigError, ExportError
+from qattrain.export import EXPORTERS, NOISE_IMAGES, Exporter, Files, ModelFacts, Runner, export_model
+from qattrain.export.verified import MARK, MARKED_BYTES, noise_images
+
+MODEL, IMAGES = random_model(), random_images(10)
+FACTS = ModelFacts("lenet-nano", "digits", tuple("0123456789"), None)
+FILES = {"a.bin": b"qattrain a", "b.bin": b"qattrain b"}
+
+
+def exporter(change: Callable[[Any], Any] = lambda logits: logits, files: Files = FILES) -> Exporter:
+    """Writes `files`, which compute what the model does, changed."""
+
+    @contextmanager
+    def run(_files: Files) -> Iterator[Runner]:
+        yield lambda images: change(MODEL.run(images))
+
+    return Exporter(lambda _model, _facts, _layout: files, run, ("one", "two"))
+
+
+def export(folder: Path, given: Exporter | None = None, images: Any = IMAGES, force: bool = False) -> Any:
+    return export_model(given or exporter(), MODEL, FACTS, None, images, folder, force)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("arguments", KINDS, ids=str)
+def test_every_exporters_files_equal_the_integers_and_carry_the_mark(
+    tmp_path: Path, name: str, arguments: dict[str, Any]
+) -> None:
+    model = random_model(5, **arguments)
+    facts = dataclasses.replace(FACTS, class_names=tuple(str(label) for label in range(model.classes)))
+    for layout in EXPORTERS[name].layouts or (None,):
+        folder = tmp_path / f"{name}-{layout}"
+        exported = export_model(EXPORTERS[name], model, facts, layout, IMAGES, folder)
+        assert exported.verified_images == len(IMAGES) + NOISE_IMAGES
+        assert exported.sizes == {path.name: path.stat().st_size for path in folder.iterdir()}
+        assert all(MARK in content[:MARKED_BYTES] for content in contents(folder).values())
+        before = contents(folder)
+        export_model(EXPORTERS[name], model, facts, layout, None, folder)
+        assert contents(folder) == before  # the same network gives the same bytes, over what it wrote before
+
+
+def test_noise_holds_the_ends_and_is_always_the_same() -> None:
+    images = noise_images()
+    assert (images.shape, images.dtype) == ((NOISE_IMAGES, 1, 28, 28), np.uint8)
+    assert (images[0].max(), images[1].min()) == (0, 255)
+    assert set(np.unique(images[2])) == {0, 255}
+    assert len(np.unique(images[3::2])) == 256
+    assert np.array_equal(images, noise_images())
+
+
+def refused(folder: Path, *texts: str, error: type[Exception] = ExportError, **arguments: Any) -> None:
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(error) as caught:
+        export(folder, **arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    for text in texts:
+        assert text in str(caught.value)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def one_off(logits: Any) -> Any:
+    logits[len(IMAGES) + 4, 3] += 1  # of a noise image
+    return logits
+
+
+def many_off(logits: Any) -> Any:
+    logits[2:4] -= 1
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("change", "texts"),
+    [
+        (one_off, ("a.bin, b.bin: 1 of 266 images", "1 logits in all", "image 14, class 3", "nothing was written")),
+        (many_off, ("2 of 266 images", "20 logits in all", "image 2, class 0")),
+        (lambda logits: logits[:-1], ("(265, 10)", "(266, 10)")),
+        (lambda logits: logits.astype(np.int64), ("int64", "int32")),
+    ],
+)
+def test_a_single_differing_logit_is_counted_and_leaves_nothing(
+    tmp_path: Path, change: Callable[[Any], Any], texts: tuple[str, ...]
+) -> None:
+    refused(tmp_path / "deep" / "out", *texts, given=exporter(change))
+
+
+def test_without_images_nothing_is_run(tmp_path: Path) -> None:
+    def fail(_logits: Any) -> Any:
+        raise AssertionError
+
+    assert export(tmp_path / "out", exporter(fail), images=None).verified_images == 0
+    assert contents(tmp_path / "out") == FILES
+
+
+def test_no_test_images_still_verify_on_noise(tmp_path: Path) -> None:
+    assert export(tmp_path, images=IMAGES[:0]).verified_images == NOISE_IMAGES
+
+
+def test_the_layout_is_the_first_unless_given_and_another_is_refused(tmp_path: Path) -> None:
+    written: list[str] = []
+    noting = dataclasses.replace(exporter(), write=lambda _model, _facts, layout: (written.append(layout), FILES)[1])
+    for layout in (None, "two"):
+        export_model(noting, MODEL, FACTS, layout, None, tmp_path / "out")
+    assert written == ["one", "two"]
+    with pytest.raises(ConfigError, match=r"'three'.*one, two"):
+        export_model(noting, MODEL, FACTS, "three", None, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"'one'.*none: leave it out"):
+        export_model(EXPORTERS["packed"], MODEL, FACTS, "one", None, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_files_without_the_mark_are_a_fault_of_the_exporter(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"a\.bin"):
+        export(tmp_path / "out", exporter(files={"a.bin": b"x"}))
+
+
+def test_what_was_exported_may_be_overwritten_and_stays_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"older qattrain")
+    (tmp_path / "model.onnx").write_bytes(b"another of qattrain's")
+    export(tmp_path)
+    assert contents(tmp_path) == FILES | {"model.onnx": b"another of qattrain's"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "a.bin"])
+def test_other_files_are_neither_joined_nor_overwritten_without_force(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_bytes(b"mine")
+    refused(folder, str(folder), name, "--force")
+    assert contents(folder) == {name: b"mine"}
+    export(folder, force=True)
+    assert contents(folder) == {name: b"mine"} | FILES
+
+
+def test_many_other_files_are_not_all_named(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "folder").mkdir(parents=True)
+    for number in range(5):
+        (folder / f"{number}.txt").touch()
+    refused(folder, "0.txt, 1.txt, 2.txt, 3.txt, ...")
+
+
+def test_a_file_as_folder_and_a_folder_as_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "is a file", force=True)
+    refused(tmp_path / "file" / "deeper", "--out", force=True)
+    (tmp_path / "out" / "b.bin").mkdir(parents=True)
+    refused(tmp_path / "out", "b.bin", "is a folder", force=True)
+    assert not any((tmp_path / "out" / "b.bin").iterdir())
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_on_the_disk_leaves_the_old_files_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "a.bin").write_bytes(b"older qattrain")
+
+    def fail(*_arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(os, step, fail)
+    for folder in (old, tmp_path / "deep" / "new"):
+        with pytest.raises(ExportError if isinstance(error, OSError) else KeyboardInterrupt):
+            export(folder)
+    assert contents(tmp_path / "old") == {"a.bin": b"older qattrain"}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.bin", "old"]
+
+
+def test_no_file_has_its_name_before_all_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (calls.append(n), f(*a))[1])
+    export(tmp_path / "out")
+    assert calls == ["fsync", "fsync", "replace", "replace"]
