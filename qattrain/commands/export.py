@@ -10,9 +10,9 @@ from qattrain.commands import options as opt
 
 def export(
     checkpoint: opt.NetworkName,
-    to: Annotated[str, typer.Option(help="What to write: packed.", show_default=False)],
+    to: Annotated[str, typer.Option(help="What to write: packed, onnx or c.", show_default=False)],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to. [default: <run>/export]")] = None,
-    layout: Annotated[str | None, typer.Option(help="Form of the weights, where there are several.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Of c: packed (smallest) or int8 (fastest).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,
     verify_images: Annotated[
         int | None,
@@ -24,7 +24,7 @@ def export(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Export the integers of a network: packed (model.safetensors).
+    """Export the integers of a network: packed (model.safetensors), onnx (model.onnx) or c (model.c, main.c).
 
     The files are run on all test images and on 256 noise images before they are written; if a single logit differs
     from the integer network's, nothing is written.
@@ -32,7 +32,8 @@ def export(
     \b
     Examples:
       qattrain export lenet-w4a4-lsq-mnist-s0 --to packed
-      qattrain export runs/lenet-w4a4-lsq-mnist-s0/last.pt --to packed --out shipped
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to onnx --out shipped
+      qattrain export runs/lenet-w4a4-lsq-mnist-s0/last.pt --to c --layout int8 --out firmware
     """
     from qattrain.report.console import Console
 
