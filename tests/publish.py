@@ -1,6 +1,7 @@
-"""Published figures: from run folders into `runs/published/accuracy.json`, from there into the README's tables.
+"""Published figures: from run folders into `runs/published/*.json`, from there into the README's tables.
 
-    python tests/publish.py collect RUNS_DIR     read the runs named in ROWS, for every seed, and write the JSON
+    python tests/publish.py collect RUNS_DIR     read the runs named in ROWS, for every seed, into accuracy.json
+    python tests/publish.py sizes RUNS_DIR       export the runs named in SIZES, into sizes.json
     python tests/publish.py render               rewrite the README's tables from the JSON
 
 `tests/test_published.py` fails when README and JSON differ.
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = ROOT / "runs" / "published" / "accuracy.json"
+ACCURACY = ROOT / "runs" / "published" / "accuracy.json"
+SIZES_FILE = ROOT / "runs" / "published" / "sizes.json"
 README = ROOT / "README.md"
 SEEDS = (0, 1, 2)
 
@@ -30,6 +32,17 @@ ROWS = (
     ("PTQ affine, W4A4", "qattrain ptq FLOAT --bits 4", "lenet-w4a4-affine-ptq-mnist"),
     ("PTQ affine, W3A3", "qattrain ptq FLOAT --bits 3", "lenet-w3a3-affine-ptq-mnist"),
     ("PTQ affine, W2A2", "qattrain ptq FLOAT --bits 2", "lenet-w2a2-affine-ptq-mnist"),
+)
+
+
+# (title, run name); what is exported does not depend on how long it was trained
+SIZES = (
+    ("lenet, 8 bits", "lsq-8"),
+    ("lenet, 4 bits", "lsq-4"),
+    ("lenet, 3 bits", "lsq-3"),
+    ("lenet, 2 bits", "lsq-2"),
+    ("lenet, 1 bit", "lsq-1"),
+    ("lenet-nano, weights 2 bits, activations 4", "nano-2-4"),
 )
 
 
@@ -64,6 +77,49 @@ def collect(runs_dir: Path) -> dict[str, Any]:
     return {"note": note, "threads": 1, "environment": {key: environment[key] for key in kept}, "rows": rows}
 
 
+def sizes(runs_dir: Path) -> dict[str, Any]:
+    """Bytes of every export of the runs in SIZES, and what the C takes on an Arm Cortex-M0."""
+    from qattrain.export import EXPORTERS
+    from qattrain.export.c_compile import EMBEDDED, measure
+    from qattrain.networks import load_network
+
+    rows = []
+    for title, name in SIZES:
+        network = load_network(runs_dir / name / "last.pt")
+        integers = network.integers()
+        footprint = measure(EXPORTERS["c"].write(integers, network.facts, "packed"), EMBEDDED[0])
+        assert footprint is not None, f"{EMBEDDED[0].compiler} is not installed"
+        rows.append(
+            {
+                "title": title,
+                "float_weight_bytes": 4 * sum(layer.codes.size for layer in integers.layers),
+                "packed_bytes": len(EXPORTERS["packed"].write(integers, network.facts, "")["model.safetensors"]),
+                "onnx_bytes": len(EXPORTERS["onnx"].write(integers, network.facts, "")["model.onnx"]),
+                "c_flash_bytes": footprint.flash_bytes,
+                "c_ram_bytes": footprint.ram_bytes,
+            }
+        )
+    note = (
+        "runs: qattrain train --bits N --epochs 1 --limit-train 6000 (nano: --model lenet-nano --bits 2 --act-bits 4); "
+        "C: layout packed, arm-none-eabi-gcc -mcpu=cortex-m0 -mthumb -Os, linked with libgcc alone"
+    )
+    return {"note": note, "rows": rows}
+
+
+def size_table(document: dict[str, Any]) -> str:
+    """The README's table, Markdown."""
+    columns = ("float_weight_bytes", "packed_bytes", "onnx_bytes", "c_flash_bytes", "c_ram_bytes")
+    lines = ["| network | float weights | packed file | ONNX | C: flash | C: RAM |", "|---|---|---|---|---|---|"]
+    lines += [f"| {row['title']} | " + " | ".join(f"{row[c]:,}" for c in columns) + " |" for row in document["rows"]]
+    return "\n".join(lines)
+
+
+def rendered(text: str) -> str:
+    """The README with its tables as the JSON has them."""
+    text = with_table(text, "accuracy", accuracy_table(json.loads(ACCURACY.read_text())))
+    return with_table(text, "sizes", size_table(json.loads(SIZES_FILE.read_text())))
+
+
 def accuracy_table(document: dict[str, Any]) -> str:
     """The README's table, Markdown."""
     seeds = ", ".join(map(str, document["rows"][0]["seeds"]))
@@ -86,5 +142,7 @@ def with_table(text: str, name: str, table: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1] == "collect":
-        PUBLISHED.write_text(json.dumps(collect(Path(sys.argv[2])), indent=1) + "\n")
-    README.write_text(with_table(README.read_text(), "accuracy", accuracy_table(json.loads(PUBLISHED.read_text()))))
+        ACCURACY.write_text(json.dumps(collect(Path(sys.argv[2])), indent=1) + "\n")
+    if sys.argv[1] == "sizes":
+        SIZES_FILE.write_text(json.dumps(sizes(Path(sys.argv[2])), indent=1) + "\n")
+    README.write_text(rendered(README.read_text()))
