@@ -34,6 +34,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16: AMX or AVX512-BF16 on a CPU, compute capability 8 on a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch does not say
+        return False
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
