@@ -119,7 +119,7 @@ def _verified_fields(path: Path) -> dict[str, Any]:
     if not body.endswith(MAGIC):
         raise CheckpointError(
             f"{path} ({len(data)} bytes) is not a complete qattrain checkpoint: its end mark is missing; "
-            "it is truncated or from another program; give a last.pt that qattrain wrote"
+            "it is truncated or from another program; give a last.pt or model.safetensors that qattrain wrote"
         )
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError(f"{path} was altered: its SHA-256 does not match; use a copy that is intact")

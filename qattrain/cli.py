@@ -61,7 +61,7 @@ def main() -> None:
             raise
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "qattrain"
-        message = f"{error.format_message()}{_offending_value(error)} See '{path} --help'."
+        message = f"{error.format_message().rstrip('.')}{_offending_value(error)}; see '{path} --help'"
         code = _fail(message, error.exit_code)
     sys.exit(code)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.config import FLOAT_BITS
+from qattrain.data import DIGITS_NAME
 from qattrain.export import ModelFacts, is_packed, load_packed
 from qattrain.integer import IntegerModel
 from qattrain.lowering import lower
@@ -49,9 +50,14 @@ class Packed:
 
     facts: ModelFacts
     model: IntegerModel
-    notice: str | None = None
     limit_test: int | None = None
     quantized: bool = True
+
+    @property
+    def notice(self) -> str | None:
+        """That it is no MNIST network, where it is not: why, only the run knows."""
+        is_stand_in = self.facts.dataset == DIGITS_NAME
+        return "This network was trained on scikit-learn's digits, not on MNIST." if is_stand_in else None
 
     def integers(self) -> IntegerModel:
         return self.model

@@ -1,5 +1,6 @@
 """`qattrain ptq`: quantize a float checkpoint after training."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -46,5 +47,5 @@ def ptq(
     console.text(
         f"{result.run_dir.name}: test accuracy {percent(accuracy)}, "
         f"{100 * (accuracy - float_accuracy):+.2f} points against the float network's {percent(float_accuracy)}\n"
-        f"saved in {result.run_dir}; see it again with:  qattrain eval {result.run_dir}"
+        f"saved in {result.run_dir}; see it again with:  qattrain eval {shlex.quote(str(result.run_dir))}"
     )

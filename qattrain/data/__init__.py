@@ -70,7 +70,7 @@ def choose_dataset(data_dir: Path) -> tuple[str, str | None]:
     if sets.is_on_disk(sets.MNIST, data_dir) or sets.answering_mirror(sets.MNIST) is not None:
         return sets.MNIST.name, None
     return DIGITS_NAME, (
-        f"MNIST is neither in {data_dir} nor downloadable now, so scikit-learn's digits are used instead: 1,437 "
+        f"MNIST was neither in {data_dir} nor downloadable, so scikit-learn's digits were taken instead: 1,437 "
         "training and 360 test images, 8x8 pixels enlarged to MNIST's 28x28. Accuracies on them are not comparable "
         "with MNIST's. To train on MNIST, connect to the network once, or name a folder that holds MNIST/raw with "
         "--data-dir or QATTRAIN_DATA_DIR."

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qattrain.data.dataset import IMAGE_SIDE
 from qattrain.errors import DataError
 
-ELSEWHERE = "point --data-dir elsewhere, or use --dataset digits"
+ELSEWHERE = "point --data-dir elsewhere, or train with --dataset digits"
 REMEDY = f"delete it so that it is downloaded again, {ELSEWHERE}"
 
 _MAGIC = {"images": 0x00000803, "labels": 0x00000801}

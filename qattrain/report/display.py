@@ -1,5 +1,6 @@
 """A run as it happens: a live table and a progress bar on a terminal, one plain line an epoch elsewhere."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ class PlainDisplay:
         return (
             f"{accuracy} after {epochs} (95 % interval {percent(low)} to {percent(high)}, "
             f"{self.test_images:,} images of {result.checkpoint.config.data.dataset})\n"
-            f"saved in {run_dir}; see it again with:  qattrain eval {run_dir}"
+            f"saved in {run_dir}; see it again with:  qattrain eval {shlex.quote(str(run_dir))}"
         )
 
 
