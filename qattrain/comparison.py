@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qattrain import runs
-from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
+from qattrain.checkpoint import Checkpoint, load_checkpoint
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.evaluation import mcnemar_p
 from qattrain.experiment import resolve, train
 from qattrain.files import write_atomically
 from qattrain.model import plan_layers, weight_bytes
+from qattrain.networks import Trained
 from qattrain.posttraining import quantize_after_training, settle_ptq
 from qattrain.predicting import Outcome, evaluate_checkpoint
 from qattrain.session import Display, RunResult
@@ -151,7 +152,8 @@ class Comparer:
         return Comparison(dataset, notice, first.evaluation.total, rows, histories, key)
 
     def _row(self, entry: str, path: Path, checkpoint: Checkpoint, outcome: Outcome, first: Outcome) -> Row:
-        result = outcome.evaluation
+        result, network = outcome.evaluation, outcome.network
+        assert isinstance(network, Trained), entry  # packed files were refused before anything was trained
         summary = RunResult(path.parent, checkpoint).summary()
         hits = [o.evaluation.predictions == o.labels for o in (first, outcome)]
         return Row(
@@ -164,7 +166,7 @@ class Comparer:
             delta=result.accuracy - first.evaluation.accuracy,
             mcnemar_p=mcnemar_p(*hits),
             loss=result.loss,
-            weight_bytes=weight_bytes(restore_model(checkpoint, str(path))),
+            weight_bytes=weight_bytes(network.model),
             images_per_second=summary["images_per_second"],
         )
 

@@ -101,7 +101,7 @@ class LiveDisplay(PlainDisplay):
         )
         self.live = Live(Group(self.table, self.progress), console=console.rich, refresh_per_second=8, transient=False)
         self.task = self.progress.add_task("", total=None, loss="-", visible=False)
-        self.epochs = self.first_epoch = 0
+        self.epochs = 0
 
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None:
         super().on_start(run_dir, checkpoint, train_images, test_images)
