@@ -97,6 +97,7 @@ class TrainConfig(_Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"
     threads: Annotated[int, Field(ge=1)] | None = None
     init: str | None = None

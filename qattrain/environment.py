@@ -1,5 +1,7 @@
 """This machine: what it can do, and what a run records of it."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import subprocess
@@ -11,7 +13,10 @@ import torch
 
 import qattrain
 from qattrain.errors import ConfigError
+from qattrain.quant import native
 
+IMAGES_WORTH_COMPILING = 50_000  # seconds to compile against microseconds an image won
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RECORDED_PACKAGES = ("torchvision", "numpy", "pydantic", "scikit-learn")
 
 
@@ -48,6 +53,38 @@ def pick_precision(asked: str, device: torch.device) -> str:
     if asked == "bf16" and not fast:
         raise ConfigError(f"--precision bf16: this {device.type} has no bfloat16 arithmetic; allowed here: fp32, auto")
     return asked
+
+
+def pick_compile(asked: str, device: torch.device, images: int) -> str:
+    """on or off: `auto` is on where the kernels can be compiled and `images`, of all epochs, are enough to pay for it.
+
+    Raises ConfigError for `on` where they cannot.
+    """
+    if asked == "off" or (asked == "auto" and (device.type != "cpu" or images < IMAGES_WORTH_COMPILING)):
+        return "off"
+    if device.type != "cpu":
+        raise ConfigError(
+            f"train.compile = 'on' with --device {device}: the compiled kernels are for the CPU; use auto"
+        )
+    try:
+        native.prepare()
+    except ConfigError as error:
+        if asked == "on":
+            raise ConfigError(f"train.compile = 'on': {error}") from None
+        return "off"
+    return "on"
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what torch frees, as every step allocates the same again; only glibc has the switch.
+
+    By default it hands large blocks back to the system, and a training step then spends a third of its time on page
+    faults. Nothing to do on a GPU, whose memory torch itself keeps.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest it takes
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

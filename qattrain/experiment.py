@@ -15,7 +15,7 @@ from qattrain import runs
 from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.config import ExperimentConfig
 from qattrain.data import AUTO_NAME, Dataset, choose_dataset, load_dataset
-from qattrain.environment import describe_environment, pick_device, pick_precision
+from qattrain.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.model import build_model, plan_layers
 from qattrain.session import Display, RunResult, Session
@@ -51,6 +51,7 @@ def resolve(config: ExperimentConfig, data_dir: Path) -> tuple[ExperimentConfig,
     train = config.train.model_copy(
         update={key: value for key, value in settled.items() if getattr(config.train, key) == "auto"}
         | {"precision": precision, "device": str(device), "threads": config.train.threads or torch.get_num_threads()}
+        | {"compile": pick_compile(config.train.compile, device, images * config.train.epochs)}
     )
     quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     data = config.data.model_copy(update={"dataset": name})
@@ -112,7 +113,9 @@ def resume(
         raise CheckpointError(f"{path} has no optimizer state; only a run of 'qattrain train' can be resumed")
     if stop_after is not None and stop_after <= len(checkpoint.history):
         raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
-    pick_precision(config.train.precision, pick_device(config.train.device))
+    device = pick_device(config.train.device)
+    pick_precision(config.train.precision, device)
+    pick_compile(config.train.compile, device, 0)
     dataset = load_dataset(config.data.dataset, data_dir)
     prepare_torch(config)
     session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)))
@@ -126,6 +129,7 @@ def resume(
 
 def prepare_torch(config: ExperimentConfig) -> None:
     """Seed torch and set its number of threads: results on a CPU are equal for equal numbers of threads."""
+    keep_freed_memory()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     torch.manual_seed(config.seed)

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qattrain.errors import ConfigError
-from qattrain.quant import QTensor, activation_quantizer, functional, weight_quantizer
+from qattrain.quant import QTensor, Quantizer, activation_quantizer, functional, kernels, native, weight_quantizer
 
-MAX_BIAS_CODE = 2**22 - 1
 EXACT_FLOAT32 = (
     2**23
 )  # float32 holds every integer to 2^24; to 2^23 a common factor keeps different ones different, too
@@ -37,6 +36,7 @@ class _QuantLayer(nn.Module, ABC):
     weight: Tensor
     bias: Any  # nn.Parameter or None: torch's two base classes declare it differently
     compute_dtype: torch.dtype | None  # of the product while training; None: that of the weights
+    pool: int = 1
 
     def _setup(
         self,
@@ -65,9 +65,6 @@ class _QuantLayer(nn.Module, ABC):
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         """The sums over codes, without bias."""
 
-    def _pool(self, acc: Tensor) -> Tensor:
-        return acc
-
     def forward(self, x: QTensor | Tensor) -> Tensor:
         if isinstance(x, QTensor):
             return self._multiply(x)
@@ -76,25 +73,17 @@ class _QuantLayer(nn.Module, ABC):
 
     def _multiply(self, x: QTensor) -> Tensor:
         w = self.quantized_weight()
-        scale = joint_scale(x.scale, w.scale)
-        bias: Tensor | None = self.bias
-        if bias is not None and scale is not None:
-            quantized = x.scale is not None and w.scale is not None
-            bias = self.bias_codes(scale) if quantized else bias / scale
+        scale, on_grid = joint_scale(x.scale, w.scale), x.scale is not None and w.scale is not None
         codes_x, codes_w = x.centered(), w.centered()
-        dtype, trailing = self._dtype(codes_x, codes_w, bias), self.weight.dim() - 2  # dimensions behind the channel
-        acc = self._pool(self._product(codes_x.to(dtype), codes_w.to(dtype)))
-        if scale is None:
-            return acc if bias is None else acc + bias.to(dtype).view(-1, *(1,) * trailing)
-        y: Tensor = functional.Rescale.apply(acc, bias, scale, trailing)  # type: ignore[no-untyped-call]
+        dtype = self._dtype(codes_x, codes_w, scale if on_grid else None)
+        acc, pool = self._product(codes_x.to(dtype), codes_w.to(dtype)), self.pool
+        if pool > 1 and not native.is_compiled():  # compiled, pooling is one pass with what follows
+            acc, pool = F.max_pool2d(acc, pool), 1
+        trailing = self.weight.dim() - 2  # dimensions behind the channel
+        y: Tensor = functional.Rescale.apply(acc, self.bias, scale, on_grid, trailing, pool)  # type: ignore[no-untyped-call]
         return y
 
-    def bias_codes(self, scale: Tensor) -> Tensor:
-        """b_q, (C,): the bias on the grid of the accumulators. scale: s_x s_w, (C,) or (1,), of the bias's dtype."""
-        codes: Tensor = functional.Round.apply(self.bias / scale)  # type: ignore[no-untyped-call]
-        return codes.clamp(-MAX_BIAS_CODE, MAX_BIAS_CODE)
-
-    def _dtype(self, x: Tensor, w: Tensor, bias: Tensor | None) -> torch.dtype:
+    def _dtype(self, x: Tensor, w: Tensor, scale: Tensor | None) -> torch.dtype:
         if self.training:
             return self.compute_dtype or self.weight.dtype
         if self.weight_quantizer is None or self.weight.dtype == torch.float64:
@@ -103,7 +92,9 @@ class _QuantLayer(nn.Module, ABC):
             return torch.float64  # cuDNN may pick a Winograd or FFT algorithm, inexact in float32
         if x.numel() == 0:
             return self.weight.dtype
-        bound = w.abs().flatten(1).sum(1).max() * x.abs().max() + (0 if bias is None else bias.abs().max())
+        bound = w.abs().flatten(1).sum(1).max() * x.abs().max()
+        if self.bias is not None and scale is not None:
+            bound = bound + kernels.bias_codes(self.bias, scale).abs().max()
         return torch.float64 if bool(bound >= EXACT_FLOAT32) else torch.float32
 
 
@@ -176,9 +167,6 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         acc: Tensor = self._conv_forward(x, weight, None)
         return acc
 
-    def _pool(self, acc: Tensor) -> Tensor:
-        return F.max_pool2d(acc, self.pool) if self.pool > 1 else acc
-
 
 class QuantLinear(_QuantLayer, nn.Linear):
     """`nn.Linear` on integer codes: (N, in) or QTensor of it -> (N, out), real values.
@@ -222,12 +210,11 @@ class QuantReLU(nn.Module):
     def __init__(self, bits: int = 4, quantizer: str = "lsq", surrogate: str = "clipped") -> None:
         super().__init__()
         self.bits = bits
-        self.quantizer = activation_quantizer(quantizer, bits, surrogate)
+        self.quantizer = activation_quantizer(quantizer, bits, surrogate, rectify=True)
 
     def forward(self, x: Tensor) -> QTensor:
-        x = F.relu(x)
         if self.quantizer is None:
-            return QTensor(x, None)
+            return QTensor(F.relu(x), None)
         if self.training:
             training_codes: QTensor = self.quantizer(x)
             return training_codes
@@ -245,3 +232,5 @@ def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
     for module in model.modules():
         if isinstance(module, _QuantLayer):
             module.compute_dtype = dtype
+        if isinstance(module, Quantizer):
+            module.codes_dtype = dtype

@@ -13,6 +13,7 @@ from qattrain.errors import ExportError
 from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, Requantization
 from qattrain.layers import joint_scale
 from qattrain.model import INPUT_SCALE, LeNet
+from qattrain.quant.kernels import bias_codes
 
 FOLLOWING = {"conv1": "act1", "conv2": "act2", "fc1": "act3"}  # the activation behind each hidden layer
 
@@ -70,7 +71,7 @@ def lower(model: LeNet) -> IntegerModel:
             module.bits,
             type(module.weight_quantizer).__name__.removesuffix("Quantizer").lower(),
             int(weight.zero_point),
-            _integers(module.bias_codes(joint)),
+            _integers(bias_codes(module.bias, joint)),
             x_max,
             requantization,
         )

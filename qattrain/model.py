@@ -110,9 +110,8 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         assert images.shape[1:] == (1, 28, 28), images.shape
-        pixels = images.to(self.conv1.weight.dtype)  # (N, 1, 28, 28)
         # With one channel both memory formats describe the same bytes; saying channels-last keeps it from here on.
-        pixels = pixels.reshape(len(images), 28, 28, 1).permute(0, 3, 1, 2)
+        pixels = images.reshape(len(images), 28, 28, 1).permute(0, 3, 1, 2)
         x = QTensor(pixels, self.input_scale)
         x = self.act1(self.conv1(x))  # (N, c1, 12, 12)
         x = self.act2(self.conv2(x))  # (N, c2, 4, 4)

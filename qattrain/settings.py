@@ -108,7 +108,12 @@ def _leaves(
 
 
 def default_data_dir() -> Path:
-    """Where datasets are kept when neither `--data-dir` nor QATTRAIN_DATA_DIR says: the user's cache folder."""
+    """Where datasets are kept when neither `--data-dir` nor QATTRAIN_DATA_DIR says."""
+    return cache_dir()
+
+
+def cache_dir() -> Path:
+    """This program's folder in the user's cache: datasets, compiled kernels."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "qattrain"
 

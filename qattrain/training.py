@@ -21,6 +21,7 @@ from qattrain.data.batches import augmentation_seed, batch_slices, epoch_order
 from qattrain.data.dataset import ImageSet
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.layers import set_compute_dtype
+from qattrain.quant.native import compiled
 
 STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
 
@@ -145,7 +146,11 @@ class Trainer:
         order = epoch_order(len(self.data.labels), self.seed, self.epoch).to(self.data.labels.device)
         steps = len(self.slices)
         while self.step < steps:
-            loss = self._train_step(order[self.slices[self.step]])
+            batch = order[self.slices[self.step]]
+            # A last, smaller batch runs uncompiled: compiling for its shape would cost more than it saves.
+            full = len(batch) == self.config.batch_size
+            with compiled(self.config.compile == "on" and full):
+                loss = self._train_step(batch)
             self.losses[self.step] = loss
             self.step += 1
             if self.step % STEPS_BETWEEN_CHECKS == 0 or self.step == steps:

@@ -20,6 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "config"),
     ("settings",),
+    ("compiling",),
     ("quant", "data", "integer", "images"),
     ("layers",),
     ("model",),

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qattrain.layers import MAX_BIAS_CODE, QuantConv2d, QuantLinear, QuantReLU
+from qattrain.layers import QuantConv2d, QuantLinear, QuantReLU
 from qattrain.model import xavier
 from qattrain.quant import QTensor, Quantizer, dequantize
+from qattrain.quant.kernels import MAX_BIAS_CODE
 
 PLAIN = ("lsq", "affine", "pow2")  # quantizers of any width
 CONVOLUTIONS: list[dict[str, Any]] = [

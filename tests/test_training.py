@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qattrain.compiling import find_compiler
 from qattrain.config import ExperimentConfig
 from qattrain.data import load_dataset
 from qattrain.data.augment import AUGMENTATIONS
@@ -248,3 +249,28 @@ def test_bfloat16_is_the_products_type_in_training_only(make: Callable[..., Trai
             logits = trainer.model(trainer.data.images)
         assert seen == {torch.float32}
         assert logits.dtype == torch.float32
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler on this machine")
+@pytest.mark.parametrize("quantizer", list(QUANTIZERS))
+@pytest.mark.parametrize("bits", [None, 32])
+def test_compiled_and_plain_training_take_the_same_first_steps(
+    quantizer: str, bits: int | None, make: Callable[..., Trainer]
+) -> None:
+    losses = {}
+    for compile_it in ("on", "off"):
+        trainer = make({"quant.quantizer": quantizer, "quant.bits": bits, "train.compile": compile_it}, images=80)
+        trainer.model.train()
+        trainer.train_epoch(Recorder(), lambda: True)  # one step
+        trainer.train_epoch(Recorder(), lambda: True)
+        losses[compile_it] = trainer.losses[:2].clone()
+    torch.testing.assert_close(losses["on"], losses["off"], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C compiler on this machine")
+def test_a_compiled_run_is_the_same_run_when_repeated(make: Callable[..., Trainer]) -> None:
+    first, second = (make({"train.compile": "on", "train.epochs": 2}) for _ in range(2))
+    assert Recorder().run(first) is not None
+    assert Recorder().run(second) is not None
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name

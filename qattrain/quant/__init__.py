@@ -85,8 +85,10 @@ def weight_quantizer(
     return quantizer
 
 
-def activation_quantizer(name: str, bits: int, surrogate: str = "clipped", signed: bool = False) -> Quantizer | None:
-    """The module that quantizes activations with one scale, or None at 32 bits. Raises ConfigError."""
+def activation_quantizer(
+    name: str, bits: int, surrogate: str = "clipped", signed: bool = False, rectify: bool = False
+) -> Quantizer | None:
+    """The module that quantizes activations x, or max(x, 0), with one scale; None at 32 bits. Raises ConfigError."""
     quantizer = known_quantizer(name)
     check_surrogate(surrogate)
     if signed and bits == 1:
@@ -94,4 +96,6 @@ def activation_quantizer(name: str, bits: int, surrogate: str = "clipped", signe
     if bits == FLOAT_BITS:
         return None
     chosen = QUANTIZERS[quantizer.activations] if quantizer.activations else quantizer
-    return chosen(bits, role="activation", signed=signed, surrogate=surrogate)
+    result = chosen(bits, role="activation", signed=signed, surrogate=surrogate)
+    result.rectify = rectify
+    return result

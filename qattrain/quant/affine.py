@@ -1,11 +1,9 @@
 """Affine quantization: scale and zero point from the range of the tensor."""
 
-import torch
 from torch import Tensor
 
 from qattrain.quant.base import RangeQuantizer
-from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, round_half_up, widened
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, round_half_up
 
 
 class AffineQuantizer(RangeQuantizer):
@@ -29,8 +27,4 @@ class AffineQuantizer(RangeQuantizer):
         self.observe(x)
         scale = ((self.high - self.low) / self.qmax).clamp_min(MIN_SCALE)
         zero_point = round_half_up(-self.low / scale).clamp_(0, self.qmax)
-        with torch.no_grad():
-            v = widened(x) / scale + zero_point
-            codes = round_half_up(v).clamp_(self.qmin, self.qmax)
-        codes = Staircase.apply(x, codes, scale, v, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
-        return QTensor(codes, scale, zero_point)
+        return self.on_grid(x, scale, zero_point)

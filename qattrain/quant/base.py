@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qattrain.errors import ConfigError
+from qattrain.quant import kernels, native
+from qattrain.quant.functional import Staircase
 from qattrain.quant.grid import QTensor
 from qattrain.quant.surrogates import SURROGATES
 
@@ -38,6 +40,8 @@ class Quantizer(nn.Module, ABC):
 
     qmin: int
     qmax: int
+    rectify: bool = False  # quantize max(x, 0): the ReLU in front of an activation's quantizer is part of it
+    codes_dtype: torch.dtype | None = None  # of codes while training; None: float32 or wider
 
     def __init__(
         self, bits: int, *, role: Role, shape: tuple[int, ...] = (), signed: bool = True, surrogate: str = "clipped"
@@ -61,6 +65,14 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Fix the scale from outside for values in [low, high] (each of `shape`): post-training quantization."""
+
+    def training_dtype(self) -> torch.dtype | None:
+        """`codes_dtype` while training, else None."""
+        return self.codes_dtype if self.training else None
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """x, or max(x, 0) where a ReLU is part of this quantizer; detached."""
+        return x.detach().relu() if self.rectify else x.detach()
 
     @property
     def levels(self) -> int:
@@ -111,7 +123,7 @@ class InitializedQuantizer(Quantizer):
         if not self._known_initialized:
             if not bool(self.initialized):
                 with torch.no_grad():
-                    self.initialize(x.detach())
+                    self.initialize(self.rectified(x))
             self.mark_initialized()
 
     def mark_initialized(self) -> None:
@@ -155,8 +167,21 @@ class RangeQuantizer(InitializedQuantizer):
         if self.training:
             with torch.no_grad():
                 share = 1.0 if self.role == "weight" else self.momentum
-                for kept, new in zip((self.low, self.high), self._range_of(x.detach()), strict=True):
+                for kept, new in zip((self.low, self.high), self._range_of(self.rectified(x)), strict=True):
                     kept.lerp_(new.to(kept.dtype), share)
+
+    def on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor | int) -> QTensor:
+        """x as codes qmin..qmax of this scale and zero point, with the surrogate's gradient."""
+        with torch.no_grad():
+            codes = native.run(
+                native.is_compiled(),
+                kernels.grid_codes,
+                *(x.detach(), scale, zero_point, self.qmin, self.qmax, self.training_dtype()),
+            )
+        codes = Staircase.apply(  # type: ignore[no-untyped-call]
+            *(x, codes, scale, scale, zero_point, self.qmin, self.qmax, self.surrogate, self.rectify)
+        )
+        return QTensor(codes, scale, zero_point)
 
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.bits == 1:

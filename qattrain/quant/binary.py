@@ -39,10 +39,15 @@ class BinaryQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
-            codes = torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
-            scale = self.mean_magnitude(x).clamp_min(MIN_SCALE)
+            codes, scale = binary_codes(x.detach(), self.shared_dims(x), bool(self.shape), self.training_dtype())
             if self.power_of_two:
                 scale = nearest_power_of_two(scale)
-            v = (x - 1) / 2  # one step, from -1 to 0, with its threshold -1/2 at x = 0
-        codes = Staircase.apply(x, codes, scale, v, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
+        # v = (x - 1) / 2: one step, from -1 to 0, with its threshold -1/2 at x = 0
+        codes = Staircase.apply(x, codes, scale, 2.0, -0.5, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)
+
+
+def binary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """(codes, scale) of weights x whose scale is shared over `dims`."""
+    codes = torch.where(x >= 0, 1.0, -1.0).to(dtype or x.dtype)
+    return codes, x.abs().mean(dims, keepdim=keep).clamp_min(MIN_SCALE)

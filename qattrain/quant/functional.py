@@ -4,10 +4,11 @@
 - `Staircase`     any codes computed from x, with a surrogate gradient
 - `LearnedStep`   quantization whose step size is trained (LSQ)
 - `Rescale`       integer accumulators to real values, `(acc + bias) * scale`
-- `Linear`        the matrix product of a fully connected layer
-- `Conv2d`        convolution as unfold and einsum
+- `Linear`        the matrix product of a fully connected layer (`products.py`)
+- `Conv2d`        convolution as unfold and einsum (`products.py`)
 
-**Where the surrogate is.** In the backward of the first three: the line that calls `SURROGATES[...]`.
+**Where the surrogate is.** In the backward of the first three: the line that says `SURROGATES[...]`. `Round` applies it
+there; the other two hand it to the function of `kernels.py` that computes their gradient in one pass.
 
 **Where the factor 2^n goes.** With `w_hat = 2^-n round(2^n w)` the chain rule gives `2^-n * 1 * 2^n = 1`: the scale of
 the forward cancels the scale of the inner derivative. A layer that returns the raw `round(2^n w)` has the gradient
@@ -25,10 +26,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up, widened
+from qattrain.quant import kernels, native
+from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
+from qattrain.quant.products import Conv2d, Gradients, Linear, conv2d, linear
 from qattrain.quant.surrogates import SURROGATES
 
-Gradients = tuple[Tensor | None, ...]
+__all__ = [
+    "Conv2d",
+    "LearnedStep",
+    "Linear",
+    "Rescale",
+    "Round",
+    "Staircase",
+    "conv2d",
+    "fake_quantize_learned",
+    "linear",
+]
 INFINITY = float("inf")
 
 
@@ -56,65 +69,97 @@ class Round(Function):
 
 
 class Staircase(Function):
-    """q = codes, already computed from x; backward: g_x = surrogate(g_q, x / unit) / scale.
+    """q = codes, already computed from x; backward: g_x = surrogate(g_q, v) / scale with v = x / unit + offset.
 
-    x: any shape. codes: same shape. scale: of the codes, broadcasts against x. v: x in units of the staircase's steps,
-    same shape: what the surrogate sees, with its thresholds at k + 1/2 and its range low..high.
+    x, codes: any shape, the same. scale: of the codes, broadcasts against x. v: x in units of the staircase's steps,
+    what the surrogate sees, with its thresholds at k + 1/2 and its range low..high; unit, offset, low and high are
+    numbers or tensors that broadcast. rectify: codes are those of max(x, 0). Saves x and no other large tensor.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, v: Tensor, low: float, high: float, surrogate: str
+        ctx: Any,
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        unit: Tensor | float,
+        offset: Tensor | float,
+        low: Tensor | float,
+        high: Tensor | float,
+        surrogate: str,
+        rectify: bool = False,
     ) -> Tensor:
-        ctx.low, ctx.high, ctx.surrogate, ctx.x_dtype = low, high, surrogate, x.dtype
-        ctx.save_for_backward(scale, v)
+        ctx.compiled, ctx.map, ctx.surrogate, ctx.rectify = (
+            native.is_compiled(),
+            (unit, offset, low, high),
+            surrogate,
+            rectify,
+        )
+        ctx.save_for_backward(x, scale)
         return codes.view_as(codes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         if not ctx.needs_input_grad[0]:
-            return (None,) * 7
-        scale, v = ctx.saved_tensors
-        grad_x = SURROGATES[ctx.surrogate](grad_codes.to(v.dtype), v, ctx.low, ctx.high) / scale
-        return grad_x.to(ctx.x_dtype), *(None,) * 6
+            return (None,) * 9
+        x, scale = ctx.saved_tensors
+        grad_codes = _formatted_as(grad_codes, x)
+        surrogate = SURROGATES[ctx.surrogate]
+        grad_x = native.run(
+            ctx.compiled, kernels.staircase_gradient, grad_codes, x, scale, *ctx.map, surrogate, ctx.rectify
+        )
+        return grad_x, *(None,) * 8
 
 
 class LearnedStep(Function):
-    """LSQ: q = clip(round(x / s), qmin, qmax) with a trained step s; returns codes in float32 or wider.
+    """LSQ: q = clip(round(x / s), qmin, qmax) with a trained step s; returns codes in float32 or wider, or as `dtype`.
 
     With v = x / s and the surrogate's derivative Q'(v), the real value x_hat = s q has
         d x_hat / d x = Q'(v)          d x_hat / d s = q - v Q'(v),
     which for `clipped` is the paper's eq. 3: q - v inside the range, qmin or qmax outside. s broadcasts against x and
     is held at 2^-20 or above; its gradient is summed over the elements that share it and multiplied by `gradient_scale`
-    (section 2.2: 1 / sqrt(elements * qmax), so that s learns at the pace of the weights).
+    (section 2.2: 1 / sqrt(elements * qmax), so that s learns at the pace of the weights). rectify: quantize max(x, 0),
+    with qmin = 0; then Q'(v) is 0 for x <= 0.
 
     Source: Esser et al. 2020, "Learned Step Size Quantization".
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float, surrogate: str
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        qmin: int,
+        qmax: int,
+        gradient_scale: float,
+        surrogate: str,
+        rectify: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        s = step.clamp_min(MIN_SCALE)
-        codes = round_half_up(widened(x) / s).clamp_(qmin, qmax)
-        ctx.qmin, ctx.qmax, ctx.gradient_scale, ctx.surrogate = qmin, qmax, gradient_scale, surrogate
-        ctx.save_for_backward(x, s, codes)
+        ctx.compiled = native.is_compiled()
+        ctx.qmin, ctx.qmax, ctx.gradient_scale, ctx.surrogate, ctx.rectify = (
+            qmin,
+            qmax,
+            gradient_scale,
+            surrogate,
+            rectify,
+        )
+        ctx.save_for_backward(x, step)
+        codes: Tensor = native.run(ctx.compiled, kernels.grid_codes, x, step, 0, qmin, qmax, dtype)
         return codes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
-        x, s, codes = ctx.saved_tensors
-        grad_codes = grad_codes.to(codes.dtype)
-        v = widened(x) / s
-        grad_v = SURROGATES[ctx.surrogate](grad_codes, v, ctx.qmin, ctx.qmax)
-        grad_x = (grad_v / s).to(x.dtype) if ctx.needs_input_grad[0] else None
-        grad_s = None
-        if ctx.needs_input_grad[1]:
-            per_element = grad_codes * codes - grad_v * v
-            grad_s = per_element.sum_to_size(s.shape) / s * ctx.gradient_scale
-        return grad_x, grad_s, None, None, None, None
+        x, step = ctx.saved_tensors
+        grad_codes = _formatted_as(grad_codes, x)
+        grad_x, grad_step = native.run(
+            ctx.compiled,
+            kernels.learned_step_gradients,
+            *(grad_codes, x, step, ctx.qmin, ctx.qmax, ctx.gradient_scale, SURROGATES[ctx.surrogate], ctx.rectify),
+        )
+        return grad_x, grad_step, *(None,) * 6
 
 
 def fake_quantize_learned(
@@ -126,125 +171,41 @@ def fake_quantize_learned(
 
 
 class Rescale(Function):
-    """y = (acc + bias) * scale, per channel: accumulators of codes become real values, in float32 or wider.
+    """y = (max of acc over windows + b_q) * scale, per channel: accumulators of codes become real values.
 
     acc: (..., C, *trailing) in any floating dtype; `trailing` counts the dimensions behind the channel (2 for images).
-    bias: (C,) on the grid of the accumulators, or None. scale: (C,) or (1,), a constant. Saves only the scale.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, acc: Tensor, bias: Tensor | None, scale: Tensor, trailing: int) -> Tensor:
-        channels = (-1, *(1,) * trailing)
-        ctx.acc_dtype, ctx.channels = acc.dtype, channels
-        ctx.save_for_backward(scale)
-        wide = acc if bias is None else acc + bias.view(channels)  # bias is float32: the sum is at least that wide
-        return wide * scale.view(channels)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
-        (scale,) = ctx.saved_tensors
-        grad_sum = grad_y * scale.view(ctx.channels)
-        grad_acc = grad_sum.to(ctx.acc_dtype) if ctx.needs_input_grad[0] else None
-        grad_bias = None
-        if ctx.needs_input_grad[1]:
-            grad_bias = grad_sum.sum_to_size(grad_sum.shape[-len(ctx.channels)], *ctx.channels[1:]).flatten()
-        return grad_acc, grad_bias, None, None
-
-
-class Linear(Function):
-    """y = x w^T + b. x: (..., in), weight: (out, in), bias: (out,) or None; equal to `F.linear`.
-
-    backward, with G = dL/dy flattened to (N, out):  dL/dx = G w,  dL/dw = G^T x,  dL/db = sum of G over N.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        y = x @ weight.t()
-        return y if bias is None else y + bias
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
-        x, weight = ctx.saved_tensors
-        grad_rows = grad_y.reshape(-1, grad_y.shape[-1])  # (N, out)
-        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
-        grad_weight = grad_rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
-        has_bias = len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[2]
-        grad_bias = grad_rows.sum(0) if has_bias else None
-        return (grad_x, grad_weight, grad_bias)[: len(ctx.needs_input_grad)]
-
-
-class Conv2d(Function):
-    """2-D convolution from unfold and einsum; equal to `F.conv2d` in its output and all three gradients.
-
-    x: (N, C, H, W), weight: (D, C, K, J), bias: (D,) or None; stride and padding: (height, width), padding may be 0.
-    Unfolding along height and width gives every window as a view (no copy), and the convolution is one contraction
-    over channels and window: `nchwkj,dckj->ndhw`. Memory grows by K * J during the contraction.
+    bias: (C,) or None. scale: (C,) or (1,), a constant, or None for a float layer. on_grid: the bias is rounded to the
+    grid of the accumulators, b_q = clip(round(b / scale)), straight through; else b_q = b / scale. pool: height and
+    width of the windows, 1 for none. y: float32 or wider, but of acc's dtype in a float layer. Of acc only the place of
+    each window's largest element is saved.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
+        acc: Tensor,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        on_grid: bool = True,
+        trailing: int = 0,
+        pool: int = 1,
     ) -> Tensor:
-        assert x.shape[1] == weight.shape[1], f"x has {x.shape[1]} channels, the weight takes {weight.shape[1]}"
-        ctx.stride, ctx.padding = stride, padding
-        ctx.save_for_backward(x, weight)
-        y = torch.einsum("nchwkj,dckj->ndhw", _windows(_pad(x, padding), weight, stride), weight)
-        return y if bias is None else y + bias.view(1, -1, 1, 1)
+        ctx.compiled, ctx.plain = native.is_compiled(), (on_grid, trailing, pool, tuple(acc.shape[-2:]), acc.dtype)
+        y, winners = native.run(ctx.compiled, kernels.rescale, acc, bias, scale, on_grid, trailing, pool)
+        ctx.save_for_backward(winners, bias, scale)
+        result: Tensor = y
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> Gradients:
-        x, weight = ctx.saved_tensors
-        (sh, sw), (ph, pw) = ctx.stride, ctx.padding
-        padded = _pad(x, ctx.padding)
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_padded = torch.zeros_like(padded)
-            height, width = grad_y.shape[2:]
-            for k in range(weight.shape[2]):  # every weight w[k, j] saw the input shifted by (k, j)
-                for j in range(weight.shape[3]):
-                    seen = grad_padded[:, :, k : k + sh * height : sh, j : j + sw * width : sw]
-                    seen += torch.einsum("ndhw,dc->nchw", grad_y, weight[:, :, k, j])
-            # narrow, not [pad:-pad]: with padding 0 the slice [0:-0] would be empty
-            grad_x = grad_padded.narrow(2, ph, x.shape[2]).narrow(3, pw, x.shape[3])
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.einsum("nchwkj,ndhw->dckj", _windows(padded, weight, ctx.stride), grad_y)
-        if len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[2]:
-            grad_bias = grad_y.sum((0, 2, 3))
-        return (grad_x, grad_weight, grad_bias, None, None)[: len(ctx.needs_input_grad)]
+        grad_acc, grad_bias = native.run(
+            ctx.compiled, kernels.rescale_gradients, grad_y, *ctx.saved_tensors, *ctx.plain
+        )
+        needs_acc, needs_bias, *_ = ctx.needs_input_grad
+        return grad_acc if needs_acc else None, grad_bias if needs_bias else None, *(None,) * 4
 
 
-def _pad(x: Tensor, padding: tuple[int, int]) -> Tensor:
-    height, width = padding
-    return torch.nn.functional.pad(x, (width, width, height, height)) if height or width else x
-
-
-def _windows(padded: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
-    """(N, C, H, W) -> every window as a view, (N, C, H', W', K, J)."""
-    return padded.unfold(2, weight.shape[2], stride[0]).unfold(3, weight.shape[3], stride[1])
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`Linear` as a function: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    result: Tensor = Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return result
-
-
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-) -> Tensor:
-    """`Conv2d` as a function: x (N, C, H, W), weight (D, C, K, J), bias (D,) or None -> (N, D, H', W')."""
-    result: Tensor = Conv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
-    return result
+def _formatted_as(grad: Tensor, x: Tensor) -> Tensor:
+    """The same numbers in the memory format of x: elementwise work on two formats at once is several times slower."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)

@@ -53,7 +53,7 @@ def widened(x: Tensor) -> Tensor:
 
 def round_half_up(v: Tensor) -> Tensor:
     """The one rounding of this project, `floor(v + 0.5)`: 2.5 -> 3, -2.5 -> -2. Same shape and dtype."""
-    return torch.floor(v + 0.5)
+    return (v + 0.5).floor_()
 
 
 def nearest_power_of_two(x: Tensor) -> Tensor:

@@ -40,5 +40,7 @@ class LSQQuantizer(InitializedQuantizer):
         self.ensure_initialized(x)
         elements = self.shared_count(x) if self.role == "weight" else max(math.prod(x.shape[1:]), 1)
         gradient_scale = 1 / math.sqrt(elements * max(self.qmax, 1))
-        codes = LearnedStep.apply(x, self.scale, self.qmin, self.qmax, gradient_scale, self.surrogate)  # type: ignore[no-untyped-call]
+        codes = LearnedStep.apply(  # type: ignore[no-untyped-call]
+            *(x, self.scale, self.qmin, self.qmax, gradient_scale, self.surrogate, self.rectify, self.training_dtype())
+        )
         return QTensor(codes, self.scale.detach().clamp_min(MIN_SCALE))

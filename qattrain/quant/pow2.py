@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from qattrain.quant.base import RangeQuantizer
-from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two, round_half_up, widened
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two
 
 
 class Pow2Quantizer(RangeQuantizer):
@@ -27,12 +26,7 @@ class Pow2Quantizer(RangeQuantizer):
 
     def forward(self, x: Tensor) -> QTensor:
         self.observe(x)
-        scale = self._scale()
-        with torch.no_grad():
-            v = widened(x) / scale
-            codes = round_half_up(v).clamp_(self.qmin, self.qmax)
-        codes = Staircase.apply(x, codes, scale, v, self.qmin, self.qmax, self.surrogate)  # type: ignore[no-untyped-call]
-        return QTensor(codes, scale)
+        return self.on_grid(x, self._scale(), 0)
 
     def _scale(self) -> Tensor:
         if self.fraction_bits is not None:

@@ -11,14 +11,15 @@ To try your own, write a function of this form and add it to the table; `--set q
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Surrogate = Callable[[Tensor, Tensor, float, float], Tensor]
+Surrogate = Callable[[Tensor, Tensor, Any, Any], Tensor]  # the bounds are numbers, or tensors that broadcast
 
 
-def identity(grad: Tensor, v: Tensor, low: float, high: float) -> Tensor:  # noqa: ARG001
+def identity(grad: Tensor, v: Tensor, low: Any, high: Any) -> Tensor:  # noqa: ARG001
     """Pretend y = v: the gradient passes unchanged, also where the staircase has saturated.
 
     Source: Bengio, Leonard, Courville 2013, "Estimating or Propagating Gradients Through Stochastic Neurons".
@@ -26,7 +27,7 @@ def identity(grad: Tensor, v: Tensor, low: float, high: float) -> Tensor:  # noq
     return grad
 
 
-def clipped(grad: Tensor, v: Tensor, low: float, high: float) -> Tensor:
+def clipped(grad: Tensor, v: Tensor, low: Any, high: Any) -> Tensor:
     """Pretend y = clip(v, low, high): the gradient passes where low <= v <= high, and is 0 outside (default).
 
     Source: Hubara et al. 2016, "Binarized Neural Networks"; LSQ's own choice (Esser et al. 2020, eq. 5).
@@ -34,7 +35,7 @@ def clipped(grad: Tensor, v: Tensor, low: float, high: float) -> Tensor:
     return torch.where((v >= low) & (v <= high), grad, 0.0)
 
 
-def tanh(grad: Tensor, v: Tensor, low: float, high: float, sharpness: float = 2.0) -> Tensor:
+def tanh(grad: Tensor, v: Tensor, low: Any, high: Any, sharpness: float = 2.0) -> Tensor:
     """Pretend every step is a tanh: steep at the rounding threshold, flat where v sits on a code; 0 outside.
 
     With u = v - floor(v) - 1/2 in [-1/2, 1/2) the step is tanh(k u) / (2 tanh(k / 2)) and its derivative

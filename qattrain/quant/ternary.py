@@ -32,13 +32,18 @@ class TernaryQuantizer(Quantizer):
 
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
-            magnitude, threshold = x.abs(), 0.7 * self.mean_magnitude(x)
-            kept = magnitude > threshold
-            codes = torch.where(kept, x.sign(), 0.0)
-            dims, keep = self.shared_dims(x), bool(self.shape)
-            count = kept.sum(dims, keepdim=keep).clamp_min(1)
-            scale = ((magnitude * kept).sum(dims, keepdim=keep) / count).clamp_min(MIN_SCALE)
-            step = 2 * threshold.clamp_min(MIN_SCALE)  # the thresholds lie at +-step / 2
-            v, limit = x / step, 1 / step
-        codes = Staircase.apply(x, codes, scale, v, -limit, limit, self.surrogate)  # type: ignore[no-untyped-call]
+            codes, scale, step = ternary_codes(x.detach(), self.shared_dims(x), bool(self.shape), self.training_dtype())
+            limit = 1 / step
+        codes = Staircase.apply(x, codes, scale, step, 0, -limit, limit, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)
+
+
+def ternary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, scale, step) of weights x whose scale is shared over `dims`; the thresholds lie at +-step / 2."""
+    magnitude = x.abs()
+    threshold = 0.7 * magnitude.mean(dims, keepdim=keep)
+    kept = magnitude > threshold
+    codes = torch.where(kept, x.sign(), 0.0).to(dtype or x.dtype)
+    count = torch.where(kept, 1.0, 0.0).to(x.dtype).sum(dims, keepdim=keep).clamp_min(1)
+    scale = torch.where(kept, magnitude, 0.0).sum(dims, keepdim=keep) / count
+    return codes, scale.clamp_min(MIN_SCALE), 2 * threshold.clamp_min(MIN_SCALE)

@@ -193,7 +193,7 @@ def test_learned_step_never_rounds_in_half_precision(dtype: torch.dtype) -> None
 def test_staircase_returns_the_codes_and_divides_the_surrogate_gradient_by_the_scale(shape: tuple[int, ...]) -> None:
     x, codes, g = (2 * randn(3, 50, grad=False)).requires_grad_(), torch.ones(3, 50).double(), randn(3, 50, seed=2)
     scale, unit = 0.5 + randn(*shape, grad=False).abs(), 1.5 + randn(*shape, grad=False).abs()
-    y = Staircase.apply(x, codes, scale, (x / unit).detach(), -1, 1, "clipped")
+    y = Staircase.apply(x, codes, scale, unit, 0, -1, 1, "clipped")
     assert torch.equal(y, codes)
     inside = (x.detach().abs() <= unit).double()
     assert 0 < inside.mean() < 1
@@ -210,7 +210,26 @@ def test_rescale_equals_plain_autograd(shape: tuple[int, ...], per_channel: bool
     scale = 0.1 + randn(3 if per_channel else 1, grad=False).abs()
     reference = (acc + b.view(view) if bias else acc) * scale.view(view)
     inputs = [acc, b] if bias else [acc]
-    assert_same(Rescale.apply(acc, b if bias else None, scale, trailing), reference, inputs)
+    # off the grid the bias is what was given, so that plain arithmetic is the reference
+    codes = b * scale
+    assert_same(Rescale.apply(acc, codes if bias else None, scale, False, trailing), reference, inputs)
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sides", [(6, 6), (7, 8)])
+def test_rescale_pools_as_torch_does_ties_included(pool: int, bias: bool, sides: tuple[int, int]) -> None:
+    acc = randn(2, 3, *sides, grad=False).mul(2).round().requires_grad_()  # few different integers: many ties
+    b, scale = randn(3, seed=4), 0.1 + randn(3, grad=False).abs()
+    view, inputs = (-1, 1, 1), [acc, b] if bias else [acc]
+    rounded = Round.apply(b / scale) if bias else torch.zeros(3, dtype=torch.float64)
+    reference = (F.max_pool2d(acc, pool) + rounded.view(view)) * scale.view(view)
+    assert_same(Rescale.apply(acc, b if bias else None, scale, True, 2, pool), reference, inputs)
+
+
+def test_rescale_of_a_float_layer_only_pools_and_adds_the_bias() -> None:
+    acc, b = randn(2, 3, 4, 4), randn(3, seed=4)
+    assert_same(Rescale.apply(acc, b, None, False, 2, 2), F.max_pool2d(acc, 2) + b.view(-1, 1, 1), [acc, b])
 
 
 @pytest.mark.parametrize("n", [-1, 0, 4, 7])

@@ -1,0 +1,140 @@
+"""What the autograd functions compute, element by element: pure functions, each forward beside its backward.
+
+They run as written here, or in one pass over memory each where `native.c` has been compiled; the functions of
+`functional.py` let `native.run` choose. Only elementwise work is here, which waits for memory; products are fast already.
+Nothing here knows autograd, modules or layers.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qattrain.quant.grid import MIN_SCALE, round_half_up, widened
+from qattrain.quant.surrogates import Surrogate
+
+MAX_BIAS_CODE = 2**22 - 1
+
+# --- quantizing ---------------------------------------------------------------------------------------------------
+
+
+def grid_codes(
+    x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int, dtype: torch.dtype | None
+) -> Tensor:
+    """clip(round(x / s + z), qmin, qmax), computed in float32 or wider and returned as `dtype` (None: as computed)."""
+    codes = round_half_up(widened(x) / scale.clamp_min(MIN_SCALE) + zero_point).clamp_(qmin, qmax)
+    return codes if dtype is None else codes.to(dtype)
+
+
+def staircase_gradient(
+    grad_codes: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    unit: Tensor,
+    offset: Tensor | float,
+    low: Tensor | float,
+    high: Tensor | float,
+    surrogate: Surrogate,
+    rectify: bool,
+) -> Tensor:
+    """g_x = surrogate(g_q, v) / s with v = x / unit + offset; zero where a ReLU in front lets nothing through."""
+    wide = widened(x)
+    grad_x = surrogate(grad_codes.to(wide.dtype), wide / unit + offset, low, high) / scale
+    return (torch.where(x > 0, grad_x, 0.0) if rectify else grad_x).to(x.dtype)
+
+
+def learned_step_gradients(
+    grad_codes: Tensor,
+    x: Tensor,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    gradient_scale: float,
+    surrogate: Surrogate,
+    rectify: bool,
+) -> tuple[Tensor, Tensor]:
+    """(g_x, g_s) of `functional.LearnedStep`, g_s of the shape of `step`."""
+    s, wide = step.clamp_min(MIN_SCALE), widened(x)
+    grad_codes = grad_codes.to(wide.dtype)
+    v = wide / s
+    grad_v = surrogate(grad_codes, v, qmin, qmax)
+    if rectify:
+        grad_v = torch.where(x > 0, grad_v, 0.0)
+    codes = round_half_up(v).clamp_(qmin, qmax)
+    per_element = grad_codes * codes - grad_v * v
+    return (grad_v / s).to(x.dtype), per_element.sum_to_size(s.shape) / s * gradient_scale
+
+
+# --- accumulators to real values ----------------------------------------------------------------------------------
+
+
+def bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
+    """b_q = clip(round(b / (s_x s_w)), +-(2^22 - 1)): bias (C,) on the grid of the accumulators, scale (C,) or (1,)."""
+    return round_half_up(bias / scale).clamp_(-MAX_BIAS_CODE, MAX_BIAS_CODE)
+
+
+def rescale(
+    acc: Tensor, bias: Tensor | None, scale: Tensor | None, on_grid: bool, trailing: int, pool: int
+) -> tuple[Tensor, Tensor | None]:
+    """(y, winners): max over windows of acc, plus bias, times scale. See `functional.Rescale`.
+
+    winners: which element of its window was taken, as numbers 0 .. pool^2 - 1 in the dtype of acc, by the first of
+    equals as `F.max_pool2d` has it; None without pooling.
+    """
+    winners = None
+    if pool > 1:
+        first, *others = _window_elements(acc, pool)
+        winners = torch.zeros_like(first)
+        for number, element in enumerate(others, start=1):
+            winners = torch.where(element > first, float(number), winners)
+            first = torch.maximum(first, element)
+        acc = first
+    channels = (-1, *(1,) * trailing)
+    if scale is None:
+        return (acc if bias is None else acc + bias.to(acc.dtype).view(channels)), winners
+    if bias is not None:  # in float32 or wider, and so is the sum
+        acc = acc + (bias_codes(bias, scale) if on_grid else bias / scale).view(channels)
+    return acc * scale.view(channels), winners
+
+
+def rescale_gradients(
+    grad_y: Tensor,
+    winners: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    on_grid: bool,
+    trailing: int,
+    pool: int,
+    sides: tuple[int, ...],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """(g_acc, g_bias). sides: height and width of acc; dtype: of acc."""
+    channels = (-1, *(1,) * trailing)
+    grad_acc = (grad_y if scale is None else grad_y * scale.view(channels)).to(dtype)
+    if winners is not None:
+        grad_acc = _into_windows(grad_acc, winners, pool, sides)
+    if bias is None:
+        return grad_acc, None
+    grad_bias = widened(grad_y).sum_to_size(grad_y.shape[-len(channels)], *channels[1:]).flatten()
+    if on_grid and scale is not None:
+        grad_bias = torch.where((bias / scale).abs() <= MAX_BIAS_CODE, grad_bias, 0.0)
+    return grad_acc, grad_bias.to(bias.dtype)
+
+
+def _window_elements(acc: Tensor, pool: int) -> list[Tensor]:
+    """The pool^2 elements of every window, each (..., H // pool, W // pool); a rest at the border belongs to none."""
+    height, width = (side // pool * pool for side in acc.shape[-2:])
+    return [acc[..., i:height:pool, j:width:pool] for i in range(pool) for j in range(pool)]
+
+
+def _into_windows(grad: Tensor, winners: Tensor, pool: int, sides: tuple[int, ...]) -> Tensor:
+    """(..., H', W') into (..., H, W): each gradient goes to the element that won its window, 0 to the others."""
+    batched = grad if grad.dim() == 4 else grad.unsqueeze(0)
+    taken = winners.view_as(grad).view_as(batched).permute(1, 2, 3, 0)[:, :, None, :, None]  # (C, H', 1, W', 1, N)
+    spread = batched.permute(1, 2, 3, 0)[:, :, None, :, None]
+    number = torch.arange(pool * pool, dtype=winners.dtype, device=winners.device).view(1, 1, pool, 1, pool, 1)
+    windows = torch.where(taken == number, spread, 0.0)  # (C, H', pool, W', pool, N)
+    dense = windows.flatten(3, 4).flatten(1, 2).permute(3, 0, 1, 2)
+    height, width = sides
+    if dense.shape[-2:] != (height, width):
+        dense = F.pad(dense, (0, width - dense.shape[-1], 0, height - dense.shape[-2]))
+    return dense if grad.dim() == 4 else dense.squeeze(0)

@@ -1,0 +1,240 @@
+"""The kernels of `kernels.py` compiled from `native.c`, for what training meets on a CPU.
+
+Each function here takes what its namesake takes and returns the same up to float rounding, or None for what it leaves
+out (float64, other devices, a surrogate of the user's own, tensors with gaps), for which `run` takes the namesake. The
+compiler is optional; no mathematics is only here.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qattrain.compiling import shared_library
+from qattrain.quant import kernels
+from qattrain.quant.surrogates import Surrogate, clipped, identity
+
+_compiled: ContextVar[bool] = ContextVar("compiled", default=False)
+
+
+@contextmanager
+def compiled(on: bool) -> Iterator[None]:
+    """Within it forwards, and the backwards that belong to them, run compiled (or not)."""
+    token = _compiled.set(on)
+    try:
+        yield
+    finally:
+        _compiled.reset(token)
+
+
+def is_compiled() -> bool:
+    """Whether kernels run compiled here. A forward keeps the answer for its backward, which may have another thread."""
+    return _compiled.get()
+
+
+def run(compile_it: bool, kernel: Callable[..., Any], *args: Any) -> Any:
+    """kernel(*args), compiled if asked to and covered. Raises ConfigError where no compiler works."""
+    result = NATIVE[kernel](*args) if compile_it else None
+    return kernel(*args) if result is None else result
+
+
+def prepare() -> None:
+    """Compile what is not in the cache yet. Raises ConfigError, one line, where that cannot be done."""
+    _library(torch.float32), _library(torch.bfloat16)
+
+
+@cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    return shared_library("qattrain.quant", "native.c", ("-DBF16",) if dtype == torch.bfloat16 else ())
+
+
+def _grid_codes(
+    x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int, dtype: torch.dtype | None
+) -> Tensor | None:
+    layout, dtype = _rows(x, scale), dtype or torch.float32
+    if layout is None or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    codes = torch.empty_like(x, dtype=dtype)
+    offset = float(zero_point)
+    _call(dtype, "grid_codes", x, *layout[:2], scale, layout[2], offset, float(qmin), float(qmax), codes)
+    return codes
+
+
+def _learned_step_gradients(
+    grad_codes: Tensor,
+    x: Tensor,
+    step: Tensor,
+    qmin: int,
+    qmax: int,
+    gradient_scale: float,
+    surrogate: Surrogate,
+    rectify: bool,
+) -> tuple[Tensor, Tensor] | None:
+    layout = _rows(x, step)
+    if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
+        return None
+    grad_x, sums = torch.empty_like(x), torch.empty(layout[0])
+    clips = int(surrogate is clipped)
+    args = (grad_codes, x, *layout[:2], step, layout[2], float(qmin), float(qmax), clips, int(rectify), grad_x, sums)
+    _call(grad_codes.dtype, "learned_step_gradients", *args)
+    grad_step = sums.view(step.shape) if layout[2] else sums.sum().view(step.shape)
+    return grad_x, grad_step * gradient_scale
+
+
+def _staircase_gradient(
+    grad_codes: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    unit: Tensor | float,
+    offset: Tensor | float,
+    low: Tensor | float,
+    high: Tensor | float,
+    surrogate: Surrogate,
+    rectify: bool,
+) -> Tensor | None:
+    layout = _rows(x, scale)
+    if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
+        return None
+    units = torch.as_tensor(unit, dtype=torch.float32).expand_as(scale).contiguous()
+    bounds = torch.stack(
+        [torch.as_tensor(bound, dtype=torch.float32).expand_as(scale).flatten() for bound in (low, high)], 1
+    )
+    grad_x = torch.empty_like(x)
+    args = (grad_codes, x, *layout[:2], scale, units, float(offset), bounds, layout[2])
+    _call(grad_codes.dtype, "staircase_gradient", *args, int(surrogate is clipped), int(rectify), grad_x)
+    return grad_x
+
+
+def _rescale(
+    acc: Tensor, bias: Tensor | None, scale: Tensor | None, on_grid: bool, trailing: int, pool: int
+) -> tuple[Tensor, Tensor | None] | None:
+    layout = _channels_last(acc, trailing, pool)
+    if layout is None:
+        return None
+    images, height, width, channels = layout
+    if scale is None:
+        y_dtype, factors = acc.dtype, torch.ones(channels)
+        addends = torch.zeros(channels) if bias is None else bias.to(acc.dtype).float()
+    else:
+        y_dtype, factors = torch.float32, scale.expand(channels).contiguous()
+        addends = (
+            torch.zeros(channels) if bias is None else kernels.bias_codes(bias, scale) if on_grid else bias / scale
+        )
+    if factors.dtype != torch.float32 or addends.dtype != torch.float32:
+        return None
+    y = _images(images, height // pool, width // pool, channels, y_dtype, trailing)
+    winners = _images(images, height // pool, width // pool, channels, torch.uint8, trailing) if pool > 1 else None
+    columns = width // pool
+    lines, row = (
+        torch.empty((torch.get_num_threads(), columns, channels)),
+        (addends.repeat(columns), factors.repeat(columns)),
+    )
+    _call(acc.dtype, "rescale", acc, *layout, pool, *row, int(scale is not None), y, winners, lines)
+    return y, winners
+
+
+def _rescale_gradients(
+    grad_y: Tensor,
+    winners: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    on_grid: bool,
+    trailing: int,
+    pool: int,
+    sides: tuple[int, ...],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None] | None:
+    covered = _channels_last(grad_y, trailing, 1) is not None and dtype in (torch.float32, torch.bfloat16)
+    expected = dtype if scale is None else torch.float32
+    if not covered or grad_y.dtype != expected or (winners is not None and winners.dtype != torch.uint8):
+        return None
+    images, channels = grad_y.shape[:2]
+    height, width = sides if trailing else (1, 1)
+    factors = torch.ones(channels) if scale is None else scale.expand(channels).contiguous()
+    grad_acc = _images(images, height, width, channels, dtype, trailing)
+    threads = torch.get_num_threads()
+    columns = width // pool
+    sums = torch.zeros((threads, columns, channels))
+    lines = torch.empty_like(sums, dtype=dtype)
+    args = (
+        grad_y,
+        winners,
+        images,
+        height,
+        width,
+        channels,
+        pool,
+        factors.repeat(columns),
+        int(scale is not None),
+        grad_acc,
+    )
+    _call(dtype, "rescale_gradients", *args, sums, lines)
+    if bias is None:
+        return grad_acc, None
+    grad_bias = sums.sum((0, 1))
+    if on_grid and scale is not None:
+        grad_bias = torch.where((bias / scale).abs() <= kernels.MAX_BIAS_CODE, grad_bias, 0.0)
+    return grad_acc, grad_bias
+
+
+NATIVE: dict[Callable[..., Any], Callable[..., Any]] = {
+    kernels.grid_codes: _grid_codes,
+    kernels.learned_step_gradients: _learned_step_gradients,
+    kernels.staircase_gradient: _staircase_gradient,
+    kernels.rescale: _rescale,
+    kernels.rescale_gradients: _rescale_gradients,
+}
+
+
+def _call(dtype: torch.dtype, name: str, *args: Tensor | float | None) -> None:
+    """The C function of that name for values of `dtype`: tensors as addresses, ints as int64, floats as float."""
+    converted: list[Any] = []
+    for value in args:
+        if value is None:
+            converted.append(None)
+        elif isinstance(value, Tensor):
+            converted.append(ctypes.c_void_p(value.data_ptr()))
+        else:
+            converted.append(ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value))
+    getattr(_library(dtype), name)(*converted, ctypes.c_int64(torch.get_num_threads()))
+
+
+def _rows(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
+    """(rows, columns, whether each row has its own scale) of float32 x without gaps, first index outermost."""
+    if x.dtype != torch.float32 or scale.dtype != torch.float32 or x.is_cuda or x.dim() == 0 or x.numel() == 0:
+        return None
+    rows = len(x)
+    columns = x.numel() // rows
+    per_row = scale.numel() > 1
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    if not dense or (per_row and not (scale.numel() == rows == scale.shape[0] and scale.is_contiguous())):
+        return None
+    return rows, columns, int(per_row)
+
+
+def _matches(grad: Tensor, x: Tensor) -> bool:
+    return grad.stride() == x.stride() and grad.dtype in (torch.float32, torch.bfloat16)
+
+
+def _channels_last(x: Tensor, trailing: int, pool: int) -> tuple[int, int, int, int] | None:
+    """(images, height, width, channels) of x, channels innermost and no gaps; (N, C) is N images of one pixel."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.is_cuda or x.numel() == 0 or pool not in (1, 2):
+        return None
+    if trailing == 0 and x.dim() == 2 and x.is_contiguous():
+        return len(x), 1, 1, x.shape[1]
+    if trailing != 2 or x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    if x.shape[2] % pool or x.shape[3] % pool:
+        return None
+    return len(x), x.shape[2], x.shape[3], x.shape[1]
+
+
+def _images(images: int, height: int, width: int, channels: int, dtype: torch.dtype, trailing: int) -> Tensor:
+    if trailing == 0:
+        return torch.empty((images, channels), dtype=dtype)
+    return torch.empty((images, channels, height, width), dtype=dtype, memory_format=torch.channels_last)
