@@ -169,11 +169,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.learning_rate = lr
-        images = self.augment(self.data.images[batch], self.generator)
+        images = self.augment(self.data.images.index_select(0, batch), self.generator)
         logits = self.model(images)
         # At least float32, whatever the layers multiplied in: exponentials do not fit bfloat16.
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        loss = F.cross_entropy(logits, self.data.labels[batch], label_smoothing=self.config.label_smoothing)
+        loss = F.cross_entropy(
+            logits, self.data.labels.index_select(0, batch), label_smoothing=self.config.label_smoothing
+        )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip is not None:

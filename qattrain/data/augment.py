@@ -32,11 +32,13 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
     images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device, contiguous.
     """
-    offsets = torch.randint(0, 2 * SHIFT_PX + 1, (2, len(images)), generator=generator).to(images.device)
-    padded = F.pad(images, (SHIFT_PX,) * 4)  # (B, 1, 32, 32)
-    windows = padded.unfold(2, IMAGE_SIDE, 1).unfold(3, IMAGE_SIDE, 1)  # (B, 1, 5, 5, 28, 28), a view
-    rows = torch.arange(len(images), device=images.device)
-    return windows[rows, :, offsets[0], offsets[1]]
+    down, right = torch.randint(0, 2 * SHIFT_PX + 1, (2, len(images)), generator=generator).to(images.device)
+    padded = F.pad(images, (SHIFT_PX,) * 4).flatten()  # of (B, 1, 32, 32)
+    side, count = IMAGE_SIDE + 2 * SHIFT_PX, torch.arange(max(len(images), IMAGE_SIDE), device=images.device)
+    first = (count[: len(images)] * side * side + down * side + right).unsqueeze(1)
+    starts = first + count[:IMAGE_SIDE] * side  # (B, 28): where each row of each moved image begins
+    rows = padded.as_strided((len(padded) - IMAGE_SIDE + 1, IMAGE_SIDE), (1, 1))  # any 28 pixels in a row, a view
+    return rows.index_select(0, starts.flatten()).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
 
 
 def affine(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -117,23 +117,19 @@ def _rescale(
     if layout is None:
         return None
     images, height, width, channels = layout
-    if scale is None:
-        y_dtype, factors = acc.dtype, torch.ones(channels)
-        addends = torch.zeros(channels) if bias is None else bias.to(acc.dtype).float()
-    else:
-        y_dtype, factors = torch.float32, scale.expand(channels).contiguous()
-        addends = (
-            torch.zeros(channels) if bias is None else kernels.bias_codes(bias, scale) if on_grid else bias / scale
-        )
-    if factors.dtype != torch.float32 or addends.dtype != torch.float32:
+    y_dtype = acc.dtype if scale is None else torch.float32
+    addends = None
+    if bias is not None and scale is None:
+        addends = bias.to(acc.dtype).float()
+    elif bias is not None and scale is not None:
+        addends = kernels.bias_codes(bias, scale) if on_grid else bias / scale
+    if any(t is not None and t.dtype != torch.float32 for t in (addends, scale)):
         return None
+    columns = width // pool
     y = _images(images, height // pool, width // pool, channels, y_dtype, trailing)
     winners = _images(images, height // pool, width // pool, channels, torch.uint8, trailing) if pool > 1 else None
-    columns = width // pool
-    lines, row = (
-        torch.empty((torch.get_num_threads(), columns, channels)),
-        (addends.repeat(columns), factors.repeat(columns)),
-    )
+    lines = torch.empty((torch.get_num_threads(), columns, channels))
+    row = _tiled(addends, 0.0, channels, columns), _tiled(scale, 1.0, channels, columns)
     _call(acc.dtype, "rescale", acc, *layout, pool, *row, int(scale is not None), y, winners, lines)
     return y, winners
 
@@ -155,11 +151,10 @@ def _rescale_gradients(
         return None
     images, channels = grad_y.shape[:2]
     height, width = sides if trailing else (1, 1)
-    factors = torch.ones(channels) if scale is None else scale.expand(channels).contiguous()
     grad_acc = _images(images, height, width, channels, dtype, trailing)
     threads = torch.get_num_threads()
     columns = width // pool
-    sums = torch.zeros((threads, columns, channels))
+    factors, sums = _tiled(scale, 1.0, channels, columns), torch.zeros((threads, columns, channels))
     lines = torch.empty_like(sums, dtype=dtype)
     args = (
         grad_y,
@@ -169,7 +164,7 @@ def _rescale_gradients(
         width,
         channels,
         pool,
-        factors.repeat(columns),
+        factors,
         int(scale is not None),
         grad_acc,
     )
@@ -193,15 +188,12 @@ NATIVE: dict[Callable[..., Any], Callable[..., Any]] = {
 
 def _call(dtype: torch.dtype, name: str, *args: Tensor | float | None) -> None:
     """The C function of that name for values of `dtype`: tensors as addresses, ints as int64, floats as float."""
-    converted: list[Any] = []
-    for value in args:
-        if value is None:
-            converted.append(None)
-        elif isinstance(value, Tensor):
-            converted.append(ctypes.c_void_p(value.data_ptr()))
-        else:
-            converted.append(ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value))
-    getattr(_library(dtype), name)(*converted, ctypes.c_int64(torch.get_num_threads()))
+    values = [value.data_ptr() if isinstance(value, Tensor) else value for value in args]
+    function = getattr(_library(dtype), name)
+    if function.argtypes is None:
+        kinds = {float: ctypes.c_float, int: ctypes.c_int64}
+        function.argtypes = [*(kinds.get(type(value), ctypes.c_void_p) for value in args), ctypes.c_int64]
+    function(*values, torch.get_num_threads())
 
 
 def _rows(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
@@ -232,6 +224,14 @@ def _channels_last(x: Tensor, trailing: int, pool: int) -> tuple[int, int, int, 
     if x.shape[2] % pool or x.shape[3] % pool:
         return None
     return len(x), x.shape[2], x.shape[3], x.shape[1]
+
+
+def _tiled(values: Tensor | None, absent: float, channels: int, columns: int) -> Tensor:
+    """A number a channel, or one for all, or none: as one for each element of a row."""
+    if values is None:
+        return torch.full((columns * channels,), absent)
+    values = values.expand(channels)
+    return values.repeat(columns) if columns > 1 else values.contiguous()
 
 
 def _images(images: int, height: int, width: int, channels: int, dtype: torch.dtype, trailing: int) -> Tensor:
