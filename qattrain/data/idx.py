@@ -19,6 +19,7 @@ ELSEWHERE = "point --data-dir elsewhere, or train with --dataset digits"
 REMEDY = f"delete it so that it is downloaded again, {ELSEWHERE}"
 
 _MAGIC = {"images": 0x00000803, "labels": 0x00000801}
+_HEADER_BYTES = {"images": 16, "labels": 8}
 _WHAT = {"images": f"{IMAGE_SIDE}x{IMAGE_SIDE} images", "labels": "labels"}
 
 
@@ -39,8 +40,7 @@ def check_idx(path: Path, *, kind: Literal["images", "labels"], labels: range = 
     Raises DataError if the file is missing, unreadable, empty of items, too short, too long, of another magic number or
     image size, or if a label is out of range.
     """
-    dimensions = 3 if kind == "images" else 1
-    header_bytes = 4 * (1 + dimensions)
+    header_bytes = _HEADER_BYTES[kind]
     try:
         with path.open("rb") as file:
             header = file.read(header_bytes)
@@ -50,7 +50,7 @@ def check_idx(path: Path, *, kind: Literal["images", "labels"], labels: range = 
         raise _unreadable(path, error) from error
     if len(header) < header_bytes:
         raise DataError(f"{path}: has {file_bytes} bytes, expected a header of {header_bytes} and more; {REMEDY}")
-    magic, count, *side = struct.unpack(f">{1 + dimensions}I", header)
+    magic, count, *side = struct.unpack(f">{header_bytes // 4}I", header)
     if magic != _MAGIC[kind]:
         raise DataError(f"{path}: magic number {magic:#010x}, expected {_MAGIC[kind]:#010x} (IDX {kind}); {REMEDY}")
     if side not in ([], [IMAGE_SIDE, IMAGE_SIDE]):
@@ -66,6 +66,14 @@ def check_idx(path: Path, *, kind: Literal["images", "labels"], labels: range = 
     if payload is not None:
         _check_labels(path, payload, labels)
     return int(count)
+
+
+def read_idx(path: Path, *, kind: Literal["images", "labels"]) -> NDArray[np.uint8]:
+    """The payload of a file that `check_idx` has found good, uint8 of one dimension. Raises DataError."""
+    try:
+        return np.fromfile(path, np.uint8, offset=_HEADER_BYTES[kind])
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def check_pair(images: Path, labels: Path, *, label_range: range) -> int:

@@ -1,7 +1,7 @@
-"""MNIST and its four relatives, read and downloaded by torchvision, checked by us first.
+"""MNIST and its four relatives, downloaded by torchvision, checked and read by us.
 
 torchvision's layout is kept (`MNIST/raw/train-images-idx3-ubyte`, ...), so that files of other programs are found. What
-is added: each file is validated before torchvision parses it, a download cannot hang, every failure is one DataError.
+is added: each file is validated before it is parsed, a download cannot hang, every failure is one DataError.
 """
 
 import http.client
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from qattrain.data.dataset import Dataset, ImageSet
-from qattrain.data.idx import ELSEWHERE, check_idx, check_pair, is_present
+from qattrain.data.dataset import IMAGE_SIDE, Dataset, ImageSet
+from qattrain.data.idx import ELSEWHERE, check_idx, check_pair, is_present, read_idx
 from qattrain.data.mirrors import PROBE_SECONDS, first_answer, stall_timeout
 from qattrain.errors import DataError
 
@@ -80,13 +80,12 @@ def load_source(source: Source, data_dir: Path) -> Dataset:
     Raises DataError if a file is corrupt or unreadable, or missing and cannot be downloaded (given up after 5 s without
     a mirror), or if torchvision cannot be imported.
     """
-    missing = _check_files(source, data_dir)
-    reader = _reader(source)
-    if missing:
-        _download(source, reader, data_dir, missing)
+    if missing := _check_files(source, data_dir):
+        _download(source, _reader(source), data_dir, missing)
         if missing := _check_files(source, data_dir):
             raise DataError(f"{missing[0]}: missing even after the download, expected an IDX file; {ELSEWHERE}")
-    train, test = (_read(source, reader, data_dir, train=train) for train in (True, False))
+    # Checked files are read here: importing torchvision for it would take longer than the first training steps.
+    train, test = (_read(source, *pair) for pair in source.pairs(data_dir))
     return Dataset(source.name, source.class_names, train, test)
 
 
@@ -159,13 +158,10 @@ def _reader(source: Source) -> Any:
     return type(source.folder, (original,), {"_check_legacy_exist": lambda _self: False})
 
 
-def _read(source: Source, reader: Any, data_dir: Path, *, train: bool, download: bool = False) -> ImageSet:
-    split = {} if source.split is None else {"split": source.split}
-    dataset = reader(data_dir, train=train, download=download, **split)
-    images = dataset.data.transpose(1, 2) if source.transposed else dataset.data
-    # torchvision's tensor borrows a Python bytearray with the header in front: cloned, torch owns aligned memory.
-    images = images.unsqueeze(1).clone(memory_format=torch.contiguous_format)
-    return ImageSet(images, dataset.targets - source.first_label)
+def _read(source: Source, image_file: Path, label_file: Path) -> ImageSet:
+    images = torch.from_numpy(read_idx(image_file, kind="images")).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+    labels = torch.from_numpy(read_idx(label_file, kind="labels")).long() - source.first_label
+    return ImageSet(images.transpose(2, 3).contiguous() if source.transposed else images, labels)
 
 
 def _archives(reader: Any, source: Source) -> list[tuple[str, str]]:
@@ -206,7 +202,8 @@ def _download(source: Source, reader: Any, data_dir: Path, missing: list[Path]) 
             reader.mirrors = sorted(urls.values(), key=lambda mirror: mirror != urls[answered])
         with stall_timeout():
             for train in (True, False):
-                _read(source, reader, data_dir, train=train, download=True)
+                split = {} if source.split is None else {"split": source.split}
+                reader(data_dir, train=train, download=True, **split)
     except (RuntimeError, OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{lacking}, expected 4 files, and the download failed ({type(error).__name__}: {_one_line(error)}); "
