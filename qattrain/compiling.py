@@ -47,17 +47,17 @@ def _compile(compiler: str, text: bytes, defines: tuple[str, ...], library: Path
     with tempfile.TemporaryDirectory(dir=library.parent) as name:
         source, unit, made = (Path(name) / f"unit.{suffix}" for suffix in ("c", "o", "so"))
         source.write_bytes(text)
-        for threads in ((THREADS,), ()):
+
+        def build(*threads: str) -> None:
             # Linked without a threading library of its own: it shares the one that torch has loaded, and its threads.
             _call(compiler, *FLAGS, *threads, *defines, "-c", str(source), "-o", str(unit))
             _call(compiler, "-shared", str(unit), "-lm", "-o", str(made))
-            try:
-                ctypes.CDLL(str(made), mode=os.RTLD_NOW)
-            except OSError:
-                if not threads:
-                    raise
-            else:
-                break
+            ctypes.CDLL(str(made), mode=os.RTLD_NOW)
+
+        try:
+            build(THREADS)
+        except (OSError, subprocess.CalledProcessError):  # a compiler whose threads are not those of this torch
+            build()
         made.replace(library)
 
 

@@ -7,7 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 #ifdef _OPENMP
-#include <omp.h>
+int omp_get_thread_num(void);
+int omp_get_num_threads(void);
 #define PARALLEL(threads) _Pragma("omp parallel num_threads((int)threads)")
 #else
 #define PARALLEL(threads)
