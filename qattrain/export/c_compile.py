@@ -125,8 +125,9 @@ def run_c(files: Files) -> Iterator[Runner]:
 def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
     """model.c compiled by the system's compiler and called through ctypes. Not for two threads at a time.
 
-    The runner loops over the images in C and calls qattrain_predict once for each: its time is that of batch 1 on one
-    thread, without Python's. flags: besides -O3; none: for this very processor, NATIVE, where the compiler knows it.
+    files: model.c and model.h at least (`c_export.c_sources`). flags: besides -O3; none: for this very processor,
+    NATIVE, where the compiler knows it. The runner loops over the images in C and calls qattrain_predict once for
+    each: its time is that of batch 1 on one thread, without Python's.
     Raises ExportError where no compiler is found, or where it fails.
     """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)

@@ -55,8 +55,8 @@ Static RAM: {arena} bytes (`QATTRAIN_ARENA_BYTES`); the image (784) and the logi
 LAYOUT_NOTES = {
     "packed": "the smallest; weights lie bit by bit without gaps and are unpacked row by row.",
     "int8": (
-        "the fastest; every weight is a byte, for plain loops that compilers turn into vector instructions. With "
-        "`-march=native` on an x86 processor with AVX2 they are written out, which is several times faster;\n"
+        "the fastest; every weight is a byte, for plain loops that compilers turn into vector instructions.\nFor an "
+        "x86 processor with AVX2 (`-march=native`) these are written out, which is several times faster;\n"
         "`-DQATTRAIN_PORTABLE` leaves that out. The logits are the same."
     ),
 }
