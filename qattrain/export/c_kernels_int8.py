@@ -57,6 +57,14 @@ INLINE int32_t dot(const int8_t *weights, const uint8_t *inputs, uint32_t n) {
     return sum;
 }
 
+/* The sum of n bytes. */
+INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
+    int32_t sum = 0;
+    uint32_t i;
+    for (i = 0; i < n; i++) sum += bytes[i];
+    return sum;
+}
+
 INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* without a branch, which nobody could predict */
 
 /* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
@@ -86,6 +94,17 @@ VECTORS = """
 typedef __m256i vector; /* 32 bytes, or eight sums */
 
 INLINE vector load(const void *from) { return _mm256_loadu_si256((const vector *)from); }
+
+/* The sum of n bytes: sad adds eight at a time, as differences from zero. */
+INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
+    vector sums = _mm256_setzero_si256();
+    uint32_t i;
+    for (i = 0; i < n; i += sizeof(vector)) {
+        sums = _mm256_add_epi32(sums, _mm256_sad_epu8(load(bytes + i), _mm256_setzero_si256()));
+    }
+    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+    return _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
+}
 
 /* Adds to each of the eight sums the products of four neighbouring bytes, in the best way the processor has. */
 INLINE vector accumulate(vector sums, vector inputs, vector weights) {
@@ -163,13 +182,13 @@ INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
     }
 }
 
-/* What all weights of a layer have beyond their bytes, times the sum of the inputs: in most models 0. */
-INLINE int32_t correction(const struct layer *layer, const uint8_t *inputs) {
-    int32_t sum = 0;
+/* What all weights of a layer have beyond their bytes, times the sum of the inputs: in most models 0. What lies behind
+ * the inputs is cleared, so that whole vectors can be added. */
+INLINE int32_t correction(const struct layer *layer, uint8_t *inputs) {
     uint32_t i;
     if (layer->rest == 0) return 0;
-    for (i = 0; i < layer->inputs; i++) sum += inputs[i];
-    return sum * layer->rest;
+    for (i = layer->inputs; i < layer->stride; i++) inputs[i] = 0;
+    return sum_of(inputs, layer->stride) * layer->rest;
 }
 
 INLINE void copy(uint8_t *restrict to, const uint8_t *restrict from, uint32_t count) {
@@ -202,7 +221,7 @@ INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
 }
 
 /* A fully connected layer: inputs -> codes, or, in the last one, sums. */
-INLINE void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *codes, int32_t *sums) {
+INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, int32_t *sums) {
     const uint32_t stride = layer->stride, outputs = layer->outputs;
     const int32_t start = correction(layer, inputs);
     uint32_t channel;

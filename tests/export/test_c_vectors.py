@@ -28,9 +28,11 @@ WORST = noise(8)
 WORST[1:4] = 255
 
 
-def worst(quantizer: str, codes: tuple[int, int], zero_point: int = 0) -> IntegerModel:
+def worst(
+    quantizer: str, codes: tuple[int, int], zero_point: int = 0, widths: tuple[int, int, int] = (7, 9, 41)
+) -> IntegerModel:
     """The largest weights there are on the largest codes there are, alone and side by side with the smallest."""
-    model = random_model(quantizer, 8, 8, (7, 9, 41), zero_point=zero_point)
+    model = random_model(quantizer, 8, 8, widths, zero_point=zero_point)
     for index, layer in enumerate(model.layers):
         extreme = np.resize(np.array(codes), layer.codes.shape)
         extreme[::2] = codes[0]
@@ -48,6 +50,7 @@ MODELS = {
     "all -128": worst("lsq", (-128, 127)),
     "255 above the zero point": worst("affine", (255, 0)),
     "255 below it": worst("affine", (0, 255), 255),
+    "conv1's pixels behind conv2's": worst("affine", (255, 0), widths=(2, 3, 5)),
 }
 
 
