@@ -1,15 +1,9 @@
 """model.c, model.h and main.c of a model, as text."""
 
 from qattrain.export.base import ModelFacts
-from qattrain.export.c_frame import COMMON, HEAD, HEADER, MAIN, PREDICT
-from qattrain.export.c_kernels import (
-    INT8_KERNELS,
-    INT8_LAYOUT,
-    INT8_STRUCT,
-    PACKED_KERNELS,
-    PACKED_LAYOUT,
-    PACKED_STRUCT,
-)
+from qattrain.export.c_frame import HEAD, HEADER, MAIN, PREDICT
+from qattrain.export.c_kernels_int8 import INT8_KERNELS, INT8_LAYOUT, INT8_STRUCT
+from qattrain.export.c_kernels_packed import PACKED_KERNELS, PACKED_LAYOUT, PACKED_STRUCT
 from qattrain.export.c_tables import ALIGN, arena_of, tables, types
 from qattrain.integer import IntegerModel
 
@@ -22,7 +16,7 @@ def model_source(model: IntegerModel, layout: str) -> str:
     head = HEAD % {"c1": c1, "c2": c2, "features": features, "classes": classes, "layout": note}
     struct, kernels = (PACKED_STRUCT, PACKED_KERNELS) if packed else (INT8_STRUCT, INT8_KERNELS)
     middle = [types(model, layout), struct, *tables(model, layout), arena_of(model, layout).text]
-    return "".join([head, *middle, COMMON, kernels, PREDICT])
+    return "".join([head, *middle, kernels, PREDICT])
 
 
 def model_header(model: IntegerModel, layout: str) -> str:

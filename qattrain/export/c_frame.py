@@ -5,7 +5,7 @@ must not stand in what becomes part of model.c.
 """
 
 HEAD = """\
-/* model.c: a LeNet made of integers, written by qattrain. C99; needs nothing but <stdint.h>.
+/* model.c: a LeNet made of integers, written by qattrain. C99; needs nothing but the compiler.
  *
  * 784 grey pixels go in, one integer per class comes out, and the largest names the class. In between, each layer
  * multiplies small integers ("codes") and adds them up in 32 bits; a multiplier and a shift per channel turn each sum
@@ -22,25 +22,6 @@ HEAD = """\
  *
 %(layout)s */
 #include "model.h"
-"""
-
-COMMON = """
-/* The next code. A sum up to 0 gives code 0 whatever the multiplier, so that only unsigned numbers are ever shifted. */
-static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum) {
-    uint64_t code;
-    if (sum <= 0) return 0;
-    code = (uint64_t)sum * layer->multiplier[channel] + ((uint64_t)1 << (layer->shift[channel] - 1));
-    code >>= layer->shift[channel];
-    return code < layer->largest ? (uint8_t)code : layer->largest;
-}
-
-/* The sum of n products. */
-static int32_t dot(const weight_t *weights, const uint8_t *inputs, uint32_t n) {
-    int32_t sum = 0;
-    uint32_t i;
-    for (i = 0; i < n; i++) sum += (int32_t)weights[i] * inputs[i];
-    return sum;
-}
 """
 
 PREDICT = """

@@ -1,7 +1,7 @@
 """README.md beside an exported model.c: what it is, what it needs, how to call it."""
 
 from qattrain.export.base import Files, ModelFacts
-from qattrain.export.c_compile import EMBEDDED, HOST, Footprint, Target, measure
+from qattrain.export.c_compile import EMBEDDED, HOST, NATIVE, Footprint, Target, measure
 from qattrain.export.c_tables import arena_of, channel_bytes, weight_bytes
 from qattrain.integer import IntegerLayer, IntegerModel
 
@@ -9,7 +9,7 @@ README = """\
 # {title}: an integer network in C
 
 `model.c` classifies 28x28 grey images into {classes} classes{dataset}. {accuracy}
-It is C99 with integers only: it asks for no memory, needs nothing but `<stdint.h>`, and gives exactly the logits of
+It is C99 with integers only: it asks for no memory, needs nothing but the compiler, and gives exactly the logits of
 the integer network it was written from, `IntegerModel.run`.
 
 | file | what |
@@ -32,7 +32,7 @@ int digit = qattrain_predict(image, logits);
 multiply each logit by {logit_scale!r} and take the softmax. All memory is one static arena of
 `QATTRAIN_ARENA_BYTES`: do not call it from two threads at a time.
 
-    cc -O3 main.c model.c -o classify
+    cc -O3{native} main.c model.c -o classify
     ./classify image.raw        # or: ./classify < image.raw
 
 For a microcontroller compile `model.c` alone:
@@ -54,7 +54,11 @@ Static RAM: {arena} bytes (`QATTRAIN_ARENA_BYTES`); the image (784) and the logi
 """
 LAYOUT_NOTES = {
     "packed": "the smallest; weights lie bit by bit without gaps and are unpacked row by row.",
-    "int8": "the fastest; every weight is a byte, for plain loops that compilers turn into vector instructions.",
+    "int8": (
+        "the fastest; every weight is a byte, for plain loops that compilers turn into vector instructions.\nFor an "
+        "x86 processor with AVX2 (`-march=native`) these are written out, which is several times faster;\n"
+        "`-DQATTRAIN_PORTABLE` leaves that out. The logits are the same."
+    ),
 }
 CLASS_LIST = "\n## Classes\n\n{}\n"
 
@@ -76,6 +80,7 @@ def readme(model: IntegerModel, facts: ModelFacts, layout: str, files: Files) ->
         accuracy=accuracy,
         logit_scale=model.logit_scale,
         commands="\n".join(f"    {target.command}" for target in EMBEDDED),
+        native=f" {NATIVE}" if layout == "int8" else "",
         layout=layout,
         layout_note=LAYOUT_NOTES[layout],
         layers="\n".join(_row(layer, layout) for layer in model.layers),

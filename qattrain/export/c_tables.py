@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
+from qattrain.export.c_kernels_int8 import CONV_ROWS, LINEAR_ROWS
 from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, pack_codes
 
 ALIGN = 32  # bytes; of rows in layout int8: one 256-bit vector
@@ -26,37 +27,25 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Arena:
-    """All static memory of model.c. Counts of elements; those of even and odd are bytes.
+    """All static memory of model.c. fields: C type, name, count, comment; none needs a gap before it."""
 
-    row: packed's unpacked weights of one channel. patches: int8's pixels under four positions of a kernel.
-    """
-
-    row: int
-    row_type: str
-    patches: int
-    even: int  # what conv1, later fc1 computed
-    odd: int  # what conv2 computed
+    fields: tuple[tuple[str, str, int, str], ...]
+    attribute: str = ""
 
     @property
     def total_bytes(self) -> int:
-        width = BYTES[self.row_type]
-        total = self.row * width + self.patches + self.even + self.odd
-        return math.ceil(total / width) * width  # a struct ends where the next one could begin
+        widest = max(BYTES[ctype] for ctype, *_ in self.fields)
+        total = sum(BYTES[ctype] * count for ctype, _, count, _ in self.fields)
+        return _multiple(total, widest)  # a struct ends where the next one could begin
 
     @property
     def text(self) -> str:
-        scratch = ("weight_t row", self.row, "the weights of one output channel, unpacked")
-        if self.patches:
-            scratch = ("uint8_t patches", self.patches, "what lies under the kernel at the four positions of a window")
-        fields = [
-            scratch,
-            ("uint8_t even", self.even, "what conv1, later fc1 computed"),
-            ("uint8_t odd", self.odd, "what conv2 computed"),
-        ]
-        lines = "".join(f"    {f'{name}[{count}];':<28}/* {comment} */\n" for name, count, comment in fields)
+        lines = "".join(
+            f"    {f'{ctype} {name}[{count}];':<28}/* {comment} */\n" for ctype, name, count, comment in self.fields
+        )
         return (
             "\n/* All memory that is written to. Every layer reads even and writes odd, or the other way round. */\n"
-            f"static struct {{\n{lines}}} arena;\n\n"
+            f"static struct {{\n{lines}}} arena{self.attribute};\n\n"
             "/* Refuses to compile where the arena has another size than model.h says. */\n"
             "typedef char arena_has_the_stated_size[sizeof arena == QATTRAIN_ARENA_BYTES ? 1 : -1];\n"
         )
@@ -68,18 +57,33 @@ def arena_of(model: IntegerModel, layout: str) -> Arena:
     map1, map2, features = 12 * 12 * len(conv1.codes), SIDE2 * SIDE2 * len(conv2.codes), len(fc1.codes)
     if layout == "packed":
         longest = max(layer.codes[0].size for layer in model.layers)
-        return Arena(longest, _weight_type(model), 0, max(map1, features), map2)
-    return Arena(0, "int8_t", 4 * max(_stride(conv1), _stride(conv2)), max(map1, _stride(fc2)), _stride(fc1))
+        row = (_weight_type(model), "row", longest, "the weights of one output channel, unpacked")
+        return Arena((row, *_maps(max(map1, features), map2)))
+    rows = max(_multiple(len(layer.codes), LINEAR_ROWS) for layer in model.layers)
+    sums = ("int32_t", "sums", rows, "of one pixel, or of a fully connected layer")
+    stride = max(_stride(conv1), _stride(conv2))
+    patches = ("uint8_t", "patches", 4 * stride, "what lies under the kernel at the four positions of a window")
+    maps = _maps(_multiple(max(map1, _stride(fc2)), ALIGN), _stride(fc1))
+    return Arena((sums, patches, *maps), " ALIGNED")  # every field at a multiple of ALIGN
+
+
+def _maps(even: int, odd: int) -> tuple[tuple[str, str, int, str], ...]:
+    notes = ("what conv1, later fc1 computed", "what conv2 computed")
+    return ("uint8_t", "even", even, notes[0]), ("uint8_t", "odd", odd, notes[1])
 
 
 def types(model: IntegerModel, layout: str) -> str:
-    """Typedefs of weights as multiplied, biases and multipliers."""
-    weight = _weight_type(model) if layout == "packed" else "int8_t"
+    """Typedefs of weights as unpacked, biases and multipliers, and what else the kernels ask of the numbers."""
     bias, multiplier = _channel_types(model)
+    if layout == "packed":
+        own = f"typedef {_weight_type(model)} weight_t;\n"
+    else:
+        fit = two_products_fit_16_bits(model)
+        own = f"#define TWO_PRODUCTS_FIT_16_BITS {fit:d} /* of inputs and weights, added */\n"
     return (
         f"\n#define KERNEL {SIDE} /* rows and columns of a convolution's kernel */\n\n"
         "/* The smallest types that hold the numbers below. */\n"
-        f"typedef {weight} weight_t;\ntypedef {bias} bias_t;\ntypedef {multiplier} multiplier_t;\n"
+        f"{own}typedef {bias} bias_t;\ntypedef {multiplier} multiplier_t;\n"
     )
 
 
@@ -97,7 +101,7 @@ def tables(model: IntegerModel, layout: str) -> Iterator[str]:
             own = {"bits": layer.bits, "step": step, "lowest": lowest - layer.zero_point}
         else:
             rows, rest = int8_rows(layer)
-            yield _array("int8_t", f"{layer.name}_weights", map(str, rows.ravel().tolist()))
+            yield _array("int8_t", f"{layer.name}_weights", map(str, rows.ravel().tolist()), "ALIGNED ")
             fields = {"weights": f"{layer.name}_weights"}
             own = {"stride": rows.shape[1], "rest": rest}
         yield _array("bias_t", f"{layer.name}_bias", map(str, layer.bias.tolist()))
@@ -136,7 +140,7 @@ def packed_codes(layer: IntegerLayer) -> tuple[NDArray[np.uint8], int, int]:
 
 
 def int8_rows(layer: IntegerLayer) -> tuple[IntArray, int]:
-    """Rows of bytes (D, stride), and `rest` with q_w - z_w = byte + rest. Raises ExportError.
+    """Rows of bytes (D or more, stride), and `rest` with q_w - z_w = byte + rest. Raises ExportError.
 
     Affine weights of 8 bits can be -255 .. 255 away from their zero point: then rest is not 0, and the kernel adds
     rest times the sum of the inputs. That takes room in int32 beyond the layer's own bound.
@@ -149,7 +153,12 @@ def int8_rows(layer: IntegerLayer) -> tuple[IntArray, int]:
     bound = int((sums * layer.input_max + np.abs(layer.bias)).max())
     if bound > INT32_MAX:
         raise ExportError(f"{layer.name}: a sum in layout int8 could reach {bound}, beyond int32; use layout packed")
-    return np.pad(rows, ((0, 0), (0, _stride(layer) - rows.shape[1]))), rest
+    return np.pad(rows, ((0, _rows(layer) - len(rows)), (0, _stride(layer) - rows.shape[1]))), rest
+
+
+def two_products_fit_16_bits(model: IntegerModel) -> bool:
+    """Whether layout int8 may add two neighbouring products of any row in 16 bits."""
+    return all(2 * int(np.abs(int8_rows(layer)[0]).max()) * layer.input_max < 2**15 for layer in model.layers)
 
 
 def reduced(layer: IntegerLayer) -> tuple[IntArray, IntArray] | None:
@@ -166,7 +175,7 @@ def weight_bytes(layer: IntegerLayer, layout: str) -> int:
     """Bytes of a layer's weights in model.c."""
     if layout == "packed":
         return math.ceil(layer.codes.size * layer.bits / 8)
-    return len(layer.codes) * _stride(layer)
+    return _rows(layer) * _stride(layer)
 
 
 def channel_bytes(model: IntegerModel) -> int:
@@ -176,7 +185,16 @@ def channel_bytes(model: IntegerModel) -> int:
 
 
 def _stride(layer: IntegerLayer) -> int:
-    return math.ceil(int(layer.codes[0].size) / ALIGN) * ALIGN
+    return _multiple(int(layer.codes[0].size), ALIGN)
+
+
+def _rows(layer: IntegerLayer) -> int:
+    """Rows in layout int8."""
+    return _multiple(len(layer.codes), CONV_ROWS if layer.kind == "conv" else LINEAR_ROWS)
+
+
+def _multiple(count: int, of: int) -> int:
+    return math.ceil(count / of) * of
 
 
 def _channel_types(model: IntegerModel) -> tuple[str, str]:
@@ -198,8 +216,8 @@ def _smallest_type(values: IntArray, sign: str = "") -> str:
     return f"{sign}int32_t"
 
 
-def _array(ctype: str, name: str, values: Iterable[str]) -> str:
+def _array(ctype: str, name: str, values: Iterable[str], attribute: str = "") -> str:
     texts = list(values)
     each = LINE // (max(map(len, texts)) + 2)
     lines = (", ".join(texts[start : start + each]) for start in range(0, len(texts), each))
-    return f"static const {ctype} {name}[{len(texts)}] = {{\n    " + ",\n    ".join(lines) + "\n};\n"
+    return f"static const {attribute}{ctype} {name}[{len(texts)}] = {{\n    " + ",\n    ".join(lines) + "\n};\n"

@@ -1,10 +1,8 @@
 """The ONNX exporter: one `model.onnx` of integer operators, equal to IntegerModel in every logit; no float tensor.
 
-Input `image`, uint8 (N, 1, 28, 28), any N; output `logits`, int32 (N, classes). Per hidden layer, as few operators as
-exactness allows:
+Input `image`, uint8 (N, 1, 28, 28), any N; output `logits`, int32 (N, classes). Sums and their pooling are in
+`onnx_layers.py`; what makes codes of them takes as few operators as exactness allows:
 
-    ConvInteger (or MatMulInteger)      int32, exact
-    Reshape, ReduceMax                  convolutions: 2x2 pooling, before the int64 work rather than after
     Max -b                              int32: a sum below -b has code 0, as -b itself has
     Cast, Mul m, Add (b m + 2^(k-1))    int64: (sum + b) m + 2^(k-1), multiplied out; from 0 up, thanks to Max
     Cast, BitShift k, Min qmax          uint64, the only wide type that shifts
@@ -16,10 +14,6 @@ from 2^31 to 2^32 - 1 (measured, 1.23 to 1.31; its pull request 32475); those of
 m, b and k take nine bytes a channel; what the graph makes of them, and of the packed weights (`onnx_weights.py`), does
 not depend on the image, and ONNX Runtime computes it once, at load.
 
-Safe without VNNI: the u8 x s8 kernels of older x86 add pairs of products in 16 bits and may saturate. Here weights are
-uint8 with a zero point, and both operands unsigned: their kernel widens to 16 bits first and adds in 32, exact on every
-CPU. (In ONNX Runtime 1.31 on a CPU with VNNI the whole net also runs twice as fast that way.)
-
 Opset 18; 21 where a layer has 4-bit weights, 25 where one has 2-bit weights.
 """
 
@@ -27,7 +21,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +28,15 @@ from numpy.typing import NDArray
 from qattrain.errors import ExportError
 from qattrain.export.base import Exporter, Files, ModelFacts, Runner
 from qattrain.export.onnx_graph import Graph, optional_packages
+from qattrain.export.onnx_layers import convolve, convolve_gathered, multiply
 from qattrain.export.onnx_weights import StoredWeight, add_weights, stored_weight
-from qattrain.integer import IntegerLayer, IntegerModel, Requantization
+from qattrain.integer import IntegerLayer, IntegerModel
 
 FILE = "model.onnx"
 FORMAT_VERSION = 1
 INPUT = "image: uint8 (N, 1, 28, 28), raw pixels, light strokes (255) on dark (0), not normalized"
 OUTPUT = "logits: int32 (N, classes); the class is the largest, the first of equals; real logits: times logit_scale"
-IMAGE_SIDE = 28
+CONV1_SIDE, CONV2_SIDE = 12, 4  # of the pooled maps
 RUN_BATCH = 1000
 
 
@@ -58,21 +52,18 @@ def write_onnx(model: IntegerModel, facts: ModelFacts, layout: str) -> Files:
 def _build(model: IntegerModel, facts: ModelFacts, weights: list[StoredWeight], ternary: bool) -> bytes:
     graph = Graph()
     values = add_weights(graph, weights, ternary)
-    x, side = "image", IMAGE_SIDE  # of the map in x; 1: there is no map any more
-    for layer, weight in zip(model.layers, weights, strict=True):
-        if layer.kind == "linear" and side > 1:
-            x, side = graph.node("Flatten", [x], axis=1), 1
-        operator = {"conv": "ConvInteger", "linear": "MatMulInteger"}[layer.kind]
-        zero_points = ["", graph.scalar(weight.zero_point, np.uint8)] if weight.zero_point else []
-        acc = graph.node(operator, [x, values[layer.name], *zero_points])
-        if layer.kind == "conv":
-            side = (side - layer.codes.shape[2] + 1) // 2
-            acc = _pool(graph, acc, len(layer.codes), side)
-        bias = graph.constant(f"{layer.name}.bias", _per_channel(layer, layer.bias, np.int32))
-        if layer.requantization is None:
-            graph.node("Add", [acc, bias], "logits")
-        else:
-            x = _requantize(graph, layer, layer.requantization, acc, bias)
+    conv1, conv2, fc1, fc2 = model.layers
+    by_name = {weight.name: weight for weight in weights}
+
+    def operands(layer: IntegerLayer) -> tuple[StoredWeight, str]:
+        return by_name[layer.name], values[layer.name]
+
+    x = _requantize(graph, conv1, convolve(graph, "image", *operands(conv1), CONV1_SIDE), (-1, 1, 1))
+    x = _requantize(graph, conv2, convolve_gathered(graph, x, *operands(conv2), CONV2_SIDE, conv2.input_max))
+    x = graph.node("Flatten", [x], axis=1)
+    x = _requantize(graph, fc1, multiply(graph, x, *operands(fc1), fc1.input_max))
+    sums = multiply(graph, x, *operands(fc2), fc2.input_max)
+    graph.node("Add", [sums, graph.constant(f"{fc2.name}.bias", _int32(fc2.bias))], "logits")
     return graph.model(facts.name, model.classes, _metadata(model, facts))
 
 
@@ -93,27 +84,23 @@ def _metadata(model: IntegerModel, facts: ModelFacts) -> dict[str, str]:
     }
 
 
-def _per_channel(layer: IntegerLayer, values: NDArray[np.int64], dtype: type[np.integer[Any]]) -> NDArray[Any]:
-    """(D,) -> `dtype`, in the shape that broadcasts along the channels of the layer's output."""
-    limits = np.iinfo(dtype)
-    assert limits.min <= values.min() <= values.max() <= limits.max, (layer.name, values.min(), values.max())
-    return (values.reshape(-1, 1, 1) if layer.kind == "conv" else values).astype(dtype)
+def _int32(values: NDArray[np.int64]) -> NDArray[np.int32]:
+    assert -(2**31) <= values.min() <= values.max() < 2**31, (values.min(), values.max())
+    return values.astype(np.int32)
 
 
-def _pool(graph: Graph, acc: str, channels: int, side: int) -> str:
-    """(N, D, 2 side, 2 side) -> (N, D, side, side), int32: MaxPool takes none."""
-    windows = graph.constant(f"pool.{channels}x{side}", np.array([0, channels, side, 2, side, 2], np.int64))
-    axes = graph.constant("pool.axes", np.array([3, 5], np.int64))
-    return graph.node("ReduceMax", [graph.node("Reshape", [acc, windows]), axes], keepdims=0)
+def _requantize(graph: Graph, layer: IntegerLayer, sums: str, channels: tuple[int, ...] = (-1,)) -> str:
+    """int32 sums of products -> uint8 codes. int64 holds every step (DESIGN section 3).
 
-
-def _requantize(graph: Graph, layer: IntegerLayer, how: Requantization, sums: str, bias: str) -> str:
-    """int32 sums of products -> uint8 codes. int64 holds every step (DESIGN section 3)."""
-    name = layer.name
+    channels: the shape in which a number per channel meets the sums.
+    """
+    name, how = layer.name, layer.requantization
+    assert how is not None, name
     assert how.multiplier.min() >= 0, (name, how.multiplier)
     assert 1 <= how.shift.min() <= how.shift.max() <= 62, (name, how.shift)
-    multiplier = graph.constant(f"{name}.multiplier", _per_channel(layer, how.multiplier, np.int32))
-    shift = graph.constant(f"{name}.shift", _per_channel(layer, how.shift, np.uint8))
+    bias = graph.constant(f"{name}.bias", _int32(layer.bias).reshape(channels))
+    multiplier = graph.constant(f"{name}.multiplier", _int32(how.multiplier).reshape(channels))
+    shift = graph.constant(f"{name}.shift", how.shift.astype(np.uint8).reshape(channels))
     # No image changes what these compute.
     m, k = graph.cast(multiplier, "INT64"), graph.cast(shift, "UINT64")
     power = graph.cast(graph.node("BitShift", [graph.scalar(1, np.uint64), k], direction="LEFT"), "INT64")

@@ -57,6 +57,11 @@ class Graph:
         """dtype: as TensorProto names it, "INT64"."""
         return self.node("Cast", [value], output, to=self._onnx.TensorProto.DataType.Value(dtype))
 
+    def reshape(self, value: str, shape: tuple[int, ...]) -> str:
+        """shape: 0 keeps a dimension, -1 is what remains."""
+        name = "x".join(map(str, shape))
+        return self.node("Reshape", [value, self.constant(name, np.array(shape, np.int64))])
+
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """The initializer `name`; one that exists already must be the same."""
         tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)

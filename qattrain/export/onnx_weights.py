@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qattrain.export.onnx_graph import BASE_OPSET, Graph
 from qattrain.integer import IntegerLayer, pack_codes
 
+PIXELS = 4 * 4  # of the map behind conv2
 INITIALIZERS = {2: ("UINT2", 25), 4: ("UINT4", 21), 8: ("UINT8", BASE_OPSET)}  # bits -> type, first opset to have it
 
 
@@ -52,7 +53,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One layer's codes as numbers from 0 up, in the shape its operator multiplies: (D, C, K, J), or (C, D).
+    """One layer's codes as numbers from 0 up: (D, C, K, J), or (C, D) with fc1's inputs pixel by pixel.
 
     q_w - z_w = step * codes - zero_point
     """
@@ -71,9 +72,16 @@ class StoredWeight:
             return None
         return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
 
+    def two_products_fit_16_bits(self, input_max: int) -> bool:
+        """Of inputs up to input_max and numbers of int8: step * codes, or the zero point, which fills up kernels."""
+        largest = max(self.step * int(self.codes.max()), self.zero_point)
+        return largest < 2**7 and 2 * input_max * largest < 2**15
+
 
 def stored_weight(layer: IntegerLayer) -> StoredWeight:
     codes = layer.codes if layer.kind == "conv" else layer.codes.T
+    if layer.name == "fc1":  # its inputs are conv2's map: (channel, pixel) in IntegerModel, (pixel, channel) here
+        codes = codes.reshape(-1, PIXELS, codes.shape[1]).swapaxes(0, 1).reshape(codes.shape)
     if layer.bits == 1:  # -1 and 1 are two apart: bit 0 and 1, times 2, minus 1
         lowest, step = -1, 2
         assert set(np.unique(codes)) <= {-1, 1}, (layer.name, np.unique(codes))
@@ -111,16 +119,12 @@ def _add_stream(graph: Graph, digits: Digits, weights: list[StoredWeight]) -> di
     padding = -sum(map(len, flat)) % digits.per_byte
     flat += [np.zeros(padding, np.int64)] * (padding > 0)
     divisors = graph.constant(f"{name}.divisors", digits.base ** np.arange(digits.per_byte, dtype=np.int32))
-    per_code = graph.constant(f"{name}.digits", np.array([-1, len(digits.places)], np.int64))
     places = graph.constant(f"{name}.places", np.array(digits.places, np.int32)[:, None])
 
     value = graph.cast(graph.constant(name, digits.pack(np.concatenate(flat))[:, None]), "INT32")  # (bytes, 1)
     value = graph.node("Mod", [graph.node("Div", [value, divisors]), graph.scalar(digits.base, np.int32)])
-    value = graph.node("MatMul", [graph.node("Reshape", [value, per_code]), places])  # (codes, 1)
+    value = graph.node("MatMul", [graph.reshape(value, (-1, len(digits.places))), places])  # (codes, 1)
     value = graph.cast(value, "UINT8")
     pieces = graph.split(value, [len(codes) for codes in flat], f"{name}.sizes") if len(flat) > 1 else [value]
-    values = {}
-    for weight, piece in zip(weights, pieces, strict=False):
-        shape = graph.constant(f"{weight.name}.shape", np.array(weight.codes.shape, np.int64))
-        values[weight.name] = graph.node("Reshape", [piece, shape])
-    return values
+    named = zip(weights, pieces, strict=False)
+    return {weight.name: graph.reshape(piece, weight.codes.shape) for weight, piece in named}

@@ -237,6 +237,11 @@ def test_the_model_speaks_only_of_integers_and_needs_one_header(layout: str) -> 
     files = export(random_model(("affine", 8)), layout, name=words, dataset=words, class_names=(words,) * 10)
     source = files["model.c"].decode()
     assert not re.search("float|double|malloc|printf", source)
+    for_vectors = (
+        "#if defined __AVX2__ && !defined QATTRAIN_PORTABLE\n#define VECTORS\n#include <immintrin.h>\n#endif\n"
+    )
+    assert (for_vectors in source) == (layout == "int8")
+    source = source.replace(for_vectors, "")
     assert re.findall("#include (.*)", source + files["model.h"].decode()) == ['"model.h"', "<stdint.h>"]
     assert len(re.findall(r"^static (?!const)[^(]*[;{]$", source, re.MULTILINE)) == 1  # the arena
 
@@ -248,18 +253,25 @@ def test_the_same_model_gives_the_same_bytes(layout: str) -> None:
     assert export(model, layout) == export(IntegerModel(tuple(layers), 0.001), layout)
 
 
-@pytest.mark.parametrize(("compiler", "layout"), list(itertools.product(["gcc", "clang"], LAYOUTS)))
-def test_no_compiler_has_anything_to_warn_of(compiler: str, layout: str, tmp_path: Path) -> None:
+FORMS = [("packed", ()), ("int8", ()), ("int8", ("-march=native",))]
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize(("layout", "flags"), FORMS, ids=str)
+def test_no_compiler_has_anything_to_warn_of(
+    compiler: str, layout: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     for index, (grids, act_bits) in enumerate([(("affine", 8), 8), (("pow2", 2), 1), (("binary", 1), 4)]):
         folder = tmp_path / str(index)
         folder.mkdir()
-        compile_main(export(random_model(grids, act_bits), layout), folder, "-O2", compiler=compiler)
+        compile_main(export(random_model(grids, act_bits), layout), folder, "-O2", *flags, compiler=compiler)
 
 
-@pytest.mark.parametrize(("grids", "layout"), list(itertools.product([("affine", 8), ("lsq", 3)], LAYOUTS)))
-def test_sanitizers_find_nothing(grids: tuple[str, int], layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("grids", [("affine", 8), ("lsq", 3)], ids=str)
+@pytest.mark.parametrize(("layout", "flags"), FORMS, ids=str)
+def test_sanitizers_find_nothing(grids: tuple[str, int], layout: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     model = random_model(grids, 8, (9, 7, 33), 11)
-    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    flags += ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     program = compile_main(export(model, layout), tmp_path, *flags)
     images = pictures(2)
     for image, expected in zip(images, model.run(images), strict=True):

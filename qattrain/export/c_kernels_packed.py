@@ -1,4 +1,4 @@
-"""The kernels of both layouts in C, the same for every model: `qattrain.export.c_tables` writes what differs.
+"""The kernels of layout packed in C, the same for every model: `qattrain.export.c_tables` writes what differs.
 
 Every layout has a note for the head of model.c, its `struct layer`, and `convolve` and `connect`. The words for real
 numbers, for taking memory and for printing must not stand here.
@@ -26,6 +26,23 @@ struct layer {
 """
 
 PACKED_KERNELS = """
+/* The next code. A sum up to 0 gives code 0 whatever the multiplier, so that only unsigned numbers are ever shifted. */
+static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum) {
+    uint64_t code;
+    if (sum <= 0) return 0;
+    code = (uint64_t)sum * layer->multiplier[channel] + ((uint64_t)1 << (layer->shift[channel] - 1));
+    code >>= layer->shift[channel];
+    return code < layer->largest ? (uint8_t)code : layer->largest;
+}
+
+/* The sum of n products. */
+static int32_t dot(const weight_t *weights, const uint8_t *inputs, uint32_t n) {
+    int32_t sum = 0;
+    uint32_t i;
+    for (i = 0; i < n; i++) sum += (int32_t)weights[i] * inputs[i];
+    return sum;
+}
+
 /* Unpacks the weights of one output channel into arena.row. */
 static void unpack_row(const struct layer *layer, uint32_t channel) {
     const uint32_t start = channel * layer->inputs * layer->bits;     /* the row's first bit */
@@ -76,80 +93,6 @@ static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *c
         int32_t sum;
         unpack_row(layer, channel);
         sum = dot(arena.row, inputs, layer->inputs) + layer->bias[channel];
-        if (sums) sums[channel] = sum;
-        else codes[channel] = requantize(layer, channel, sum);
-    }
-}
-"""
-
-INT8_LAYOUT = """\
- * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is filled up with zeros to
- * a multiple of %(align)d bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then
- * one plain loop over two arrays, which compilers turn into vector instructions. Zero times whatever lies behind the
- * inputs is zero.
-"""
-
-INT8_STRUCT = """
-struct layer {
-    const int8_t *weights;           /* rows one after the other, in the order of the inputs */
-    const bias_t *bias;              /* one per output channel, as are the two below */
-    const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
-    const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t stride;                 /* bytes in a row, its zeros included */
-    uint32_t outputs;                /* rows */
-    int16_t rest;                    /* a weight is its byte plus rest: 0 unless the weights span more than a byte */
-    uint8_t largest;                 /* largest output code */
-};
-"""
-
-INT8_KERNELS = """
-/* What all weights of a layer have beyond their bytes, times the sum of the inputs: in most models 0. */
-static int32_t correction(const struct layer *layer, const uint8_t *inputs) {
-    int32_t sum = 0;
-    uint32_t i;
-    if (layer->rest == 0) return 0;
-    for (i = 0; i < layer->inputs; i++) sum += inputs[i];
-    return sum * layer->rest;
-}
-
-/* Convolution and pooling: map, side x side pixels -> output, (side - 4) / 2 squared. The pixels under the four kernel
- * positions of a pooling window are copied side by side, then every output channel uses them. */
-static void convolve(const struct layer *layer, const uint8_t *map, uint32_t side, uint32_t channels, uint8_t *output) {
-    const uint32_t half = (side - KERNEL + 1) / 2, line = side * channels, run = KERNEL * channels;
-    const uint32_t stride = layer->stride;
-    uint32_t row, column, window, k, i, channel;
-    for (row = 0; row < half; row++) {
-        for (column = 0; column < half; column++) {
-            int32_t corrections[4];
-            for (window = 0; window < 4; window++) {
-                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window % 2) * channels;
-                uint8_t *patch = arena.patches + window * stride;
-                for (k = 0; k < KERNEL; k++) {
-                    for (i = 0; i < run; i++) patch[k * run + i] = corner[k * line + i];
-                }
-                corrections[window] = correction(layer, patch);
-            }
-            for (channel = 0; channel < layer->outputs; channel++) {
-                const int8_t *weights = layer->weights + channel * stride;
-                int32_t best = INT32_MIN;
-                for (window = 0; window < 4; window++) {
-                    const int32_t sum = dot(weights, arena.patches + window * stride, stride) + corrections[window];
-                    if (sum > best) best = sum;
-                }
-                *output++ = requantize(layer, channel, best + layer->bias[channel]);
-            }
-        }
-    }
-}
-
-/* A fully connected layer: inputs -> codes, or, in the last one, sums. */
-static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *codes, int32_t *sums) {
-    const int32_t same = correction(layer, inputs);
-    uint32_t channel;
-    for (channel = 0; channel < layer->outputs; channel++) {
-        const int8_t *weights = layer->weights + channel * layer->stride;
-        const int32_t sum = dot(weights, inputs, layer->stride) + same + layer->bias[channel];
         if (sums) sums[channel] = sum;
         else codes[channel] = requantize(layer, channel, sum);
     }

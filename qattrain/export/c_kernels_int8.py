@@ -1,0 +1,239 @@
+"""The kernels of layout int8 in C, the same for every model; the two innermost also in vector instructions.
+
+Eight sums at a time, of 2 weight rows and 4 inputs or of 8 rows and 1 input, with what they are made from fit into the
+16 vector registers of x86, and their totals into one. The words for real numbers, for taking memory and for printing
+must not stand here.
+"""
+
+CONV_ROWS = 2  # weight rows that are multiplied together, with four inputs each: the windows of a 2x2 maximum
+LINEAR_ROWS = 8  # with one input
+
+INT8_LAYOUT = """\
+ * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is filled up with zeros to
+ * a multiple of %(align)d bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then
+ * one plain loop over two arrays, which compilers turn into vector instructions. Zero times whatever lies behind the
+ * inputs is zero. Rows of zeros fill a layer up to the number of rows that are multiplied together.
+ *
+ * Compiled for an x86 processor with AVX2 (-march=native does that), the two innermost functions are written out in its
+ * instructions, several times faster than what compilers find; -DQATTRAIN_PORTABLE leaves them out. The logits are the
+ * same.
+"""
+
+INT8_STRUCT = """
+#if defined __AVX2__ && !defined QATTRAIN_PORTABLE
+#define VECTORS
+#include <immintrin.h>
+#endif
+
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((always_inline))           /* into a caller that knows all sizes */
+#define ALIGNED __attribute__((aligned(64)))                          /* no vector lies in two cache lines */
+#else
+#define INLINE static inline
+#define ALIGNED
+#endif
+
+struct layer {
+    const int8_t *weights;           /* rows one after the other, in the order of the inputs */
+    const bias_t *bias;              /* one per output channel, as are the two below */
+    const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
+    const uint8_t *shift;
+    uint32_t inputs;                 /* weights in a row */
+    uint32_t stride;                 /* bytes in a row, its zeros included */
+    uint32_t outputs;                /* rows, without those of zeros */
+    int16_t rest;                    /* a weight is its byte plus rest: 0 unless the weights span more than a byte */
+    uint8_t largest;                 /* largest output code */
+};
+"""
+
+PORTABLE = """
+#ifndef VECTORS
+
+/* The sum of n products. */
+INLINE int32_t dot(const int8_t *weights, const uint8_t *inputs, uint32_t n) {
+    int32_t sum = 0;
+    uint32_t i;
+    for (i = 0; i < n; i++) sum += (int32_t)weights[i] * inputs[i];
+    return sum;
+}
+
+/* The sum of n bytes. */
+INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
+    int32_t sum = 0;
+    uint32_t i;
+    for (i = 0; i < n; i++) sum += bytes[i];
+    return sum;
+}
+
+INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* without a branch, which nobody could predict */
+
+/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
+INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, const int32_t start[4],
+                             int32_t largest[2]) {
+    uint32_t row, window;
+    for (row = 0; row < 2; row++) {
+        int32_t sums[4];
+        for (window = 0; window < 4; window++) {
+            sums[window] = start[window] + dot(weights + row * stride, inputs + window * stride, stride);
+        }
+        largest[row] = larger(larger(sums[0], sums[1]), larger(sums[2], sums[3]));
+    }
+}
+
+/* Eight rows of weights times the same inputs. */
+INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t start,
+                          int32_t sums[8]) {
+    uint32_t row;
+    for (row = 0; row < 8; row++) sums[row] = start + dot(weights + row * stride, inputs, stride);
+}
+"""
+
+VECTORS = """
+#else
+
+typedef __m256i vector; /* 32 bytes, or eight sums */
+
+INLINE vector load(const void *from) { return _mm256_loadu_si256((const vector *)from); }
+
+/* The sum of n bytes: sad adds eight at a time, as differences from zero. */
+INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
+    vector sums = _mm256_setzero_si256();
+    uint32_t i;
+    for (i = 0; i < n; i += sizeof(vector)) {
+        sums = _mm256_add_epi32(sums, _mm256_sad_epu8(load(bytes + i), _mm256_setzero_si256()));
+    }
+    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+    return _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
+}
+
+/* Adds to each of the eight sums the products of four neighbouring bytes, in the best way the processor has. */
+INLINE vector accumulate(vector sums, vector inputs, vector weights) {
+#if defined __AVX512VNNI__ && defined __AVX512VL__
+    return _mm256_dpbusd_epi32(sums, inputs, weights);
+#elif defined __AVXVNNI__
+    return _mm256_dpbusd_avx_epi32(sums, inputs, weights);
+#elif TWO_PRODUCTS_FIT_16_BITS
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), _mm256_set1_epi16(1)));
+#else
+    /* Two products can be more than 16 bits hold, where maddubs would cut them off: bytes become 16 bits first. */
+    const vector zero = _mm256_setzero_si256(), signs = _mm256_cmpgt_epi8(zero, weights);
+    const vector low = _mm256_madd_epi16(_mm256_unpacklo_epi8(inputs, zero), _mm256_unpacklo_epi8(weights, signs));
+    const vector high = _mm256_madd_epi16(_mm256_unpackhi_epi8(inputs, zero), _mm256_unpackhi_epi8(weights, signs));
+    return _mm256_add_epi32(sums, _mm256_add_epi32(low, high));
+#endif
+}
+
+/* Eight vectors of eight sums -> the total of each: neighbours are added three times over. */
+INLINE vector totals(const vector sums[8]) {
+    const vector a = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+    const vector b = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4], sums[5]), _mm256_hadd_epi32(sums[6], sums[7]));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
+INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, const int32_t start[4],
+                             int32_t largest[2]) {
+    vector sums[8], all;
+    uint32_t i, window;
+    for (i = 0; i < 8; i++) sums[i] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (i = 0; i < stride; i += sizeof(vector)) {
+        const vector first = load(weights + i), second = load(weights + stride + i);
+        for (window = 0; window < 4; window++) {
+            const vector x = load(inputs + window * stride + i);
+            sums[window] = accumulate(sums[window], x, first);
+            sums[4 + window] = accumulate(sums[4 + window], x, second);
+        }
+    }
+    /* The first row's four sums, then the second's; each half is compared with itself turned by two, then by one. */
+    all = _mm256_add_epi32(totals(sums), _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)start)));
+    all = _mm256_max_epi32(all, _mm256_shuffle_epi32(all, 0x4e));
+    all = _mm256_max_epi32(all, _mm256_shuffle_epi32(all, 0xb1));
+    largest[0] = _mm256_extract_epi32(all, 0);
+    largest[1] = _mm256_extract_epi32(all, 4);
+}
+
+/* Eight rows of weights times the same inputs. */
+INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t start,
+                          int32_t sums[8]) {
+    vector each[8];
+    uint32_t i, row;
+    for (i = 0; i < 8; i++) each[i] = _mm256_setzero_si256();
+    for (i = 0; i < stride; i += sizeof(vector)) {
+        const vector x = load(inputs + i);
+        for (row = 0; row < 8; row++) each[row] = accumulate(each[row], x, load(weights + row * stride + i));
+    }
+    _mm256_storeu_si256((vector *)sums, _mm256_add_epi32(totals(each), _mm256_set1_epi32(start)));
+}
+#endif
+"""
+
+LAYERS = """
+/* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written so that it takes no more than 64
+ * bits and no branch. A sum up to 0 gives code 0 whatever the multiplier: only unsigned numbers are ever shifted. */
+INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
+    const int32_t *restrict sums = arena.sums;
+    uint32_t channel;
+    for (channel = 0; channel < layer->outputs; channel++) {
+        const int32_t sum = sums[channel] + layer->bias[channel];
+        const uint64_t product = (uint64_t)(uint32_t)(sum > 0 ? sum : 0) * layer->multiplier[channel];
+        const uint64_t code = ((product >> (layer->shift[channel] - 1)) + 1) >> 1;
+        codes[channel] = (uint8_t)(code < layer->largest ? code : layer->largest);
+    }
+}
+
+/* What all weights of a layer have beyond their bytes, times the sum of the inputs: in most models 0. What lies behind
+ * the inputs is cleared, so that whole vectors can be added. */
+INLINE int32_t correction(const struct layer *layer, uint8_t *inputs) {
+    uint32_t i;
+    if (layer->rest == 0) return 0;
+    for (i = layer->inputs; i < layer->stride; i++) inputs[i] = 0;
+    return sum_of(inputs, layer->stride) * layer->rest;
+}
+
+INLINE void copy(uint8_t *restrict to, const uint8_t *restrict from, uint32_t count) {
+    uint32_t i;
+    for (i = 0; i < count; i++) to[i] = from[i];
+}
+
+/* Convolution and pooling: map, side x side pixels -> output, (side - 4) / 2 squared. The pixels under the four kernel
+ * positions of a pooling window are copied side by side, then every output channel uses them. */
+INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t side, uint32_t channels, uint8_t *output) {
+    const uint32_t half = (side - KERNEL + 1) / 2, line = side * channels, run = KERNEL * channels;
+    const uint32_t stride = layer->stride;
+    uint32_t row, column, window, k, channel;
+    for (row = 0; row < half; row++) {
+        for (column = 0; column < half; column++) {
+            int32_t start[4];
+            for (window = 0; window < 4; window++) {
+                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window %% 2) * channels;
+                uint8_t *patch = arena.patches + window * stride;
+                for (k = 0; k < KERNEL; k++) copy(patch + k * run, corner + k * line, run);
+                start[window] = correction(layer, patch);
+            }
+            for (channel = 0; channel < layer->outputs; channel += %(conv_rows)d) {
+                multiply_windows(layer->weights + channel * stride, arena.patches, stride, start, arena.sums + channel);
+            }
+            requantize(layer, output);
+            output += layer->outputs;
+        }
+    }
+}
+
+/* A fully connected layer: inputs -> codes, or, in the last one, sums. */
+INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, int32_t *sums) {
+    const uint32_t stride = layer->stride, outputs = layer->outputs;
+    const int32_t start = correction(layer, inputs);
+    uint32_t channel;
+    for (channel = 0; channel < outputs; channel += %(linear_rows)d) {
+        multiply_rows(layer->weights + channel * stride, inputs, stride, start, arena.sums + channel);
+    }
+    if (codes) {
+        requantize(layer, codes);
+    } else {
+        for (channel = 0; channel < outputs; channel++) sums[channel] = arena.sums[channel] + layer->bias[channel];
+    }
+}
+"""
+
+INT8_KERNELS = PORTABLE + VECTORS + LAYERS % {"conv_rows": CONV_ROWS, "linear_rows": LINEAR_ROWS}

@@ -1,0 +1,141 @@
+"""Layout int8 in every form its C has: each set of vector instructions, and none, equals the integers."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_integers import noise, random_model, with_layer
+
+from qattrain.errors import ExportError
+from qattrain.export import c_compile, c_readme
+from qattrain.export.base import Files, ModelFacts
+from qattrain.export.c_compile import COMPILERS, NATIVE, PORTABLE, compiled_c
+from qattrain.export.c_export import C_EXPORTER
+from qattrain.export.c_tables import two_products_fit_16_bits
+from qattrain.integer import IntegerModel
+
+# The compiler's flags, what /proc/cpuinfo must list, and the instruction that must stand in the assembly.
+FORMS: dict[str, tuple[tuple[str, ...], set[str], str]] = {
+    "avx512vnni": (("-mavx2", "-mavx512vnni", "-mavx512vl"), {"avx512_vnni", "avx512vl"}, " vpdpbusd"),
+    "avxvnni": (("-mavx2", "-mavxvnni"), {"avx_vnni"}, "{vex} vpdpbusd"),
+    "avx2": (("-mavx2",), {"avx2"}, " vpmaddubsw"),
+    "portable": (("-mavx2", f"-D{PORTABLE}"), {"avx2"}, ""),
+    "portable native": ((NATIVE, f"-D{PORTABLE}"), set(), ""),
+}
+WORST = noise(8)
+WORST[1:4] = 255
+
+
+def worst(
+    quantizer: str, codes: tuple[int, int], zero_point: int = 0, widths: tuple[int, int, int] = (7, 9, 41)
+) -> IntegerModel:
+    """The largest weights there are on the largest codes there are, alone and side by side with the smallest."""
+    model = random_model(quantizer, 8, 8, widths, zero_point=zero_point)
+    for index, layer in enumerate(model.layers):
+        extreme = np.resize(np.array(codes), layer.codes.shape)
+        extreme[::2] = codes[0]
+        model = with_layer(model, index, codes=extreme)
+    return model
+
+
+MODELS = {
+    "4 bits": random_model("lsq", 4, 4),
+    "8 bits": random_model("lsq", 8, 8),
+    "mixed": random_model(("lsq", "binary", "ternary", "affine"), (8, 1, 2, 3), (5, 1, 8), (3, 5, 7), 47),
+    "one channel": random_model("pow2", 3, 8, (1, 1, 1), 1),
+    "wide": random_model("affine", 8, 8, (20, 50, 70)),
+    "all 127": worst("lsq", (127, -128)),
+    "all -128": worst("lsq", (-128, 127)),
+    "255 above the zero point": worst("affine", (255, 0)),
+    "255 below it": worst("affine", (0, 255), 255),
+    "conv1's pixels behind conv2's": worst("affine", (255, 0), widths=(2, 3, 5)),
+}
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c_readme, "measure", lambda *_: None)
+
+
+def export(model: IntegerModel) -> Files:
+    facts = ModelFacts("n", "d", tuple(map(str, range(model.classes))), None)
+    return C_EXPORTER.write(model, facts, "int8")
+
+
+def processor() -> set[str]:
+    """What it can do, as Linux names it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+@pytest.fixture(params=["gcc", "clang"])
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if not shutil.which(request.param):
+        pytest.skip(f"not installed: {request.param}")
+    monkeypatch.setattr(c_compile, "COMPILERS", (request.param,))
+    return str(request.param)
+
+
+def assembly(files: Files, compiler: str, flags: tuple[str, ...], folder: Path) -> str:
+    """model.c translated; skips where the compiler does not know the flags."""
+    (folder / "empty.c").write_text("int none;\n", encoding="ascii")
+    known = subprocess.run(
+        [compiler, *flags, "-c", "empty.c"], cwd=folder, capture_output=True, timeout=60, check=False
+    )
+    if known.returncode:
+        pytest.skip(f"{compiler} does not know {' '.join(flags)}")
+    for name in ("model.c", "model.h"):
+        (folder / name).write_bytes(files[name])
+    subprocess.run([compiler, "-std=c99", "-O2", *flags, "-S", "model.c"], cwd=folder, timeout=120, check=True)
+    return (folder / "model.s").read_text(encoding="utf-8").replace("\t", " ")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_equals_the_integers_on_random_and_on_extreme_networks(
+    form: str, compiler: str, tmp_path: Path
+) -> None:
+    flags, needed, instruction = FORMS[form]
+    assert instruction in assembly(export(MODELS["4 bits"]), compiler, flags, tmp_path)
+    if not needed <= processor():
+        pytest.skip(f"this processor has no {', '.join(sorted(needed - processor()))}")
+    images = np.concatenate([noise(24), WORST])
+    for name, model in MODELS.items():
+        with compiled_c(export(model), *flags) as run:
+            assert np.array_equal(run(images), model.run(images)), name
+
+
+@pytest.mark.parametrize(("code", "fits"), [(64, True), (-64, True), (65, False), (-65, False)])
+def test_products_are_added_in_16_bits_only_where_they_fit(
+    code: int, fits: bool, compiler: str, tmp_path: Path
+) -> None:
+    """Two white pixels times 64 are 32,640; times 65 they are beyond 16 bits."""
+    model = random_model("lsq", 4)
+    model = with_layer(model, 0, codes=np.full_like(model.layers[0].codes, code), bits=8)
+    assert two_products_fit_16_bits(model) == fits
+    flags, needed, instruction = FORMS["avx2"]
+    assert (instruction in assembly(export(model), compiler, flags, tmp_path)) == fits
+    if not needed <= processor():
+        pytest.skip("this processor has no avx2")
+    with compiled_c(export(model), *flags) as run:
+        assert np.array_equal(run(WORST), model.run(WORST))
+
+
+def test_forms_that_differ_are_noticed() -> None:
+    if not {"avx2"} <= processor() or not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no compiler for avx2, or no processor with it")
+    files = export(MODELS["4 bits"])
+    wrong = files["model.c"].replace(b"_mm256_shuffle_epi32(all, 0x4e)", b"all")
+    assert wrong != files["model.c"]
+    with C_EXPORTER.run(files | {"model.c": wrong}) as run, pytest.raises(ExportError, match=f"images .* -D{PORTABLE}"):
+        run(noise(8))
+
+
+def test_a_compiler_that_does_not_know_the_processor_compiles_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no compiler")
+    monkeypatch.setattr(c_compile, "NATIVE", "-march=of-no-processor")
+    with C_EXPORTER.run(export(MODELS["4 bits"])) as run:
+        assert np.array_equal(run(WORST), MODELS["4 bits"].run(WORST))
