@@ -42,7 +42,7 @@ def inspect(
     console = Console(json)
     from qattrain.data import is_on_disk
     from qattrain.inspection import inspect_network
-    from qattrain.networks import load_network
+    from qattrain.networks import Packed, load_network
     from qattrain.predicting import load_test_data
     from qattrain.report.picture import check_writable, write_pictures
     from qattrain.runs import find_checkpoint
@@ -54,7 +54,8 @@ def inspect(
         test = load_test_data(network, path, folder).test.head(limit_test or network.limit_test)
     if plots is not None:
         check_writable(plots)
-    found = inspect_network(network, test, title=f"{path.parent.name}, {name}")
+    run_name = path.name if isinstance(network, Packed) else path.parent.name
+    found = inspect_network(network, test, title=f"{run_name}, {name}")
     if network.notice:
         console.notice(network.notice)
     written = []

@@ -77,12 +77,11 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
 @dataclass(frozen=True, eq=False)
 class Filters:
     """The first layer's kernels. values: float (C, 5, 5), None if only integers are known. codes: int64 (C, 5, 5),
-    zero point subtracted, None if the layer is float. grid: smallest and largest code there is."""
+    zero point subtracted, None if the layer is float."""
 
     bits: int
     values: NDArray[Any] | None
     codes: NDArray[np.int64] | None
-    grid: tuple[int, int] | None
 
 
 def first_layer_filters(seen: Observed) -> Filters:
@@ -92,5 +91,4 @@ def first_layer_filters(seen: Observed) -> Filters:
         seen.bits,
         None if seen.values is None else seen.values[:, 0],
         None if seen.codes is None else seen.codes[:, 0],
-        (seen.grid[0], seen.grid[-1]) if seen.grid else None,
     )

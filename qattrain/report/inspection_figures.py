@@ -6,13 +6,15 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qattrain.inspection import Confusion, Filters, HardImage, Inspection, LayerHistogram
-from qattrain.report.console import percent
+from qattrain.report.console import counted, percent
 from qattrain.report.figures import COLORS
 
 MOST_GRID_LINES = 32  # more would be a grey area
-BEFORE, AFTER, CLIP = "#9a9a9a", COLORS[0], COLORS[1]
+BEFORE, AFTER, CLIP = "#c0c0c0", COLORS[0], COLORS[1]
+AFTER_LABEL = "after: codes"
 
 
 def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
@@ -45,7 +47,7 @@ def weight_figure(histograms: list[LayerHistogram], title: str) -> Figure:
             }[histogram.unit]
         )
         axes.set_ylabel("share of weights per step" if histogram.bits <= 8 else "share of weights per bin")
-    _title_and_legend(figure, f"Weights before and after quantization: {title}")
+    _title_and_legend(figure, f"{_what('Weights', histograms)}: {title}")
     return figure
 
 
@@ -58,8 +60,15 @@ def activation_figure(histograms: list[LayerHistogram], title: str) -> Figure:
         axes.set_yscale("log")
         axes.set_xlabel("activation code (steps)" if histogram.unit == "codes" else "activation (real value)")
         axes.set_ylabel("share of activations per step" if histogram.bits <= 8 else "share of activations per bin")
-    _title_and_legend(figure, f"Activations and their clip point: {title}")
+    _title_and_legend(figure, f"{_what('Activations', histograms)}: {title}")
     return figure
+
+
+def _what(things: str, histograms: list[LayerHistogram]) -> str:
+    if not any(len(histogram.after) for histogram in histograms):
+        return f"{things}, not quantized"
+    known = any(len(histogram.before) for histogram in histograms)
+    return f"{things} before and after quantization" if known else f"{things}, codes only"
 
 
 def _histogram(axes: Axes, data: LayerHistogram) -> None:
@@ -68,17 +77,13 @@ def _histogram(axes: Axes, data: LayerHistogram) -> None:
         width = float(data.edges[1] - data.edges[0])
         per = width / step if len(data.grid) else 1.0  # in bins one step wide both histograms have one height
         axes.stairs(data.before / data.total / per, data.edges, fill=True, color=BEFORE, label="before quantization")
-    if len(data.after):
-        axes.bar(
-            data.grid,
-            data.after / data.total,
-            0.8 * step,
-            fill=False,
-            edgecolor=AFTER,
-            linewidth=1.2 if len(data.grid) <= MOST_GRID_LINES else 0.5,
-            label="after: codes",
-        )
-    if 0 < len(data.grid) <= MOST_GRID_LINES:
+    few = 0 < len(data.grid) <= MOST_GRID_LINES
+    if len(data.after) and few:
+        axes.bar(data.grid, data.after / data.total, 0.8 * step, fill=False, edgecolor=AFTER, lw=1.2, label=AFTER_LABEL)
+    elif len(data.after):
+        between = np.append(data.grid - step / 2, data.grid[-1] + step / 2)
+        axes.stairs(data.after / data.total, between, color=AFTER, lw=0.8, label=AFTER_LABEL)
+    if few:
         for index, point in enumerate(data.grid):
             axes.axvline(point, color="black", lw=0.5, ls=":", label="points of the grid" if index == 0 else None)
     if data.clip is not None:
@@ -86,12 +91,14 @@ def _histogram(axes: Axes, data: LayerHistogram) -> None:
         points = [high] if data.kind == "activation" else [low, high]
         for index, point in enumerate(points):
             axes.axvline(point, color=CLIP, lw=1.6, ls="--", label="clipped beyond" if index == 0 else None)
-    kind = "float" if data.quantizer is None else f"{data.quantizer}, {data.bits} bit{'s' if data.bits > 1 else ''}"
+    kind = "float" if data.quantizer is None else f"{data.quantizer}, {counted(data.bits, 'bit')}"
     scales = ""
     if data.scale_range is not None:
         low, high = data.scale_range
         scales = f", scale {low:.3g}" + ("" if low == high else f" to {high:.3g}")
     axes.set_title(f"{data.layer} ({kind}{scales})", fontsize=10)
+    if data.unit != "value":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, axis="y")
 
 
@@ -107,27 +114,26 @@ def _title_and_legend(figure: Figure, title: str) -> None:
 def filter_figure(filters: Filters, title: str) -> Figure:
     """The first layer's kernels: as floats above, as codes below; whichever is known."""
     kinds = [
-        ("float weights", "weight (real value)", filters.values, None),
-        (f"codes ({filters.bits} bits)", "code, zero point subtracted (steps)", filters.codes, filters.grid),
+        ("float weights", "weight (real value)", filters.values),
+        (f"codes ({counted(filters.bits, 'bit')})", "code, zero point subtracted (steps)", filters.codes),
     ]
-    known = [(name, unit, kernels, limits) for name, unit, kernels, limits in kinds if kernels is not None]
+    known = [(name, unit, kernels) for name, unit, kernels in kinds if kernels is not None]
     count = len(known[0][2])
     columns = min(10, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(11, 0.6 + len(known) * (0.9 + 1.0 * rows)), layout="constrained")
     parts = figure.subfigures(len(known), 1, squeeze=False)[:, 0]
-    for part, (name, unit, kernels, limits) in zip(parts, known, strict=True):
-        low, high = limits if limits is not None else (float(kernels.min()), float(kernels.max()))
-        bound = max(-low, high)
+    for part, (name, unit, kernels) in zip(parts, known, strict=True):
+        bound = max(float(np.abs(kernels).max()), 1e-9)
         panels = part.subplots(rows, columns, squeeze=False).flatten()
         for number, axes in enumerate(panels):
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[])
+            axes.set_visible(number < count)
             if number < count:
                 image = axes.imshow(kernels[number], cmap="gray", vmin=-bound, vmax=bound)
                 axes.set_title(f"channel {number}", fontsize=7)
-        bar = part.colorbar(image, ax=panels.tolist(), label=unit, shrink=0.9)
-        if limits is not None and bound <= 8:
-            bar.set_ticks(list(range(-int(bound), int(bound) + 1)))
+        ticks = MaxNLocator(integer=True) if kernels is filters.codes else None
+        part.colorbar(image, ax=panels.tolist(), label=unit, shrink=0.9, ticks=ticks)
         part.suptitle(f"conv1, {count} kernels of 5x5 pixels: {name}", fontsize=10)
     figure.suptitle(f"First-layer filters: {title}")
     return figure
@@ -141,20 +147,22 @@ def confusion_figure(confusion: Confusion, title: str) -> Figure:
     axes = figure.subplots()
     errors = confusion.counts.astype(float)
     np.fill_diagonal(errors, 0)
-    image = axes.imshow(errors, cmap="Greys", vmin=0, vmax=max(1.0, 1.4 * float(errors.max())))
+    darkest = max(1.0, float(errors.max()))
+    image = axes.imshow(errors, cmap="Greys", vmin=0, vmax=darkest)
     rotation = 0 if max(map(len, confusion.class_names)) <= 2 else 90
     axes.set_xticks(range(classes), confusion.class_names, rotation=rotation)
     axes.set_yticks(range(classes), confusion.class_names)
     if classes <= 12:
         for (row, column), count in np.ndenumerate(confusion.counts):
             if count:
-                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8)
+                ink = "white" if errors[row, column] > darkest / 2 else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=ink)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(
         f"Confusion matrix: {title}\n{confusion.errors:,} errors on {confusion.total:,} test images "
         f"({percent(confusion.errors / confusion.total)}); diagonal: correct"
     )
-    figure.colorbar(image, label="wrongly classified (images)", shrink=0.8)
+    figure.colorbar(image, label="wrongly classified (images)", shrink=0.8, ticks=MaxNLocator(integer=True))
     return figure
 
 
