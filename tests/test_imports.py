@@ -34,6 +34,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("predicting", "posttraining"),
     ("comparison", "exporting"),
     ("report",),
+    ("explain",),
     ("commands",),
     ("cli",),
     ("__main__",),
