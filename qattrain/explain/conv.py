@@ -110,7 +110,7 @@ def _figure(
 
 def _numbers(axes: Axes, title: str, values: Tensor) -> None:
     bound = max(values.abs().max().item(), 1.0)
-    axes.imshow(values, cmap="RdBu", vmin=-2.2 * bound, vmax=2.2 * bound)  # pale: the numbers are to be read
+    axes.imshow(values.numpy(), cmap="RdBu", vmin=-2.2 * bound, vmax=2.2 * bound)  # pale: the numbers are to be read
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             axes.text(j, i, f"{value:g}", ha="center", va="center", fontsize=9)

@@ -53,6 +53,9 @@ def svg(figure: "Figure") -> bytes:
 
 
 def _saved(figure: "Figure", kind: str, **options: Any) -> bytes:
+    # Laid out once: a second layout starts from the first one's, so that bytes would tell how often it was saved.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
