@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from qattrain.data import batch_slices, epoch_order
@@ -220,7 +220,8 @@ def _figure(courses: list[Course], data: str) -> Figure:
         axes.set_ylabel(label)
     for axes in panels[1:, 0]:
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
     for axes in panels.flat:
         axes.grid(alpha=0.25)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
