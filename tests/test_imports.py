@@ -35,6 +35,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("predicting", "posttraining"),
     ("comparison", "exporting"),
     ("report",),
+    ("explain",),
     ("commands",),
     ("cli",),
     ("__main__",),

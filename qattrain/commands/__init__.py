@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
+from qattrain.commands.explain import explain
 from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
 from qattrain.commands.predict import predict
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ptq": ptq,
     "compare": compare,
     "inspect": inspect,
+    "explain": explain,
     "export": export,
     "predict": predict,
     "runs": runs,

@@ -21,6 +21,18 @@ class Console:
         """A line for people, printed as it is."""
         self.rich.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def heading(self, text: str) -> None:
+        """What follows is about this."""
+        from rich.rule import Rule
+
+        self.rich.print(Rule(text, align="left", style="bold"), width=min(100, self.rich.width))
+
+    def paragraph(self, text: str) -> None:
+        """Prose, wrapped between words, with a line of air below."""
+        from rich.text import Text
+
+        self.rich.print(Text(text + "\n"), width=min(100, self.rich.width))
+
     def notice(self, text: str) -> None:
         """Something nobody may miss."""
         from rich.panel import Panel
