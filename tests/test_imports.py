@@ -32,7 +32,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("session",),
     ("experiment", "verification"),
     ("predicting", "posttraining"),
-    ("comparison", "exporting"),
+    ("comparison", "exporting", "sweeps"),
     ("report",),
     ("commands",),
     ("cli",),

@@ -1,0 +1,146 @@
+"""Pictures of a sweep: accuracy against bits, and against the bytes of the weights. No torch in here."""
+
+import io
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from qattrain.report.figures import COLORS
+from qattrain.sweeps.results import PICTURES, pareto_front
+
+# Told apart without colour, too.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+FEWEST_ERRORS = 1e-4  # where a logarithmic axis ends: no error at all has no place on it
+SHOWN_FIELDS = ("model", "dataset", "quantizer", "act_bits", "epochs")
+
+
+def sweep_pictures(document: dict[str, Any]) -> dict[str, bytes]:
+    """File name -> content of PICTURES, from a `sweep.json` with at least one group."""
+    figures = {"accuracy-bits": _bits_figure(document), "accuracy-bytes": _bytes_figure(document)}
+    pictures = {}
+    for name in PICTURES:
+        stem, _, kind = name.partition(".")
+        buffer = io.BytesIO()
+        # The same results give the same bytes.
+        with rc_context({"svg.hashsalt": "qattrain"}):
+            figures[stem].savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
+        pictures[name] = buffer.getvalue()
+    return pictures
+
+
+def _bits_figure(document: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for style, (label, groups) in enumerate(_series(document["groups"]).items()):
+        color, marker, dash = _style(style)
+        if groups[0]["method"] == "fp32":
+            for group in groups:
+                axes.axhline(_errors(group), color=color, ls=":", lw=1.5, label=f"{label}: {_percent(group)}")
+            continue
+        line = sorted(groups, key=lambda group: group["bits"])
+        bits, errors = [group["bits"] for group in line], [_errors(group) for group in line]
+        axes.errorbar(bits, errors, yerr=_bars(line), color=color, marker=marker, ls=dash, capsize=4, label=label)
+    bits = sorted({group["bits"] for group in document["groups"] if group["method"] != "fp32"})
+    axes.set(xlabel="bits of a weight", title=_title(document, "accuracy against bits"))
+    axes.set_xticks(bits)
+    if bits:
+        axes.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
+    _finish(axes, document)
+    return figure
+
+
+def _bytes_figure(document: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for style, (label, groups) in enumerate(_series(document["groups"]).items()):
+        color, marker, _ = _style(style)
+        sizes, errors = [group["weight_bytes"] for group in groups], [_errors(group) for group in groups]
+        axes.errorbar(sizes, errors, yerr=_bars(groups), color=color, marker=marker, ls="", capsize=4, label=label)
+        for group, size, error in zip(groups, sizes, errors, strict=True):
+            if group["method"] != "fp32":
+                where, bits = (size, error), str(group["bits"])
+                axes.annotate(bits, where, xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
+    front = pareto_front(document["groups"])
+    sizes = [group["weight_bytes"] for group in front]
+    axes.plot(
+        sizes, [_errors(group) for group in front], color="black", lw=1, drawstyle="steps-post", label="Pareto front"
+    )
+    for index, point in enumerate(document["reference"]):
+        where = (point["weight_bytes"], max(1 - point["accuracy"], FEWEST_ERRORS))
+        label = "others" if index == 0 else "_"  # the legend skips what begins so
+        axes.plot(*where, color="black", marker="*", mfc="white", ms=10, ls="", label=label)
+        axes.annotate(point["name"], where, xytext=(7, -4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="weights (bytes; numbers beside the marks: bits of a weight)", xscale="log")
+    axes.set_title(_title(document, "accuracy against size"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.1)
+    _finish(axes, document)
+    return figure
+
+
+def _finish(axes: Axes, document: dict[str, Any]) -> None:
+    """Accuracy upwards, spread out towards 100 %: a logarithmic axis of the error, labelled as accuracy."""
+    errors = [_errors(group) for group in document["groups"]]
+    top, bottom = max(errors) * 1.3, max(min(errors) / 1.3, FEWEST_ERRORS)
+    axes.set(ylabel="test accuracy (%)", yscale="log", ylim=(min(top, 1.0), bottom))
+    steps = [digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)]
+    steps = [step for step in steps if bottom <= step <= min(top, 1.0)]
+    axes.set_yticks(steps or [bottom, top])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+
+
+def _series(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Groups that belong on one line, by its label: the method, and what differs from line to line."""
+    varying = [name for name in SHOWN_FIELDS if name != "act_bits" and len({group[name] for group in groups}) > 1]
+    follows = all(group["act_bits"] == group["bits"] for group in groups)
+    settings = groups[0]["settings"]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        method = {"fp32": "float", "qat": "QAT", "ptq": "PTQ"}[group["method"]]
+        parts = [str(group[name]) for name in varying if name not in ("epochs", "quantizer")]
+        if "epochs" in varying and group["method"] == "qat":
+            parts.append(f"{group['epochs']} epochs")
+        if group["method"] != "fp32":
+            parts.append(group["quantizer"])
+            if not follows:
+                parts.append(f"{group['act_bits']}-bit activations")
+        parts += [f"{key} {group['settings'][key]}" for key in settings if group["settings"][key] is not None]
+        found.setdefault(", ".join([" ".join([method, *parts[:1]]), *parts[1:]]), []).append(group)
+    return found
+
+
+def _style(index: int) -> tuple[str, str, str]:
+    return COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+
+
+def _errors(group: dict[str, Any]) -> float:
+    return float(max(1 - group["accuracy_mean"], FEWEST_ERRORS))
+
+
+def _bars(groups: list[dict[str, Any]]) -> list[list[float]]:
+    """One standard deviation up and down, as far as the axis goes."""
+    spread = [group["accuracy_std"] or 0.0 for group in groups]
+    down = [min(std, _errors(group) - FEWEST_ERRORS) for group, std in zip(groups, spread, strict=True)]
+    return [down, spread]
+
+
+def _percent(group: dict[str, Any]) -> str:
+    return f"{100 * group['accuracy_mean']:.2f} %"
+
+
+def _title(document: dict[str, Any], what: str) -> str:
+    groups = document["groups"]
+    datasets = ", ".join(dict.fromkeys(group["dataset"] for group in groups))
+    seeds = max(group["n"] for group in groups)
+    bars = f"mean of {seeds} seeds, bars one standard deviation" if seeds > 1 else "one seed"
+    stand_in = " (stand-in for MNIST)" if document["notice"] else ""
+    return f"{datasets}{stand_in}: {what}\n{bars}"
