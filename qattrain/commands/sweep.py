@@ -63,12 +63,12 @@ def sweep(
       qattrain sweep --config configs/sweep-bits.toml --scheduler tcp://127.0.0.1:8786
       qattrain sweep --name rates --report-only
     """
-    from qattrain.errors import TrainingError
+    from qattrain.errors import ConfigError, TrainingError
     from qattrain.report.console import Console
     from qattrain.settings import parse_values
     from qattrain.sweeps.coordinator import run_sweep
     from qattrain.sweeps.crew import Crew
-    from qattrain.sweeps.folder import find_sweep
+    from qattrain.sweeps.folder import find_sweep, list_sweeps
     from qattrain.sweeps.grid import PTQ_BITS, read_grid
     from qattrain.sweeps.results import read_reference
 
@@ -77,12 +77,15 @@ def sweep(
     settings |= {PTQ_BITS: parse_values(ptq, "ptq")} if ptq is not None else {}
     points = read_reference(reference) if reference is not None else []
     if report_only and name is not None:
-        _report(console, find_sweep(name, None, runs_dir), points)
+        _report(console, find_sweep(name, None, runs_dir), points, redraw=True)
         return
+    if report_only and not (settings or set_ or config):
+        known = ", ".join(list_sweeps(runs_dir)[:8]) or "none yet"
+        raise ConfigError(f"--report-only: of which sweep? Give its --name; in {runs_dir} there are: {known}")
     grid = read_grid(config, set_ or [], settings)
     folder = find_sweep(grid.name, grid.asked(), runs_dir)
     if report_only:
-        _report(console, folder, points)
+        _report(console, folder, points, redraw=True)
         return
 
     def hire() -> Crew:
@@ -115,7 +118,9 @@ def sweep(
         )
 
 
-def _report(console: "Console", folder: "SweepFolder", reference: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(
+    console: "Console", folder: "SweepFolder", reference: list[dict[str, Any]], redraw: bool = False
+) -> dict[str, Any]:
     """Write tables and pictures of what is finished, and show them. Raises ConfigError."""
     from qattrain.errors import ConfigError
     from qattrain.report.sweep_display import show_results
@@ -128,7 +133,7 @@ def _report(console: "Console", folder: "SweepFolder", reference: list[dict[str,
         raise ConfigError(f"{folder.path} holds no sweep of this version; sweeps there: {known}; see --name")
     document = sweep_document(plan, folder, reference)
     drawn = PICTURES if document["groups"] else ()
-    if not is_written(folder, document, drawn):
+    if redraw or not is_written(folder, document, drawn):
         pictures = {}
         if drawn:
             from qattrain.report.sweep_figures import sweep_pictures

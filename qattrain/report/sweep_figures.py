@@ -14,8 +14,8 @@ from qattrain.sweeps.results import PICTURES, pareto_front
 # Told apart without colour, too.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
+SHIFT = 0.06  # in bits, from line to line
 FEWEST_ERRORS = 1e-4  # where a logarithmic axis ends: no error at all has no place on it
-SHOWN_FIELDS = ("model", "dataset", "quantizer", "act_bits", "epochs")
 
 
 def sweep_pictures(document: dict[str, Any]) -> dict[str, bytes]:
@@ -35,35 +35,44 @@ def sweep_pictures(document: dict[str, Any]) -> dict[str, bytes]:
 def _bits_figure(document: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for style, (label, groups) in enumerate(_series(document["groups"]).items()):
-        color, marker, dash = _style(style)
+    series = _series(document["groups"])
+    for index, (label, groups) in enumerate(series.items()):
+        color, marker, dash = _style(index)
         if groups[0]["method"] == "fp32":
             for group in groups:
                 axes.axhline(_errors(group), color=color, ls=":", lw=1.5, label=f"{label}: {_percent(group)}")
             continue
         line = sorted(groups, key=lambda group: group["bits"])
-        bits, errors = [group["bits"] for group in line], [_errors(group) for group in line]
-        axes.errorbar(bits, errors, yerr=_bars(line), color=color, marker=marker, ls=dash, capsize=4, label=label)
+        shift = SHIFT * (index - (len(series) - 1) / 2)  # bars beside each other can be told apart
+        bits, errors = [group["bits"] + shift for group in line], [_errors(group) for group in line]
+        bars = axes.errorbar(
+            bits, errors, yerr=_bars(line), color=color, marker=marker, ls=dash, capsize=4, label=label
+        )
+        bars[0].set_markerfacecolor("white" if groups[0]["method"] == "ptq" else color)
     bits = sorted({group["bits"] for group in document["groups"] if group["method"] != "fp32"})
     axes.set(xlabel="bits of a weight", title=_title(document, "accuracy against bits"))
     axes.set_xticks(bits)
     if bits:
         axes.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
-    _finish(axes, document)
+    _finish(axes, document, [])
     return figure
 
 
 def _bytes_figure(document: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for style, (label, groups) in enumerate(_series(document["groups"]).items()):
-        color, marker, _ = _style(style)
+    for index, (label, groups) in enumerate(_series(document["groups"]).items()):
+        color, marker, _ = _style(index)
         sizes, errors = [group["weight_bytes"] for group in groups], [_errors(group) for group in groups]
-        axes.errorbar(sizes, errors, yerr=_bars(groups), color=color, marker=marker, ls="", capsize=4, label=label)
-        for group, size, error in zip(groups, sizes, errors, strict=True):
-            if group["method"] != "fp32":
-                where, bits = (size, error), str(group["bits"])
-                axes.annotate(bits, where, xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
+        bars = axes.errorbar(
+            sizes, errors, yerr=_bars(groups), color=color, marker=marker, ls="", capsize=4, label=label
+        )
+        bars[0].set_markerfacecolor("white" if groups[0]["method"] == "ptq" else color)
+    best: dict[int, dict[str, Any]] = {}
+    for group in sorted(document["groups"], key=_errors):
+        best.setdefault(group["weight_bytes"], group)
+    for size, group in best.items():
+        axes.annotate(_bits_text(group), (size, _errors(group)), xytext=(6, 6), textcoords="offset points", fontsize=8)
     front = pareto_front(document["groups"])
     sizes = [group["weight_bytes"] for group in front]
     axes.plot(
@@ -73,20 +82,21 @@ def _bytes_figure(document: dict[str, Any]) -> Figure:
         where = (point["weight_bytes"], max(1 - point["accuracy"], FEWEST_ERRORS))
         label = "others" if index == 0 else "_"  # the legend skips what begins so
         axes.plot(*where, color="black", marker="*", mfc="white", ms=10, ls="", label=label)
-        axes.annotate(point["name"], where, xytext=(7, -4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="weights (bytes; numbers beside the marks: bits of a weight)", xscale="log")
+        axes.annotate(point["name"], where, xytext=(7, -10), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="packed weights (bytes)", xscale="log")
     axes.set_title(_title(document, "accuracy against size"))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1)
-    _finish(axes, document)
+    _finish(axes, document, document["reference"])
     return figure
 
 
-def _finish(axes: Axes, document: dict[str, Any]) -> None:
+def _finish(axes: Axes, document: dict[str, Any], drawn: list[dict[str, Any]]) -> None:
     """Accuracy upwards, spread out towards 100 %: a logarithmic axis of the error, labelled as accuracy."""
     errors = [_errors(group) for group in document["groups"]]
+    errors += [max(1 - point["accuracy"], FEWEST_ERRORS) for point in drawn]
     top, bottom = max(errors) * 1.3, max(min(errors) / 1.3, FEWEST_ERRORS)
     axes.set(ylabel="test accuracy (%)", yscale="log", ylim=(min(top, 1.0), bottom))
     steps = [digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)]
@@ -100,14 +110,15 @@ def _finish(axes: Axes, document: dict[str, Any]) -> None:
 
 def _series(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Groups that belong on one line, by its label: the method, and what differs from line to line."""
-    varying = [name for name in SHOWN_FIELDS if name != "act_bits" and len({group[name] for group in groups}) > 1]
+    varying = [name for name in ("model", "dataset") if len({group[name] for group in groups}) > 1]
+    by_epochs = len({group["epochs"] for group in groups if group["method"] == "qat"}) > 1
     follows = all(group["act_bits"] == group["bits"] for group in groups)
     settings = groups[0]["settings"]
     found: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         method = {"fp32": "float", "qat": "QAT", "ptq": "PTQ"}[group["method"]]
-        parts = [str(group[name]) for name in varying if name not in ("epochs", "quantizer")]
-        if "epochs" in varying and group["method"] == "qat":
+        parts = [group[name] for name in varying]
+        if by_epochs and group["method"] != "ptq":
             parts.append(f"{group['epochs']} epochs")
         if group["method"] != "fp32":
             parts.append(group["quantizer"])
@@ -131,6 +142,10 @@ def _bars(groups: list[dict[str, Any]]) -> list[list[float]]:
     spread = [group["accuracy_std"] or 0.0 for group in groups]
     down = [min(std, _errors(group) - FEWEST_ERRORS) for group, std in zip(groups, spread, strict=True)]
     return [down, spread]
+
+
+def _bits_text(group: dict[str, Any]) -> str:
+    return "float" if group["method"] == "fp32" else "1 bit" if group["bits"] == 1 else f"{group['bits']} bits"
 
 
 def _percent(group: dict[str, Any]) -> str:

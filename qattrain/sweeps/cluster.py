@@ -4,6 +4,7 @@ Everything goes through the scheduler: cells out, slices of their run folders ba
 is opened for others to connect to. dask itself gives the task of a worker that died to another.
 """
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -21,7 +22,7 @@ from qattrain.sweeps.crew import Event
 from qattrain.sweeps.folder import RESULT_FILE, Cell, SweepFolder
 from qattrain.sweeps.grid import Point
 
-CONNECT_SECONDS = 5
+CONNECT_SECONDS = 4
 WORKER_SECONDS = 30  # for a first worker to be there
 SLICE_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -187,16 +188,23 @@ def _of_worker(worker: str, error: QattrainError) -> QattrainError:
 
 def _connect(address: str) -> Any:
     try:
-        from distributed import Client as UntypedClient
+        import distributed
     except ImportError as error:
         raise ConfigError(
             f"--scheduler: package {error.name or error} cannot be imported; it comes with: "
             "pip install 'qattrain[distributed]'"
         ) from None
-    connect: Any = UntypedClient
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told by our errors
+    untyped: Any = distributed
+
+    async def handshake() -> None:
+        options = untyped.Security().get_connection_args("client")
+        connection = untyped.comm.connect(address, timeout=CONNECT_SECONDS, **options)
+        (await asyncio.wait_for(connection, CONNECT_SECONDS + 1)).abort()
+
     try:
-        return connect(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False)
+        asyncio.run(handshake())  # a Client that does not get through takes long to give up
+        return untyped.Client(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False)
     except Exception as error:  # an address can be wrong in any way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(

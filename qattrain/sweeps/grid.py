@@ -175,7 +175,7 @@ def _product(base: dict[str, Any], axes: Axes) -> Iterator[tuple[str, dict[str, 
         values = copy.deepcopy(base)
         for key, value in zip(axes, combination, strict=True):
             merge(values, list(key), value, f"{'.'.join(key)} = {value!r}")
-        pairs = zip(axes, combination, strict=True)
+        pairs = [pair for pair in zip(axes, combination, strict=True) if len(axes[pair[0]]) > 1]
         yield " ".join(f"{'.'.join(key)}={_text(value)}" for key, value in pairs), values
 
 
