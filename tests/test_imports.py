@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("session",),
     ("experiment", "verification"),
     ("predicting", "posttraining"),
-    ("comparison", "exporting"),
+    ("comparison", "exporting", "sweeps"),
     ("report",),
     ("explain",),
     ("commands",),

@@ -14,6 +14,7 @@ from qattrain.commands.inspect import inspect
 from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
 from qattrain.commands.runs import runs
+from qattrain.commands.sweep import sweep
 from qattrain.commands.train import train
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "ptq": ptq,
     "compare": compare,
+    "sweep": sweep,
     "inspect": inspect,
     "explain": explain,
     "export": export,

@@ -1,16 +1,18 @@
 """Pictures, drawn with matplotlib's object interface: no window system, no global state."""
 
 import io
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from qattrain.comparison import Comparison
+if TYPE_CHECKING:  # it needs torch, pictures do not
+    from qattrain.comparison import Comparison
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def comparison_figure(comparison: Comparison) -> bytes:
+def comparison_figure(comparison: "Comparison") -> bytes:
     """A PNG: test error over the epochs of every trained run, and each method's accuracy with its 95 % interval."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     curves, bars = figure.subplots(1, 2)
