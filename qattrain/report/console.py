@@ -75,3 +75,8 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+def p_value(p: float) -> str:
+    """0.00646 -> `0.0065`; below what floats can tell, only that."""
+    return "< 1e-99" if p < 1e-99 else f"{p:.2g}"

@@ -15,6 +15,13 @@ from qattrain.report.figures import COLORS
 MOST_GRID_LINES = 32  # more would be a grey area
 BEFORE, AFTER, CLIP = "#c0c0c0", COLORS[0], COLORS[1]
 AFTER_LABEL = "after: codes"
+UNITS = {  # of the axis of values
+    ("weight", "steps"): "weight / scale (steps of its channel's grid)",
+    ("weight", "value"): "weight (real value)",
+    ("weight", "codes"): "weight code, zero point subtracted (steps)",
+    ("activation", "value"): "activation (real value)",
+    ("activation", "codes"): "activation code (steps)",
+}
 
 
 def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
@@ -38,15 +45,7 @@ def weight_figure(histograms: list[LayerHistogram], title: str) -> Figure:
     figure = Figure(figsize=(11, 7), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for axes, histogram in zip(panels, histograms, strict=True):
-        _histogram(axes, histogram)
-        axes.set_xlabel(
-            {
-                "steps": "weight / scale (steps of its channel's grid)",
-                "value": "weight (real value)",
-                "codes": "weight code, zero point subtracted (steps)",
-            }[histogram.unit]
-        )
-        axes.set_ylabel("share of weights per step" if histogram.bits <= 8 else "share of weights per bin")
+        draw_histogram(axes, histogram)
     _title_and_legend(figure, f"{_what('Weights', histograms)}: {title}")
     return figure
 
@@ -56,10 +55,7 @@ def activation_figure(histograms: list[LayerHistogram], title: str) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, len(histograms), squeeze=False)[0]
     for axes, histogram in zip(panels, histograms, strict=True):
-        _histogram(axes, histogram)
-        axes.set_yscale("log")
-        axes.set_xlabel("activation code (steps)" if histogram.unit == "codes" else "activation (real value)")
-        axes.set_ylabel("share of activations per step" if histogram.bits <= 8 else "share of activations per bin")
+        draw_histogram(axes, histogram)
     _title_and_legend(figure, f"{_what('Activations', histograms)}: {title}")
     return figure
 
@@ -71,7 +67,12 @@ def _what(things: str, histograms: list[LayerHistogram]) -> str:
     return f"{things} before and after quantization" if known else f"{things}, codes only"
 
 
-def _histogram(axes: Axes, data: LayerHistogram) -> None:
+def draw_histogram(axes: Axes, data: LayerHistogram) -> None:
+    """One layer: values before quantization, its grid, what lies on each point, and where values are clipped."""
+    wide = "bin" if data.quantizer is None else "step"
+    axes.set(xlabel=UNITS[data.kind, data.unit], ylabel=f"share of {data.kind}s per {wide}")
+    if data.kind == "activation":
+        axes.set_yscale("log")
     step = data.step
     if len(data.before):
         width = float(data.edges[1] - data.edges[0])

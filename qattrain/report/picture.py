@@ -2,6 +2,7 @@
 
 import io
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def bars(counts: NDArray[np.int64], width: int, logarithmic: bool = False) -> st
 
 def png(figure: "Figure") -> bytes:
     """The figure as PNG."""
-    return _saved(figure, "png", dpi=PNG_DPI)
+    return saved(figure, "png", dpi=PNG_DPI)
 
 
 def svg(figure: "Figure") -> bytes:
@@ -49,15 +50,18 @@ def svg(figure: "Figure") -> bytes:
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "qattrain", "svg.fonttype": "path"}):
-        return _saved(figure, "svg", metadata={"Date": None})
+        return saved(figure, "svg", metadata={"Date": None})
 
 
-def _saved(figure: "Figure", kind: str, **options: Any) -> bytes:
-    # Laid out once: a second layout starts from the first one's, so that bytes would tell how often it was saved.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+def saved(figure: "Figure", kind: str, **options: Any) -> bytes:
+    """The figure as a file of that kind. A letter of a user's name that the font lacks is no reason to warn."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # Laid out once: a second layout starts from the first one's, so that bytes would tell how often it was saved.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 
 

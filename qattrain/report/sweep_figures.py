@@ -1,40 +1,42 @@
 """Pictures of a sweep: accuracy against bits, and against the bytes of the weights. No torch in here."""
 
-import io
+from collections.abc import Callable
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from qattrain.report.figures import COLORS
+from qattrain.report.figures import COLORS, DASHES, MARKERS, plotted_name
+from qattrain.report.picture import png, svg
 from qattrain.sweeps.results import PICTURES, pareto_front
 
-# Told apart without colour, too.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", ":")
 SHIFT = 0.06  # in bits, from line to line
 FEWEST_ERRORS = 1e-4  # where a logarithmic axis ends: no error at all has no place on it
 
 
 def sweep_pictures(document: dict[str, Any]) -> dict[str, bytes]:
     """File name -> content of PICTURES, from a `sweep.json` with at least one group."""
-    figures = {"accuracy-bits": _bits_figure(document), "accuracy-bytes": _bytes_figure(document)}
-    pictures = {}
-    for name in PICTURES:
-        stem, _, kind = name.partition(".")
-        buffer = io.BytesIO()
-        # The same results give the same bytes.
-        with rc_context({"svg.hashsalt": "qattrain"}):
-            figures[stem].savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
-        pictures[name] = buffer.getvalue()
-    return pictures
+    figures = {
+        "accuracy-bits": _figure(document, draw_bits, "accuracy against bits"),
+        "accuracy-bytes": _figure(document, draw_bytes, "accuracy against size"),
+    }
+    kinds = {"png": png, "svg": svg}
+    names = {name: name.split(".") for name in PICTURES}
+    return {name: kinds[kind](figures[stem]) for name, (stem, kind) in names.items()}
 
 
-def _bits_figure(document: dict[str, Any]) -> Figure:
+def _figure(document: dict[str, Any], draw: Callable[[Axes, dict[str, Any]], None], what: str) -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    draw(axes, document)
+    axes.set_title(_title(document, what))
+    axes.legend(fontsize=9)
+    return figure
+
+
+def draw_bits(axes: Axes, document: dict[str, Any]) -> None:
+    """A line per method and what else differs: accuracy against the bits of a weight."""
     series = _series(document["groups"])
     for index, (label, groups) in enumerate(series.items()):
         color, marker, dash = _style(index)
@@ -50,17 +52,15 @@ def _bits_figure(document: dict[str, Any]) -> Figure:
         )
         bars[0].set_markerfacecolor("white" if groups[0]["method"] == "ptq" else color)
     bits = sorted({group["bits"] for group in document["groups"] if group["method"] != "fp32"})
-    axes.set(xlabel="bits of a weight", title=_title(document, "accuracy against bits"))
+    axes.set(xlabel="bits of a weight")
     axes.set_xticks(bits)
     if bits:
         axes.set_xlim(bits[0] - 0.5, bits[-1] + 0.5)
     _finish(axes, document, [])
-    return figure
 
 
-def _bytes_figure(document: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+def draw_bytes(axes: Axes, document: dict[str, Any]) -> None:
+    """A point per group: accuracy against the bytes of the weights, with the Pareto front and the others' points."""
     for index, (label, groups) in enumerate(_series(document["groups"]).items()):
         color, marker, _ = _style(index)
         sizes, errors = [group["weight_bytes"] for group in groups], [_errors(group) for group in groups]
@@ -82,15 +82,13 @@ def _bytes_figure(document: dict[str, Any]) -> Figure:
         where = (point["weight_bytes"], max(1 - point["accuracy"], FEWEST_ERRORS))
         label = "others" if index == 0 else "_"  # the legend skips what begins so
         axes.plot(*where, color="black", marker="*", mfc="white", ms=10, ls="", label=label)
-        axes.annotate(point["name"], where, xytext=(7, -10), textcoords="offset points", fontsize=8)
+        axes.annotate(plotted_name(point["name"]), where, xytext=(7, -10), textcoords="offset points", fontsize=8)
     axes.set(xlabel="packed weights (bytes)", xscale="log")
-    axes.set_title(_title(document, "accuracy against size"))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.1)
     _finish(axes, document, document["reference"])
-    return figure
 
 
 def _finish(axes: Axes, document: dict[str, Any], drawn: list[dict[str, Any]]) -> None:
@@ -105,7 +103,6 @@ def _finish(axes: Axes, document: dict[str, Any], drawn: list[dict[str, Any]]) -
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
 
 
 def _series(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
