@@ -13,6 +13,7 @@ from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
 from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
+from qattrain.commands.report import report
 from qattrain.commands.runs import runs
 from qattrain.commands.sweep import sweep
 from qattrain.commands.train import train
@@ -27,5 +28,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "explain": explain,
     "export": export,
     "predict": predict,
+    "report": report,
     "runs": runs,
 }

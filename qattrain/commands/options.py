@@ -85,6 +85,13 @@ SETTINGS: dict[str, Setting] = {
     "limit_test": Setting(("data", "limit_test"), int, typer.Option(help="Use only the first N test images.")),
 }
 
+
+def train_flags() -> dict[tuple[str, ...], str]:
+    """The option of `train` for every setting that has one, by the setting's path."""
+    flags = {setting.path: f"--{name.replace('_', '-')}" for name, setting in SETTINGS.items()}
+    return flags | {("train", "init"): "--init"}
+
+
 Settings = dict[tuple[str, ...], Any]  # path of a setting -> the value given on the command line
 
 
