@@ -28,7 +28,7 @@ class Display(Observer, Protocol):
 
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
 
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Session:
                 result = self.trainer.train_epoch(display, should_stop)
                 if result is not None:
                     self._finish_epoch(run_dir, result)
-                    display.on_epoch(self.history[-1])
+                    display.on_epoch(self.history[-1], self.model)
                 self.save(run_dir)
                 interrupted = should_stop() and self.trainer.epoch < last
         return RunResult(run_dir, self.checkpoint(), interrupted)

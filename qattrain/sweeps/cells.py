@@ -18,7 +18,7 @@ from qattrain.data import load_dataset
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.experiment import Loader, go_on, resolve, start
 from qattrain.files import write_atomically
-from qattrain.model import build_model, plan_layers, weight_bytes
+from qattrain.model import LeNet, build_model, plan_layers, weight_bytes
 from qattrain.posttraining import ptq_config, quantize
 from qattrain.session import RunResult
 from qattrain.sweeps.folder import RESULT_FILE, Cell, cell_name
@@ -88,7 +88,7 @@ class Watch:
             self.told_at = now
             self.report((epoch - 1 + step / steps) / self.epochs)
 
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
 
 
 def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:
