@@ -6,6 +6,7 @@ QattrainError
   +-- CheckpointError   a checkpoint: missing, truncated, altered, foreign, of another version
   +-- TrainingError     a run that cannot go on: not-a-number loss, unwritable run folder
   +-- ExportError       a model that cannot become integers, or a file that does not equal it
+  +-- ReportError       a picture or a page that cannot be made or written
 
 Libraries raise them; only `qattrain.cli.main` catches them, prints the one line and exits with 1. A message says what
 is wrong, the value found, what is allowed, and the remedy, on one line.
@@ -34,3 +35,7 @@ class TrainingError(QattrainError):
 
 class ExportError(QattrainError):
     """A model has no integer form, or an exported file differs from it."""
+
+
+class ReportError(QattrainError):
+    """A picture or a page cannot be made or written."""

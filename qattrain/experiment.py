@@ -3,7 +3,8 @@
 resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.jsonl, last.pt
 """
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,12 @@ from qattrain.training import OPTIMIZERS
 SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
 AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
 
+Loader = Callable[[str, Path], Dataset]  # as data.load_dataset; a process that trains many runs keeps what it loaded
 
-def resolve(config: ExperimentConfig, data_dir: Path) -> tuple[ExperimentConfig, Dataset, str | None]:
+
+def resolve(
+    config: ExperimentConfig, data_dir: Path, load: Loader = load_dataset
+) -> tuple[ExperimentConfig, Dataset, str | None]:
     """Settle everything that is `auto`, and load the dataset.
 
     Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
@@ -41,7 +46,7 @@ def resolve(config: ExperimentConfig, data_dir: Path) -> tuple[ExperimentConfig,
     name, notice = config.data.dataset, None
     if name == AUTO_NAME:
         name, notice = choose_dataset(data_dir)
-    dataset = load_dataset(name, data_dir)
+    dataset = load(name, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
     settled = {
         "batch_size": AUTO_BATCH if images >= SMALL_SET else AUTO_BATCH_SMALL,
@@ -64,7 +69,19 @@ def train(
     """Train a new run from its first step. Raises ConfigError, DataError, CheckpointError (--init), TrainingError."""
     if config.ptq is not None:
         raise ConfigError("this configuration is a post-training quantization; make one with 'qattrain ptq CKPT'")
-    config, dataset, notice = resolve(config, data_dir)
+    return start(*resolve(config, data_dir), runs_dir, display, stop_after)
+
+
+def start(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    notice: str | None,
+    runs_dir: Path,
+    display: Display,
+    stop_after: int | None = None,
+    stop: threading.Event | None = None,
+) -> RunResult:
+    """Train a new run of what `resolve` returned; `stop`, once set, ends it between two steps, saved."""
     prepare_torch(config)
     model = build_model(config.model, config.quant, dataset.classes)
     if config.train.init is not None:
@@ -72,7 +89,7 @@ def train(
     session = Session(config, dataset, notice, model)
     with new_run(config, runs_dir, notice) as run_dir:
         session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed, too
-        return session.run(run_dir, display, stop_after)
+        return session.run(run_dir, display, stop_after, stop)
 
 
 def resume(
@@ -104,6 +121,22 @@ def resume(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 "leave the option out, or train a new run"
             )
+    if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
+        raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
+    return go_on(path, checkpoint, data_dir, display, stop_after)
+
+
+def go_on(
+    path: Path,
+    checkpoint: Checkpoint,
+    data_dir: Path,
+    display: Display,
+    stop_after: int | None = None,
+    stop: threading.Event | None = None,
+    load: Loader = load_dataset,
+) -> RunResult:
+    """Continue the run whose `last.pt` is `path`; `stop`, once set, ends it between two steps, saved."""
+    config = checkpoint.config
     for leftover in path.parent.glob(".*.tmp"):  # of a process killed while it wrote
         leftover.unlink()
     runs.write_metrics(path.parent, checkpoint.history)  # killed between the two files, they would disagree
@@ -111,12 +144,10 @@ def resume(
         return RunResult(path.parent, checkpoint)
     if checkpoint.trainer is None:
         raise CheckpointError(f"{path} has no optimizer state; only a run of 'qattrain train' can be resumed")
-    if stop_after is not None and stop_after <= len(checkpoint.history):
-        raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
     device = pick_device(config.train.device)
     pick_precision(config.train.precision, device)
     pick_compile(config.train.compile, device, 0)
-    dataset = load_dataset(config.data.dataset, data_dir)
+    dataset = load(config.data.dataset, data_dir)
     prepare_torch(config)
     session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)))
     try:
@@ -124,7 +155,7 @@ def resume(
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit the run: {error}") from None
     session.history = list(checkpoint.history)
-    return session.run(path.parent, display, stop_after)
+    return session.run(path.parent, display, stop_after, stop)
 
 
 def prepare_torch(config: ExperimentConfig) -> None:

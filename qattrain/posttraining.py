@@ -6,7 +6,7 @@ from qattrain import runs
 from qattrain.calibration import CALIBRATIONS, calibrate
 from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig
-from qattrain.data import load_dataset
+from qattrain.data import Dataset, load_dataset
 from qattrain.engines import torch_predictor
 from qattrain.errors import ConfigError
 from qattrain.evaluation import evaluate
@@ -19,10 +19,17 @@ def settle_ptq(
     source: Checkpoint, path: Path, quant: QuantConfig, ptq: PtqConfig, name: str | None
 ) -> ExperimentConfig:
     """The configuration of the run that quantizes `source`. Raises ConfigError if `source` is not a float network."""
-    layers = plan_layers(source.config.quant).layer_bits
-    if source.config.ptq is not None or any(bits != FLOAT_BITS for bits in layers.values()):
+    return ptq_config(source.config, len(source.history), str(path), quant, ptq, name)
+
+
+def ptq_config(
+    source: ExperimentConfig, epochs: int, path: str, quant: QuantConfig, ptq: PtqConfig, name: str | None
+) -> ExperimentConfig:
+    """As `settle_ptq`, for a float run `source` of `epochs` epochs that errors call `path`."""
+    layers = plan_layers(source.quant).layer_bits
+    if source.ptq is not None or any(bits != FLOAT_BITS for bits in layers.values()):
         raise ConfigError(
-            f"{path} is already quantized ({source.config.quant.bits} bits); post-training quantization starts from a "
+            f"{path} is already quantized ({source.quant.bits} bits); post-training quantization starts from a "
             "float checkpoint: train one with --bits 32"
         )
     if ptq.calibration not in CALIBRATIONS:
@@ -31,8 +38,8 @@ def settle_ptq(
     if plan.bits == plan.act_bits == FLOAT_BITS:
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
     settled = quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
-    ptq = ptq.model_copy(update={"source_epochs": len(source.history)})
-    return source.config.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
+    ptq = ptq.model_copy(update={"source_epochs": epochs})
+    return source.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
 
 
 def quantize_after_training(
@@ -44,13 +51,20 @@ def quantize_after_training(
     """
     source = load_checkpoint(path)
     config = settle_ptq(source, path, quant, ptq, name)
-    dataset = load_dataset(config.data.dataset, data_dir)
+    return quantize(source, path, config, load_dataset(config.data.dataset, data_dir), runs_dir)
+
+
+def quantize(
+    source: Checkpoint, path: Path, config: ExperimentConfig, dataset: Dataset, runs_dir: Path
+) -> tuple[RunResult, float]:
+    """Make the run `config`, which `settle_ptq` settled, from the float checkpoint `source`, read from `path`."""
+    assert config.ptq is not None, config
     prepare_torch(config)
     model = build_model(config.model, config.quant, len(source.class_names))
     copy_weights(source, model, str(path))
     float_model = restore_model(source, str(path))
-    images = dataset.train.head(config.data.limit_train).head(ptq.images).images
-    calibrate(model, float_model, images, CALIBRATIONS[ptq.calibration])
+    images = dataset.train.head(config.data.limit_train).head(config.ptq.images).images
+    calibrate(model, float_model, images, CALIBRATIONS[config.ptq.calibration])
     test = dataset.test.head(config.data.limit_test)
     float_accuracy = evaluate(torch_predictor(float_model), test).accuracy
     result = evaluate(torch_predictor(model), test)

@@ -73,6 +73,15 @@ def write_metrics(run_dir: Path, history: list[dict[str, Any]]) -> None:
     write_atomically(run_dir / METRICS_FILE, text.encode())
 
 
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """One dict an epoch, from `metrics.jsonl`; [] where that is not there, or not what a run writes."""
+    try:
+        lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+
+
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
     """The file meant by `text`: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError."""
     given = Path(text)

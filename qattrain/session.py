@@ -28,12 +28,12 @@ class Display(Observer, Protocol):
 
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
 
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run folder and its last checkpoint. interrupted: stopped by Ctrl-C."""
+    """A run folder and its last checkpoint. interrupted: stopped before its last epoch, by Ctrl-C."""
 
     run_dir: Path
     checkpoint: Checkpoint
@@ -94,17 +94,22 @@ class Session:
         save_checkpoint(run_dir / runs.LAST_FILE, self.checkpoint())
         runs.write_metrics(run_dir, self.history)
 
-    def run(self, run_dir: Path, display: Display, stop_after: int | None) -> RunResult:
-        """Train to the last epoch, or to the end of epoch `stop_after`, or to Ctrl-C; saves after every epoch."""
+    def run(
+        self, run_dir: Path, display: Display, stop_after: int | None, stop: threading.Event | None = None
+    ) -> RunResult:
+        """Train to the last epoch, or to the end of epoch `stop_after`, or until Ctrl-C or somebody sets `stop`.
+
+        Saves after every epoch, and where it stops.
+        """
         display.on_start(run_dir, self.checkpoint(), len(self.trainer.data.labels), len(self.test.labels))
         last = min(self.config.train.epochs, stop_after or self.config.train.epochs)
         interrupted = False
-        with _interrupt_flag() as should_stop:
+        with _interrupt_flag(stop or threading.Event()) as should_stop:
             while self.trainer.epoch < last and not interrupted:
                 result = self.trainer.train_epoch(display, should_stop)
                 if result is not None:
                     self._finish_epoch(run_dir, result)
-                    display.on_epoch(self.history[-1])
+                    display.on_epoch(self.history[-1], self.model)
                 self.save(run_dir)
                 interrupted = should_stop() and self.trainer.epoch < last
         return RunResult(run_dir, self.checkpoint(), interrupted)
@@ -132,9 +137,8 @@ class Session:
 
 
 @contextmanager
-def _interrupt_flag() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C only sets a flag, to be asked for between steps; a second one interrupts at once."""
-    stop = threading.Event()
+def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C only sets `stop`, to be asked for between steps; a second one interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield stop.is_set
         return

@@ -41,10 +41,22 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
     key, sign, value = text.partition("=")
     if not sign or not all(key.strip().split(".")):
         raise ConfigError(f"--set {text!r}: expected KEY=VALUE, for example --set train.lr=0.1")
+    return key.strip().split("."), _parse_value(value)
+
+
+def parse_values(text: str, name: str) -> list[Any]:
+    """`1,2,4` -> [1, 2, 4], each read as TOML, else taken as a string. Raises ConfigError if one is empty."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"--{name.replace('_', '-')} {text!r}: a value is missing; give them as in 1,2,4")
+    return [_parse_value(part) for part in parts]
+
+
+def _parse_value(text: str) -> Any:
     try:
-        return key.strip().split("."), tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip().split("."), value
+        return text
 
 
 def parse_layer_bits(text: str) -> dict[str, int]:

@@ -86,6 +86,17 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
 }
 
 
+def check_names(config: TrainConfig, augment: str) -> None:
+    """Raises ConfigError if the optimizer, the schedule or the augmentation is none of their tables."""
+    for table, value, key in (
+        (OPTIMIZERS, config.optimizer, "train.optimizer"),
+        (SCHEDULES, config.schedule, "train.schedule"),
+        (AUGMENTATIONS, augment, "data.augment"),
+    ):
+        if value not in table:
+            raise ConfigError(f"{key} = {value!r}: allowed: {', '.join(table)}")
+
+
 class Observer(Protocol):
     """Watches a run. `loss` is a function, called only by who wants to show it: reading it synchronizes."""
 
@@ -110,13 +121,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, data: ImageSet, config: TrainConfig, augment: str, seed: int) -> None:
-        for table, value, key in (
-            (OPTIMIZERS, config.optimizer, "train.optimizer"),
-            (SCHEDULES, config.schedule, "train.schedule"),
-            (AUGMENTATIONS, augment, "data.augment"),
-        ):
-            if value not in table:
-                raise ConfigError(f"{key} = {value!r}: allowed: {', '.join(table)}")
+        check_names(config, augment)
         assert config.lr != "auto", config
         assert config.batch_size != "auto", config
         assert config.weight_decay != "auto", config

@@ -56,7 +56,7 @@ class SilentDisplay:
         if self.steps == self.interrupt_at:
             signal.raise_signal(signal.SIGINT)
 
-    def on_epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch(self, record: dict[str, Any], _model: object) -> None:
         self.records.append(record)
 
 

@@ -2,11 +2,13 @@
 
     python tests/publish.py collect RUNS_DIR     read the runs named in ROWS, for every seed, into accuracy.json
     python tests/publish.py sizes RUNS_DIR       export the runs named in SIZES, into sizes.json
+    python tests/publish.py pictures             run the topics of PICTURES on the digits, into explain.json and PNGs
     python tests/publish.py render               rewrite the README's tables from the JSON
 
 `tests/test_published.py` fails when README and JSON differ.
 """
 
+import io
 import json
 import statistics
 import sys
@@ -16,7 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 ACCURACY = ROOT / "runs" / "published" / "accuracy.json"
 SIZES_FILE = ROOT / "runs" / "published" / "sizes.json"
+EXPLAIN = ROOT / "runs" / "published" / "explain.json"
 README = ROOT / "README.md"
+PICTURES = ("ste", "scale", "ptq")  # of the README's "How it works"
+PICTURE_COLORS = 128  # of a palette: small files
 SEEDS = (0, 1, 2)
 
 # (title, command without the seed, run name without the seed)
@@ -114,10 +119,66 @@ def size_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def pictures() -> dict[str, Any]:
+    """Writes one small PNG a topic beside EXPLAIN; returns what the README says of them."""
+    from PIL import Image
+
+    from qattrain.explain import TOPICS, Lab, scale
+    from qattrain.report.picture import png
+
+    found = {topic: TOPICS[topic].explain(Lab(ROOT, "digits")) for topic in PICTURES}
+    for topic, explanation in found.items():
+        image = Image.open(io.BytesIO(png(explanation.figure))).convert("RGB").quantize(PICTURE_COLORS, dither=0)
+        image.save(EXPLAIN.parent / f"{topic}.png", optimize=True)
+    courses = found["scale"].numbers["courses"]
+    ptq = found["ptq"].numbers
+    return {
+        "note": "qattrain explain TOPIC --dataset digits, one thread, seed 0",
+        "data": ptq["data"],
+        "ste": found["ste"].numbers,
+        "scale": [
+            {
+                "form": form,
+                "test_accuracy": [c["test_accuracy"][-1] for c in courses if c["form"] == form],
+                "weight_size": next(c["weight_size"][-1] for c in courses if c["form"] == form),
+            }
+            for form in scale.FORMS
+        ],
+        "scale_columns": ["SGD", "Adam", "SGD + batch norm", "Adam + batch norm"],
+        "float": ptq["float"],
+        "ptq": ptq["ptq"],
+        "qat": ptq["qat"],
+    }
+
+
+def explain_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The README's tables of "How it works" by name, Markdown."""
+    ste = document["ste"]["training"]
+    lines = ["| backward of the rounding | " + " | ".join(ste) + " |", "|---|" + "---|" * len(ste)]
+    lines += [
+        f"| {title} | " + " | ".join(f"{100 * found[key]:.1f} %" for found in ste.values()) + " |"
+        for title, key in (("test accuracy", "test_accuracy"), ("convolution codes that moved", "codes_moved"))
+    ]
+    tables = {"ste": "\n".join(lines)}
+    lines = ["| layer | " + " | ".join(document["scale_columns"]) + " | mean \\|w\\|, SGD |", "|---|" + "---|" * 5]
+    for row in document["scale"]:
+        accuracies = " | ".join(f"{100 * accuracy:.1f} %" for accuracy in row["test_accuracy"])
+        lines.append(f"| {row['form']} | {accuracies} | {row['weight_size']:.3g} |")
+    tables["scale"] = "\n".join(lines)
+    bits = list(document["qat"])
+    lines = ["| bits | " + " | ".join(bits) + " |", "|---|" + "---|" * len(bits)]
+    for name, key in (("rounded after training (PTQ)", "ptq"), ("trained with rounding (QAT)", "qat")):
+        lines.append(f"| {name} | " + " | ".join(f"{100 * document[key][b]:.1f} %" for b in bits) + " |")
+    return tables | {"ptq": "\n".join(lines)}
+
+
 def rendered(text: str) -> str:
     """The README with its tables as the JSON has them."""
     text = with_table(text, "accuracy", accuracy_table(json.loads(ACCURACY.read_text())))
-    return with_table(text, "sizes", size_table(json.loads(SIZES_FILE.read_text())))
+    text = with_table(text, "sizes", size_table(json.loads(SIZES_FILE.read_text())))
+    for name, table in explain_tables(json.loads(EXPLAIN.read_text())).items():
+        text = with_table(text, name, table)
+    return text
 
 
 def accuracy_table(document: dict[str, Any]) -> str:
@@ -145,4 +206,6 @@ if __name__ == "__main__":
         ACCURACY.write_text(json.dumps(collect(Path(sys.argv[2])), indent=1) + "\n")
     if sys.argv[1] == "sizes":
         SIZES_FILE.write_text(json.dumps(sizes(Path(sys.argv[2])), indent=1) + "\n")
+    if sys.argv[1] == "pictures":
+        EXPLAIN.write_text(json.dumps(pictures(), indent=1) + "\n")
     README.write_text(rendered(README.read_text()))

@@ -17,7 +17,8 @@ from qattrain.checkpoint import load_checkpoint, restore_model
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, PtqConfig, QuantConfig
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError
-from qattrain.inspection import inspect_model
+from qattrain.inspection import layer_report
+from qattrain.inspection.observed import observe_model
 from qattrain.posttraining import quantize_after_training
 from qattrain.predicting import evaluate_checkpoint
 from qattrain.quant import QUANTIZERS, Quantizer, activation_quantizer, dequantize, weight_quantizer
@@ -145,7 +146,8 @@ def test_a_quantized_run_is_a_run_like_any_other(
     (listed,) = list_runs(tmp_path / "runs")
     assert (listed.name, listed.method, listed.quantizer) == (result.run_dir.name, "ptq", name)
     assert listed.accuracy == evaluation.accuracy
-    reports = inspect_model(restore_model(load_checkpoint(path), "x"), load_dataset("digits", tmp_path).test.images)
+    seen = observe_model(restore_model(load_checkpoint(path), "x"), load_dataset("digits", tmp_path).test.images)
+    reports = [layer_report(layer) for layer in seen]
     assert {report.layer for report in reports} == {*WEIGHT_LAYERS, *ACTIVATION_LAYERS}
     assert all(report.codes_used is not None and report.codes_used <= (report.levels or 0) for report in reports)
     resumed = experiment.resume(str(result.run_dir), tmp_path, tmp_path / "runs", silent_display(), {}, None)

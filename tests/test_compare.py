@@ -154,9 +154,10 @@ def test_a_quantization_of_an_unfinished_run_is_not_the_finished_ones(
 
 
 @pytest.mark.parametrize(("correct", "total"), [(10, 10), (0, 7), (3, 7)])
-def test_the_figure_can_show_any_accuracy(correct: int, total: int) -> None:
+def test_the_figure_can_show_any_accuracy_and_any_name(correct: int, total: int) -> None:
     low_high = wilson_interval(correct, total)
-    row = Row("a", "a", 4, 4, correct / total, low_high, 0.0, 1.0, 0.1, 100, None)
+    name = "_a $x^$ \u6f22"  # hidden from legends, no formula, not in the font
+    row = Row(name, "a", 4, 4, correct / total, low_high, 0.0, 1.0, 0.1, 100, None)
     histories = [[{"epoch": 1, "test_accuracy": correct / total}, {"epoch": 2, "test_accuracy": correct / total}], []]
     comparison = Comparison("digits", "a notice", total, [row, row], histories, "key")
     assert comparison_figure(comparison).startswith(PNG)

@@ -21,6 +21,16 @@ def test_published_means_and_deviations_follow_from_every_seed() -> None:
         assert row["standard_deviation"] == pytest.approx(statistics.stdev(row["test_accuracy"]), abs=1e-12)
 
 
+def test_published_pictures_are_small_and_the_readme_shows_each_of_them_with_words() -> None:
+    shown = dict(re.findall(r"!\[(.*?)\]\((runs/published/.*?)\)", publish.README.read_text())[::-1])
+    paths = sorted(publish.ROOT / path for path in shown.values())
+    assert paths == sorted(publish.EXPLAIN.parent.glob("*.png"))
+    assert len(paths) == len(publish.PICTURES)
+    for path in paths:
+        assert path.stat().st_size < 60_000
+    assert all(len(words) > 40 for words in shown)
+
+
 def test_the_drop_in_example_of_the_readme_is_ten_lines_and_learns() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", publish.README.read_text(), flags=re.S)
     assert len(code.strip().splitlines()) <= 10

@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
+from qattrain.commands.explain import explain
 from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
 from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
+from qattrain.commands.report import report
 from qattrain.commands.runs import runs
+from qattrain.commands.sweep import sweep
 from qattrain.commands.train import train
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -20,8 +23,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "ptq": ptq,
     "compare": compare,
+    "sweep": sweep,
     "inspect": inspect,
+    "explain": explain,
     "export": export,
     "predict": predict,
+    "report": report,
     "runs": runs,
 }

@@ -35,7 +35,7 @@ def compare(
       qattrain compare fp32 vs ptq vs qat --bits 3 --epochs 5
       qattrain compare lenet-w4a4-lsq-mnist-s0 vs other/last.pt
     """
-    from qattrain.report.console import Console, percent
+    from qattrain.report.console import Console, p_value, percent
     from qattrain.settings import build_config
 
     console = Console(json)
@@ -69,7 +69,7 @@ def compare(
             percent(row.accuracy),
             f"{100 * row.accuracy_ci95[0]:.2f} to {100 * row.accuracy_ci95[1]:.2f}",
             "" if index == 0 else f"{100 * row.delta:+.2f}",
-            "" if index == 0 else "< 1e-99" if row.mcnemar_p < 1e-99 else f"{row.mcnemar_p:.2g}",
+            "" if index == 0 else p_value(row.mcnemar_p),
             f"{row.loss:.4f}",
             f"{row.weight_bytes:,}",
             "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}",

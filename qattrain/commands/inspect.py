@@ -1,61 +1,139 @@
-"""`qattrain inspect`: the grids of a checkpoint, layer by layer."""
+"""`qattrain inspect`: a network's inside, layer by layer, in numbers and in pictures."""
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from qattrain.commands import options as opt
+
+if TYPE_CHECKING:
+    from qattrain.inspection import Inspection, LayerReport
+    from qattrain.report.console import Console
+
+HISTOGRAM_COLUMNS = 32
 
 
 def inspect(
     checkpoint: opt.NetworkName,
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw every picture, as PNG and SVG, into this folder.")
+    ] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Use only the first N test images.")] = None,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Show shape, bits, scales, codes used and clipped share of every layer; of a packed file its integers.
+    """Show every layer's grid, and how well it is used: codes, entropy, clipping, noise, and a histogram.
 
-    Activations are those of 1,000 test images, if the dataset is on disk.
+    With --plots: weights before and after with the grid, activations with their clip point, first-layer filters,
+    confusion matrix, and the worst-classified images. What depends on images needs the dataset on disk.
 
     \b
-    Example:
+    Examples:
       qattrain inspect lenet-w4a4-lsq-mnist-s0
+      qattrain inspect lenet-w4a4-lsq-mnist-s0 --plots pictures
+      qattrain inspect runs/lenet-w4a4-lsq-mnist-s0/export/model.safetensors
     """
     from qattrain.report.console import Console, percent
 
     console = Console(json)
-    from qattrain.data import is_on_disk, load_dataset
-    from qattrain.inspection import LayerReport, inspect_network
-    from qattrain.networks import load_network
+    from qattrain.data import is_on_disk
+    from qattrain.inspection import inspect_network
+    from qattrain.networks import Packed, load_network
+    from qattrain.predicting import load_test_data
+    from qattrain.report.picture import check_writable, write_pictures
     from qattrain.runs import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
     network, folder = load_network(path), opt.data_folder(data_dir)
-    name = network.facts.dataset
-    images = load_dataset(name, folder).test.images if is_on_disk(name, folder) else None
-    reports = inspect_network(network, images)
+    name, test = network.facts.dataset, None
+    if is_on_disk(name, folder):
+        test = load_test_data(network, path, folder).test.head(limit_test or network.limit_test)
+    if plots is not None:
+        check_writable(plots)
+    run_name = path.name if isinstance(network, Packed) else path.parent.name
+    found = inspect_network(network, test, title=f"{run_name}, {name}")
     if network.notice:
         console.notice(network.notice)
-    console.result({"checkpoint": str(path), "dataset": name, "layers": [asdict(report) for report in reports]})
+    written = []
+    if plots is not None:
+        from qattrain.report.inspection_figures import inspection_figures
 
-    def row(report: LayerReport) -> list[str]:
-        scales = "-"
-        if report.scale_min is not None:
-            same = report.scale_min == report.scale_max
-            scales = f"{report.scale_min:.3g}" + ("" if same else f" .. {report.scale_max:.3g}")
-        return [
+        written = write_pictures(plots, inspection_figures(found))
+    console.result(
+        {
+            "checkpoint": str(path),
+            "dataset": name,
+            "test_images": found.images,
+            "accuracy": found.accuracy,
+            "layers": [asdict(report) for report in found.layers],
+            "pictures": [str(picture) for picture in written],
+            "notes": found.notes,
+        }
+    )
+    console.text(f"{path}: {network.facts.name} on {name}")
+    _tables(console, found)
+    if found.confusion is not None:
+        errors, right = found.confusion.errors, percent(found.accuracy or 0)
+        console.text(f"{errors:,} errors on {found.images:,} test images: accuracy {right}")
+    for note in found.notes:
+        console.text(note + (f" (looked in {folder}; see --data-dir)" if test is None and "no images" in note else ""))
+    if written:
+        console.text(f"pictures in {plots}: {', '.join(sorted({picture.stem for picture in written}))} (PNG and SVG)")
+
+
+def _tables(console: "Console", found: "Inspection") -> None:
+    from qattrain.report.console import percent
+    from qattrain.report.picture import bars
+
+    # Most activations are 0: counted plainly, nothing else would be seen.
+    shapes = {
+        histogram.layer: bars(
+            histogram.after if len(histogram.after) else histogram.before,
+            HISTOGRAM_COLUMNS,
+            logarithmic=histogram.kind == "activation",
+        )
+        for histogram in found.histograms
+    }
+
+    def scales(report: "LayerReport") -> str:
+        if report.scale_min is None:
+            return "-"
+        same = report.scale_min == report.scale_max
+        return f"{report.scale_min:.3g}" + ("" if same else f" .. {report.scale_max:.3g}")
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    made_of = [
+        [
             report.layer,
             report.kind,
             "x".join(map(str, report.shape)) or "-",
             str(report.bits),
             report.quantizer or "float",
-            scales,
-            "-" if report.codes_used is None else f"{report.codes_used} of {report.levels}",
-            "-" if report.clipped_share is None else percent(report.clipped_share),
-            "-" if report.accumulator_bound is None else f"{report.accumulator_bound:,}",
+            scales(report),
+            number(report.weight_bytes, ","),
+            number(report.accumulator_bound, ","),
+            number(report.accumulator_bits, "d"),
         ]
-
-    console.text(f"{path}: {network.facts.name} on {name}")
-    columns = ["layer", "of", "shape", "bits", "quantizer", "scale", "codes used", "clipped", "largest sum"]
-    console.table(columns, [row(report) for report in reports], left=("of", "shape", "quantizer", "scale"))
-    if images is None:
-        console.text(f"activations were not observed: {name} is not in {folder}; name its folder with --data-dir")
+        for report in found.layers
+    ]
+    used = [
+        [
+            report.layer,
+            "-" if report.codes_used is None else f"{report.codes_used} of {report.levels}",
+            number(report.entropy_bits, ".2f"),
+            "-" if report.clipped_share is None else percent(report.clipped_share),
+            number(report.sqnr_db, ".1f"),
+            shapes.get(report.layer, "-"),
+        ]
+        for report in found.layers
+    ]
+    columns = ["layer", "of", "shape", "bits", "quantizer", "scale", "weight bytes", "largest sum", "sum bits"]
+    console.table(columns, made_of, left=("of", "shape", "quantizer", "scale"))
+    columns = ["layer", "codes used", "entropy (bits)", "clipped", "SQNR (dB)", "histogram (act: log)"]
+    console.table(columns, used, left=(columns[-1],))

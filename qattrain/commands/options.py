@@ -85,11 +85,37 @@ SETTINGS: dict[str, Setting] = {
     "limit_test": Setting(("data", "limit_test"), int, typer.Option(help="Use only the first N test images.")),
 }
 
+
+def train_flags() -> dict[tuple[str, ...], str]:
+    """The option of `train` for every setting that has one, by the setting's path."""
+    flags = {setting.path: f"--{name.replace('_', '-')}" for name, setting in SETTINGS.items()}
+    return flags | {("train", "init"): "--init"}
+
+
 Settings = dict[tuple[str, ...], Any]  # path of a setting -> the value given on the command line
+
+
+# Of these a sweep takes one value: a table has its own commas, and threads are the worker's, not the cell's.
+NO_AXIS = ("layer_bits", "threads")
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` an option for every entry of SETTINGS; it gets those that were given as `settings`."""
+    return _with_options(command, SETTINGS, several=())
+
+
+def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
+    """The same with several values, split at commas, for all but NO_AXIS: `settings` maps their paths to lists."""
+    several = tuple(name for name in SETTINGS if name not in NO_AXIS)
+    options = {name: SETTINGS[name]._replace(type=str) if name in several else SETTINGS[name] for name in SETTINGS}
+    seeds = typer.Option("--seeds", "--seed", metavar="N,...", help="Seeds, several at commas. [default: 0]")
+    options["seed"] = options["seed"]._replace(option=seeds)
+    return _with_options(command, options, several)
+
+
+def _with_options(
+    command: Callable[..., None], options: dict[str, Setting], several: tuple[str, ...]
+) -> Callable[..., None]:
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
     shared = [
         inspect.Parameter(
@@ -98,15 +124,17 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             annotation=Annotated[setting.type | None, setting.option],
         )
-        for name, setting in SETTINGS.items()
+        for name, setting in options.items()
     ]
 
     @functools.wraps(command)
     def with_settings(**arguments: Any) -> None:
-        from qattrain.settings import parse_layer_bits
+        from qattrain.settings import parse_layer_bits, parse_values
 
-        given = {SETTINGS[name].path: arguments.pop(name) for name in SETTINGS}
-        settings = {path: value for path, value in given.items() if value is not None}
+        given = {name: value for name in options if (value := arguments.pop(name)) is not None}
+        settings: Settings = {
+            options[name].path: parse_values(value, name) if name in several else value for name, value in given.items()
+        }
         layer_bits = SETTINGS["layer_bits"].path
         if layer_bits in settings:
             settings[layer_bits] = parse_layer_bits(settings[layer_bits])

@@ -1,6 +1,7 @@
 """`qattrain train`: train a network, or resume a run."""
 
 import shlex
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -23,6 +24,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue a stopped or killed run, exactly.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write <run>/tensorboard, too; needs the extra of that name.")
+    ] = False,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
@@ -49,8 +53,12 @@ def train(
 
     from qattrain import experiment
     from qattrain.report.display import training_display
+    from qattrain.report.tensorboard import tensorboard_display
 
-    with training_display(console) as display:
+    with (
+        training_display(console) as shown,
+        tensorboard_display(shown) if tensorboard else nullcontext(shown) as display,
+    ):
         if experiment_config is not None:
             result = experiment.train(experiment_config, data, runs_dir, display, stop_after)
         else:
@@ -60,9 +68,10 @@ def train(
     if not result.interrupted:
         console.result(result.summary())
     if result.checkpoint.finished:
-        console.text(display.farewell(result))
+        console.text(shown.farewell(result))
         return
     resume_line = ["qattrain", "train", "--resume", result.run_dir.name]
+    resume_line += ["--tensorboard"] if tensorboard else []
     resume_line += ["--data-dir", str(data_dir)] if data_dir else []
     resume_line += ["--runs-dir", str(runs_dir)] if runs_dir != opt.DEFAULT_RUNS else []
     console.text(f"stopped and saved; to go on:  {shlex.join(resume_line)}")

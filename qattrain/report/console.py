@@ -21,6 +21,18 @@ class Console:
         """A line for people, printed as it is."""
         self.rich.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def heading(self, text: str) -> None:
+        """What follows is about this."""
+        from rich.rule import Rule
+
+        self.rich.print(Rule(text, align="left", style="bold"), width=min(100, self.rich.width))
+
+    def paragraph(self, text: str) -> None:
+        """Prose, wrapped between words, with a line of air below."""
+        from rich.text import Text
+
+        self.rich.print(Text(text + "\n"), width=min(100, self.rich.width))
+
     def notice(self, text: str) -> None:
         """Something nobody may miss."""
         from rich.panel import Panel
@@ -63,3 +75,8 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+def p_value(p: float) -> str:
+    """0.00646 -> `0.0065`; below what floats can tell, only that."""
+    return "< 1e-99" if p < 1e-99 else f"{p:.2g}"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from qattrain.checkpoint import Checkpoint
 from qattrain.config import FLOAT_BITS
 from qattrain.evaluation import wilson_interval
+from qattrain.model import LeNet
 from qattrain.report.console import Console, counted, percent
 from qattrain.session import RunResult
 
@@ -55,7 +56,7 @@ class PlainDisplay:
         self.shown_at = now
         return True
 
-    def on_epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch(self, record: dict[str, Any], _model: LeNet) -> None:
         validation = f"  val accuracy {percent(record['val_accuracy'])}" if "val_accuracy" in record else ""
         self.console.text(
             f"epoch {record['epoch']:3d}  train loss {record['train_loss']:.4f}  test loss {record['test_loss']:.4f}  "
@@ -119,7 +120,7 @@ class LiveDisplay(PlainDisplay):
                 self.progress.reset(self.task, total=total, completed=done, description=text, visible=True)
             self.progress.update(self.task, completed=done, description=text, loss=f"{loss():.4f}")
 
-    def on_epoch(self, record: dict[str, Any]) -> None:
+    def on_epoch(self, record: dict[str, Any], _model: LeNet) -> None:
         self._add_row(record)
 
     def _add_row(self, record: dict[str, Any]) -> None:

@@ -1,0 +1,149 @@
+"""`qattrain sweep`: a grid of runs, on this machine or on a cluster."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qattrain.commands import options as opt
+
+if TYPE_CHECKING:
+    from qattrain.report.console import Console
+    from qattrain.sweeps.folder import SweepFolder
+
+
+@opt.takes_axes
+def sweep(
+    settings: opt.Settings,
+    context: typer.Context,
+    ptq: Annotated[
+        str | None,
+        typer.Option(metavar="N,...", help="Also quantize the float run of each point after training, to these bits."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the sweep's folder. [default: made from the settings]")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="TOML file with a [sweep] table: lists of values by key."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; KEY=[A,B] for several values. Repeatable."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine. [default: one a core, at most 8]")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Run the cells on the workers of this dask cluster instead."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Points of others to draw, CSV or TOML: name, weight_bytes, accuracy."),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Train nothing; make tables and pictures of what is there.")
+    ] = False,
+    data_dir: opt.DataDir = None,
+    runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
+    json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
+) -> None:
+    """Train every combination of several values; each is a run of its own. The same command again goes on.
+
+    Several values stand at commas: --bits 1,2,4 --seeds 0,1. Finished cells are kept, stopped ones go on where they
+    stopped, failed ones are tried again. --threads are those of each worker.
+
+    \b
+    Examples:
+      qattrain sweep --bits 1,2,4,8,32 --seeds 0,1 --epochs 5
+      qattrain sweep --bits 1,2,4 --ptq 8,4,2 --quantizer lsq,affine --workers 4 --threads 1
+      qattrain sweep --config configs/sweep-bits.toml --set train.lr=[0.02,0.05] --name rates
+      qattrain sweep --config configs/sweep-bits.toml --scheduler tcp://127.0.0.1:8786
+      qattrain sweep --name rates --report-only
+    """
+    from qattrain.errors import ConfigError, TrainingError
+    from qattrain.report.console import Console
+    from qattrain.settings import parse_values
+    from qattrain.sweeps.coordinator import run_sweep
+    from qattrain.sweeps.crew import Crew
+    from qattrain.sweeps.folder import find_sweep, list_sweeps
+    from qattrain.sweeps.grid import PTQ_BITS, read_grid
+    from qattrain.sweeps.results import read_reference
+
+    console = Console(json)
+    settings |= {("name",): name} if name is not None else {}
+    settings |= {PTQ_BITS: parse_values(ptq, "ptq")} if ptq is not None else {}
+    points = read_reference(reference) if reference is not None else []
+    if report_only and name is not None:
+        _report(console, find_sweep(name, None, runs_dir), points, redraw=True)
+        return
+    if report_only and not (settings or set_ or config):
+        known = ", ".join(list_sweeps(runs_dir)[:8]) or "none yet"
+        raise ConfigError(f"--report-only: of which sweep? Give its --name; in {runs_dir} there are: {known}")
+    grid = read_grid(config, set_ or [], settings)
+    folder = find_sweep(grid.name, grid.asked(), runs_dir)
+    if report_only:
+        _report(console, folder, points, redraw=True)
+        return
+
+    def hire() -> Crew:
+        if scheduler is not None:
+            from qattrain.sweeps.cluster import DaskCrew
+
+            # A worker elsewhere knows best where its data lie, unless somebody says.
+            source: Any = context.get_parameter_source("data_dir")
+            return DaskCrew(scheduler, folder, data_dir if source.name == "COMMANDLINE" else None, grid.threads or 1)
+        from qattrain.sweeps.local import LocalCrew
+
+        return LocalCrew(folder, opt.data_folder(data_dir), workers, grid.threads)
+
+    from qattrain.report.sweep_display import sweep_display
+
+    try:
+        with sweep_display(console) as display:
+            run_sweep(grid, folder, runs_dir, hire, display.update, console.text)
+    except KeyboardInterrupt:
+        if folder.read_plan() is not None:
+            _report(console, folder, points)
+        console.text("stopped and saved; the same command goes on")
+        raise typer.Exit(130) from None
+    document = _report(console, folder, points)
+    failed = [row for row in document["rows"] if row["status"] == "failed"]
+    if failed:
+        first = f"{failed[0]['run_dir']}: {failed[0]['error']}"
+        raise TrainingError(
+            f"{len(failed)} of {document['cells']} cells failed; the same command tries them again; {first}"
+        )
+
+
+def _report(
+    console: "Console", folder: "SweepFolder", reference: list[dict[str, Any]], redraw: bool = False
+) -> dict[str, Any]:
+    """Write tables and pictures of what is finished, and show them. Raises ConfigError."""
+    from qattrain.errors import ConfigError
+    from qattrain.report.sweep_display import show_results
+    from qattrain.sweeps.folder import list_sweeps
+    from qattrain.sweeps.results import PICTURES, is_written, sweep_document, write_results
+
+    plan = folder.read_plan()
+    if plan is None:
+        known = ", ".join(list_sweeps(folder.path.parent)[:8]) or "none yet"
+        raise ConfigError(f"{folder.path} holds no sweep of this version; sweeps there: {known}; see --name")
+    document = sweep_document(plan, folder, reference)
+    drawn = PICTURES if document["groups"] else ()
+    if redraw or not is_written(folder, document, drawn):
+        pictures = {}
+        if drawn:
+            from qattrain.report.sweep_figures import sweep_pictures
+
+            pictures = sweep_pictures(document)
+        write_results(folder, document, pictures)
+    if document["notice"]:
+        console.notice(document["notice"])
+    console.result(document)
+    show_results(console, document)
+    files = ", ".join(("sweep.json", "sweep.csv", *drawn))
+    console.text(f"{document['finished']} of {document['cells']} cells finished; saved in {folder.path}: {files}")
+    return document

@@ -1,0 +1,171 @@
+"""One image through the integer network, layer by layer, and the same through the exported C."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from qattrain.config import QuantConfig
+from qattrain.engines import ENGINES
+from qattrain.errors import ExportError
+from qattrain.explain.base import Explanation, Table
+from qattrain.explain.lab import MODEL, Lab
+from qattrain.export import ModelFacts
+from qattrain.integer import IntegerLayer, IntegerModel
+from qattrain.lowering import lower
+from qattrain.networks import Packed
+from qattrain.report.figures import COLORS
+from qattrain.verification import compare_with_integers
+
+BITS, EPOCHS = 4, 4
+SHOWN_CHANNELS = 8
+
+
+def walk(model: IntegerModel, image: NDArray[np.uint8]) -> list[dict[str, object]]:
+    """Every layer's step on one image (1, 1, 28, 28): input codes, accumulators, next codes, and one worked example.
+
+    The example is the position whose next code is the largest that was not clipped (of the last layer: the answer).
+    """
+    steps, x = [], image.astype(np.int64)
+    for layer, after in zip(model.layers, model.trace(image), strict=True):
+        if layer.kind == "linear":
+            x = x.reshape(1, -1)
+        acc = layer.accumulate(x)
+        steps.append({"layer": layer, "input": x, "acc": acc, "output": after, "example": _example(layer, acc, after)})
+        x = after
+    return steps
+
+
+def _example(layer: IntegerLayer, acc: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, int]:
+    rescaling = layer.requantization
+    if rescaling is None:
+        channel = int(after[0].argmax())
+        return {"channel": channel, "accumulator": int(acc[0, channel]), "code": int(after[0, channel])}
+    inside = np.where(after < rescaling.qmax, after, -1)
+    position = np.unravel_index(int(inside.argmax()), after.shape)
+    channel, value = int(position[1]), int(acc[position])
+    m, k = int(rescaling.multiplier[channel]), int(rescaling.shift[channel])
+    code = min(max((value * m + (1 << (k - 1))) >> k, 0), rescaling.qmax)
+    assert code == after[position], (code, after[position])
+    return {"channel": channel, "accumulator": value, "multiplier": m, "shift": k, "code": code}
+
+
+def explain(lab: Lab) -> Explanation:
+    """A network trained for seconds, lowered to integers; one test image; all test images through the C."""
+    model = lab.train(QuantConfig(bits=BITS), EPOCHS)
+    integers, test = lower(model), lab.dataset.test
+    image, label = test.images[:1].numpy(), int(test.labels[0])
+    steps = walk(integers, image)
+    answer = int(integers.run(image)[0].argmax())
+    said, in_c = _in_c(lab, integers)
+    rows = []
+    for step in steps:
+        layer, acc, example = step["layer"], step["acc"], step["example"]
+        assert isinstance(layer, IntegerLayer)
+        assert isinstance(acc, np.ndarray)
+        assert isinstance(example, dict)
+        rows.append(
+            [
+                layer.name,
+                f"0..{layer.input_max}",
+                f"{acc.min():,}..{acc.max():,}",
+                f"{layer.accumulator_bound:,}",
+                str(example["channel"]),
+                f"{example['accumulator']:,}",
+                f"{example['multiplier']:,}" if "multiplier" in example else "-",
+                str(example.get("shift", "-")),
+                str(example["code"]) if "multiplier" in example else f"{example['code']:,} (logit)",
+            ]
+        )
+    columns = ["layer", "codes in", "sums on this image", "bound", "channel", "sum", "times m", ">> k", "next code"]
+    one = steps[0]["example"]
+    assert isinstance(one, dict)
+    real = float(one["multiplier"]) / 2.0 ** one["shift"]
+    return Explanation(
+        numbers={
+            "data": lab.data_line,
+            "test_accuracy": lab.accuracy(model),
+            "label": label,
+            "answer": answer,
+            "layers": [{"layer": row[0], **_plain(step)} for row, step in zip(rows, steps, strict=True)],
+            "logits": integers.run(image)[0].tolist(),
+            "c": in_c,
+        },
+        tables=[Table(f"one image of the digit {label}; on the right one channel worked out", columns, rows)],
+        answer=[
+            f"Pixels are codes already (0..255). Each layer adds up code times code in an int32; conv1's sums on this "
+            f"image stay within its bound of {steps[0]['layer'].accumulator_bound:,}.",  # type: ignore[attr-defined]
+            f"Three scales stand between a sum and the next codes: M = s_x s_w / s_y, a real number. It is stored as "
+            f"m / 2^k: for conv1's channel {one['channel']}, {one['multiplier']:,} / 2^{one['shift']} = {real:.6g}. "
+            f"({one['accumulator']:,} * {one['multiplier']:,} + 2^{one['shift'] - 1}) >> {one['shift']} = "
+            f"{one['code']}: a multiplication, an addition, a shift; adding the half makes the shift round.",
+            f"The last layer's sums are the logits; the largest is {answer}'s, and the image is a {label}.",
+            said,
+        ],
+        look=[
+            "qattrain/integer/model.py: the whole integer network, NumPy only; it defines the result",
+            "qattrain/lowering.py: scales become multiplier and shift; qattrain export RUN --to c writes the C",
+        ],
+        paper="Jacob et al. 2018, section 2.2 (integer multiplier and shift)",
+        figure=_figure(steps, image, label, lab.dataset.class_names),
+    )
+
+
+def _plain(step: dict[str, object]) -> dict[str, object]:
+    return {
+        "input_codes": np.asarray(step["input"])[0].tolist(),
+        "accumulators": np.asarray(step["acc"])[0].tolist(),
+        "next_codes": np.asarray(step["output"])[0].tolist(),
+        "example": step["example"],
+    }
+
+
+def _in_c(lab: Lab, integers: IntegerModel) -> tuple[str, dict[str, int] | None]:
+    """All test images through the C that would be exported: a sentence, and the counts (None without a compiler)."""
+    facts = ModelFacts(MODEL.name, lab.dataset.name, lab.dataset.class_names, None)
+    images = lab.dataset.test.images
+    try:
+        with ENGINES["c"](Packed(facts, integers)) as predict:
+            found = compare_with_integers(predict, integers, images)
+    except ExportError as error:
+        return f"The exported C was not compared: {error}.", None
+    counts = {"images": len(images), "images_with_another_logit": found.logits}
+    return (
+        f"The exported C, compiled and run on all {len(images):,} test images: {found.logits} images have any other "
+        "logit. Equal means equal integers, not close floats.",
+        counts,
+    )
+
+
+def _figure(steps: list[dict[str, object]], image: NDArray[np.uint8], label: int, names: tuple[str, ...]) -> Figure:
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    above, middle, below = figure.subfigures(3, 1, height_ratios=[1, 1, 1.25], squeeze=False)[:, 0]
+    outputs = [np.asarray(step["output"])[0] for step in steps]
+    qmax = 2**BITS - 1
+    panels = above.subplots(1, 1 + SHOWN_CHANNELS // 2)
+    shown = panels[0].imshow(image[0, 0], cmap="gray", vmin=0, vmax=255)
+    panels[0].set_title("image, 28x28", fontsize=9)
+    above.colorbar(shown, ax=panels[0], label="pixel (code)", shrink=0.8, ticks=MaxNLocator(integer=True))
+    for part, axes_list, codes, name in (
+        (above, panels[1:], outputs[0], "act1"),
+        (middle, middle.subplots(1, SHOWN_CHANNELS), outputs[1], "act2"),
+    ):
+        for channel, axes in enumerate(axes_list):
+            shown = axes.imshow(codes[channel], cmap="gray", vmin=0, vmax=qmax)
+            axes.set_title(f"{name}, channel {channel}", fontsize=9)
+        part.colorbar(
+            shown, ax=list(axes_list), label=f"code, {BITS} bits", shrink=0.8, ticks=MaxNLocator(integer=True)
+        )
+    for axes in figure.axes:
+        if axes.images and axes.get_label() != "<colorbar>":
+            axes.set(xticks=[], yticks=[])
+    hidden, logits = below.subplots(1, 2, width_ratios=[2, 1])
+    hidden.bar(range(len(outputs[2])), outputs[2], color=COLORS[0])
+    hidden.set(title="act3: codes behind fc1", xlabel="feature", ylabel=f"code ({BITS} bits)", ylim=(0, qmax + 0.5))
+    hidden.yaxis.set_major_locator(MaxNLocator(integer=True))
+    colors = ["0.6" if value < outputs[3].max() else COLORS[1] for value in outputs[3]]
+    logits.bar(names, outputs[3], color=colors, edgecolor="black", lw=0.5)
+    logits.axhline(0, color="black", lw=0.8)
+    logits.set(title=f"fc2: sums are the logits; the image is a {names[label]}", xlabel="class", ylabel="logit (int32)")
+    figure.suptitle("One image through integers only: pixels, codes behind every layer, logits")
+    return figure

@@ -1,0 +1,170 @@
+"""The float weights behind the codes: how often codes flip, and how small a step is against the grid."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from qattrain.config import WEIGHT_LAYERS, QuantConfig
+from qattrain.explain.base import Explanation, Table
+from qattrain.explain.lab import Lab
+from qattrain.model import LeNet
+from qattrain.report.console import percent
+from qattrain.report.figures import COLORS
+
+BITS, EPOCHS = 4, 6
+TRACED = "conv2"
+
+
+@dataclass
+class Watch:
+    """Looks at all weights after every step.
+
+    first, codes, weights: of every layer, after the first step and now. flips: by epoch and layer, codes that differ
+    from the step before. ends: by epoch, all codes at its end. small, updates: how many updates of a weight were below
+    half a step of its grid, and how many there were. medians: of their sizes in steps of the grid, by layer and step.
+    trace: one layer's weights in steps of the grid, (steps, weights).
+    """
+
+    first: dict[str, Tensor] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    flips: dict[int, dict[str, int]] = field(default_factory=dict)
+    ends: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    small: int = 0
+    updates: int = 0
+    medians: list[float] = field(default_factory=list)
+    trace: list[Tensor] = field(default_factory=list)
+
+    @torch.no_grad()
+    def __call__(self, model: LeNet, epoch: int) -> None:
+        flips = self.flips.setdefault(epoch, dict.fromkeys(WEIGHT_LAYERS, 0))
+        for name in WEIGHT_LAYERS:
+            layer = getattr(model, name)
+            codes, scale, _ = layer.quantized_weight()
+            weight = layer.weight.detach().clone()
+            if name in self.codes:
+                flips[name] += int((codes != self.codes[name]).sum())
+                moved = (weight - self.weights[name]).abs() / scale
+                self.small += int((moved < 0.5).sum())
+                self.updates += moved.numel()
+                self.medians.append(moved.median().item())
+            else:
+                self.first[name] = codes
+            self.codes[name], self.weights[name] = codes, weight
+            if name == TRACED:
+                self.trace.append((weight / scale).flatten())
+        self.ends[epoch] = dict(self.codes)
+
+
+def watched(lab: Lab, schedule: str) -> tuple[Watch, float]:
+    """A 4-bit network watched at every step of its training, and its test accuracy."""
+    watch = Watch()
+    model = lab.train(QuantConfig(bits=BITS), EPOCHS, watch, settings={"schedule": schedule})
+    return watch, lab.accuracy(model)
+
+
+def epochs_of(watch: Watch) -> list[dict[str, Any]]:
+    """By epoch: flips per weight of every layer, all flips, and the share of codes that were others at its end."""
+    sizes = {name: codes.numel() for name, codes in watch.codes.items()}
+    before, found = watch.first, []
+    for epoch, flips in watch.flips.items():
+        after = watch.ends[epoch]
+        changed = sum(int((after[name] != before[name]).sum()) for name in WEIGHT_LAYERS)
+        found.append(
+            {
+                "epoch": epoch,
+                "flips_per_weight": {name: flips[name] / sizes[name] for name in WEIGHT_LAYERS},
+                "flips": sum(flips.values()),
+                "changed": changed / sum(sizes.values()),
+            }
+        )
+        before = after
+    return found
+
+
+def explain(lab: Lab) -> Explanation:
+    """The default training, and one whose learning rate does not come down."""
+    watch, accuracy = watched(lab, "one-cycle")
+    constant, constant_accuracy = watched(lab, "constant")
+    per_epoch, of_constant = epochs_of(watch), epochs_of(constant)
+    weights = sum(codes.numel() for codes in watch.codes.values())
+    median, share_small = float(torch.tensor(watch.medians).median()), watch.small / watch.updates
+    first, last, total = per_epoch[0], per_epoch[-1], sum(row["flips"] for row in per_epoch)
+    elsewhere = sum(int((watch.codes[name] != watch.first[name]).sum()) for name in WEIGHT_LAYERS) / weights
+    return Explanation(
+        numbers={
+            "data": lab.data_line,
+            "bits": BITS,
+            "test_accuracy": accuracy,
+            "epochs": per_epoch,
+            "flips": total,
+            "weights": weights,
+            "codes_that_ended_elsewhere": elsewhere,
+            "updates_below_half_a_step": share_small,
+            "median_update_steps": median,
+            "constant_rate": {"test_accuracy": constant_accuracy, "epochs": of_constant},
+        },
+        tables=[
+            Table(
+                f"flips per 100 weights; {BITS} bits, {weights:,} weights, {lab.data_line}",
+                ["epoch", *WEIGHT_LAYERS, "all flips", "changed over the epoch", "all flips at a constant rate"],
+                [
+                    [
+                        str(row["epoch"]),
+                        *(f"{100 * row['flips_per_weight'][name]:.1f}" for name in WEIGHT_LAYERS),
+                        f"{row['flips']:,}",
+                        percent(row["changed"]),
+                        f"{other['flips']:,}",
+                    ]
+                    for row, other in zip(per_epoch, of_constant, strict=True)
+                ],
+            )
+        ],
+        answer=[
+            f"Because a training step is far smaller than a step of the grid: the median update of a weight was "
+            f"{median:.2g} grid steps, and {percent(share_small)} of all updates were below half a step. Were only "
+            "codes kept, each of those would be rounded back to where it came from, and training would stand still. "
+            "The float weight is the memory in which small updates add up until the code flips.",
+            f"Codes flipped {total:,} times, {total / weights:.2f} times a weight: {first['flips']:,} in the first "
+            f"epoch, {last['flips']:,} in the last. {percent(elsewhere)} of the codes ended elsewhere than they began.",
+            "A weight whose best value lies between two codes crosses the threshold again and again (picture, right). "
+            "What stills it is the learning rate, which comes down to 0; at a constant one the last epoch still had "
+            f"{of_constant[-1]['flips']:,} flips (accuracy {percent(constant_accuracy)} against {percent(accuracy)}).",
+            "After training the floats are thrown away: the exported network holds codes and scales only.",
+        ],
+        look=[
+            "qattrain/layers.py, quantized_weight: codes are made anew from the float weight in every forward pass",
+            "qattrain/training.py, SCHEDULES: --set train.schedule=constant is the second training above",
+        ],
+        paper="float weights behind codes: Courbariaux et al. 2015 (BinaryConnect); oscillations: Nagel et al. 2022",
+        figure=_figure(per_epoch, watch, lab.data_line),
+    )
+
+
+def _figure(per_epoch: list[dict[str, Any]], watch: Watch, data: str) -> Figure:
+    trace = torch.stack(watch.trace)  # (steps, weights)
+    codes = (trace + 0.5).floor().clamp(-(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1)
+    busiest = int((codes[1:] != codes[:-1]).sum(0).argmax())
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    flips, one = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in per_epoch]
+    for name, line, marker, color in zip(WEIGHT_LAYERS, ("-", "--", ":", "-."), "os^D", COLORS, strict=False):
+        values = [100 * row["flips_per_weight"][name] for row in per_epoch]
+        flips.plot(epochs, values, ls=line, marker=marker, ms=4, color=color, label=name)
+    flips.set(title="How often codes flip", xlabel="epoch", ylabel="flips per 100 weights and epoch", ylim=(0, None))
+    flips.legend()
+    steps, latent = range(1, len(trace) + 1), trace[:, busiest]
+    one.plot(steps, latent, color=COLORS[0], lw=1, label="float weight / scale")
+    one.step(steps, codes[:, busiest], color="black", lw=1.4, where="mid", label="its code")
+    low, high = int(latent.min().floor()), int(latent.max().ceil())
+    for code in range(low, high):
+        one.axhline(code + 0.5, color="0.5", ls=":", lw=1, label="rounding thresholds" if code == low else None)
+    one.set(title=f"The {TRACED} weight that flipped most", xlabel="training step", ylabel="steps of the grid")
+    one.legend(fontsize=8)
+    for axes in (flips, one):
+        axes.grid(alpha=0.25)
+    figure.suptitle(f"Float weights behind {BITS}-bit codes ({data})")
+    return figure

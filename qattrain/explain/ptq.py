@@ -1,0 +1,90 @@
+"""The cliff: quantizing after training against training with quantization, from 8 bits to 1."""
+
+from matplotlib.figure import Figure
+
+from qattrain.config import FLOAT_BITS, QuantConfig
+from qattrain.explain.base import Explanation, Table
+from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Lab
+from qattrain.report.console import percent
+from qattrain.report.figures import COLORS
+
+PTQ_BITS = (8, 7, 6, 5, 4, 3, 2, 1)
+QAT_BITS = (8, 6, 4, 3, 2, 1)
+EPOCHS = 10
+
+
+def measure(lab: Lab, ptq_bits: tuple[int, ...], qat_bits: tuple[int, ...]) -> dict[str, dict[int, float]]:
+    """Test accuracies by method and bits (of weights and of activations; float: 32), all from seed 0.
+
+    One float network; each PTQ is made from it, affine with min-max ranges; each QAT is trained from scratch with as
+    many epochs and otherwise the defaults of `qattrain train`.
+    """
+    float_model = lab.train(QuantConfig(bits=FLOAT_BITS), EPOCHS, augment=AUGMENT)
+    ptq = {}
+    for bits in ptq_bits:
+        model = lab.quantized_after_training(float_model, QuantConfig(quantizer="affine", bits=bits))
+        ptq[bits] = lab.accuracy(model)
+    qat = {bits: lab.accuracy(lab.train(QuantConfig(bits=bits), EPOCHS, augment=AUGMENT)) for bits in qat_bits}
+    return {"float": {FLOAT_BITS: lab.accuracy(float_model)}, "ptq": ptq, "qat": qat}
+
+
+def explain(lab: Lab, ptq_bits: tuple[int, ...] = PTQ_BITS, qat_bits: tuple[int, ...] = QAT_BITS) -> Explanation:
+    """The whole curve. ptq_bits and qat_bits: which points of it, 2 among both."""
+    found = measure(lab, ptq_bits, qat_bits)
+    reference, ptq, qat = found["float"][FLOAT_BITS], found["ptq"], found["qat"]
+    highest = max(set(ptq) & set(qat))
+    rows = [[str(bits), percent(ptq[bits]), percent(qat[bits]) if bits in qat else "-"] for bits in ptq]
+    holds = [bits for bits in ptq if ptq[bits] >= reference - 0.01]
+    lasting = f"down to {min(holds)} bits" if holds else "at no width"
+    return Explanation(
+        numbers={
+            "data": lab.data_line,
+            "epochs": EPOCHS,
+            "float": reference,
+            "ptq": {str(bits): accuracy for bits, accuracy in ptq.items()},
+            "qat": {str(bits): accuracy for bits, accuracy in qat.items()},
+        },
+        tables=[
+            Table(
+                f"test accuracy, weights and activations at the same bits; float {percent(reference)}; {lab.data_line}",
+                ["bits", "PTQ (affine, min-max)", "QAT (lsq)"],
+                rows,
+            )
+        ],
+        answer=[
+            f"Rounded after training to {highest} bits, the network has {percent(ptq[highest])}; in float it had "
+            f"{percent(reference)}. Rounding is not harmless as such: {2**highest} levels are many. The error of a "
+            f"rounded weight is at most half a step, and a step is 1/{2**highest - 1} of the range.",
+            f"Every bit less doubles the step. PTQ stays within a point of float {lasting}; at 2 bits it has "
+            f"{percent(ptq[2])}: rounding errors of a size the network never met.",
+            f"QAT meets them in training: {percent(qat[2])} at 2 bits, {100 * (qat[2] - ptq[2]):.1f} points more, in "
+            f"the same {EPOCHS} epochs. Whoever wants 4 bits and below trains with the rounding in the forward pass; "
+            "rounding a finished network ('hard quantization') is another method.",
+        ],
+        look=[
+            "qattrain/calibration.py: all there is to PTQ (ranges from images); try --calibration mse",
+            "qattrain/layers.py: where the rounding stands in the forward pass of training",
+            "on your own networks: qattrain compare fp32 vs ptq vs qat --bits 2",
+        ],
+        paper="Jacob et al. 2018 (PTQ and QAT at 8 bits); Esser et al. 2020 (LSQ); Nagel et al. 2021 (overview)",
+        figure=_figure(found, lab.data_line),
+    )
+
+
+def _figure(found: dict[str, dict[int, float]], data: str) -> Figure:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    reference = 100 * found["float"][FLOAT_BITS]
+    axes.axhline(reference, color="black", ls=":", label=f"float ({reference:.1f} %)")
+    for name, method, line, marker, color in (
+        ("QAT: trained with rounding (lsq)", "qat", "-", "o", COLORS[0]),
+        ("PTQ: rounded after training (affine)", "ptq", "--", "s", COLORS[1]),
+    ):
+        points = {bits: 100 * accuracy for bits, accuracy in found[method].items()}
+        axes.plot(list(points), list(points.values()), ls=line, marker=marker, color=color, label=name)
+    axes.invert_xaxis()
+    axes.set(xlabel="bits of weights and activations", ylabel="test accuracy (%)", ylim=(0, 103))
+    axes.set_title(f"The cliff: {data}\nPTQ calibrated on {CALIBRATION_IMAGES} images, {EPOCHS} epochs of training")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower left")
+    return figure

@@ -1,0 +1,229 @@
+"""The hand-made layer of many first attempts: weights times 2^n, rounded, and never divided back.
+
+This file is the one place where a layer is written the wrong way, on purpose, beside the right one.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from torch import Tensor, nn
+
+from qattrain.data import batch_slices, epoch_order
+from qattrain.explain.base import Explanation, Table
+from qattrain.explain.lab import SEED, Lab
+from qattrain.quant import round_half_up
+from qattrain.quant.functional import Round
+from qattrain.report.console import counted, percent
+from qattrain.report.figures import COLORS
+
+N = 4  # weights times 2^N
+EPOCHS, BATCH = 6, 32
+RATES = {"SGD": 0.05, "Adam": 1e-3}
+DIVIDED, FACTOR, NO_FACTOR = "divided", "undivided, 2^n kept", "undivided, 2^n dropped"
+FORMS = (DIVIDED, FACTOR, NO_FACTOR)
+
+
+class Scaled(torch.autograd.Function):
+    """round(2^n w), not divided back; backward: 2^n times what arrives, or, with `keep` False, just what arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, n: int, keep: bool) -> Tensor:
+        ctx.factor = 2.0**n if keep else 1.0
+        return round_half_up(w * 2.0**n)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad * ctx.factor, None, None
+
+
+class HandMadeConv2d(nn.Conv2d):
+    """A convolution with rounded weights, in one of the three FORMS."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, form: str) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.form == DIVIDED:
+            weight = Round.apply(self.weight * 2.0**N) / 2.0**N  # type: ignore[no-untyped-call]
+        else:
+            weight = Scaled.apply(self.weight, N, self.form == FACTOR)  # type: ignore[no-untyped-call]
+        return F.conv2d(x, weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Course:
+    """One training: its setting, and after every epoch loss, mean |w| of the convolutions, and test accuracy.
+
+    A loss or a size that is no longer a finite number is None.
+    first_gradient, first_logit: at the first step, the norm of the second convolution's gradient and the mean |logit|.
+    classes_answered: how many different answers the trained network gives to all test images.
+    """
+
+    form: str
+    optimizer: str
+    batch_norm: bool
+    train_loss: list[float | None]
+    weight_size: list[float | None]
+    test_accuracy: list[float]
+    first_gradient: float
+    first_logit: float
+    classes_answered: int
+
+
+def network(form: str, batch_norm: bool, classes: int) -> nn.Sequential:
+    """conv, pool, ReLU, conv, pool, ReLU, fully connected; torch's own initialization."""
+
+    def norm(channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+
+    first, second = HandMadeConv2d(1, 8, 5, form), HandMadeConv2d(8, 16, 5, form)
+    pool = [nn.MaxPool2d(2), nn.ReLU()]
+    return nn.Sequential(first, norm(8), *pool, second, norm(16), *pool, nn.Flatten(), nn.Linear(256, classes))
+
+
+def train(lab: Lab, form: str, optimizer: str, batch_norm: bool) -> Course:
+    """Train one network with plain SGD, or with Adam; everything but the setting is the same."""
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    data, test = lab.dataset.train, lab.dataset.test
+    model = network(form, batch_norm, lab.dataset.classes)
+    convolutions = [module for module in model if isinstance(module, HandMadeConv2d)]
+    rate = RATES[optimizer]
+    stepper = torch.optim.SGD if optimizer == "SGD" else torch.optim.Adam
+    steps = stepper(model.parameters(), rate)
+    course = Course(form, optimizer, batch_norm, [], [], [], 0.0, 0.0, 0)
+    images, firsts = data.images / 255, list[float]()
+    for epoch in range(EPOCHS):
+        model.train()
+        order, losses = epoch_order(len(data.labels), SEED, epoch), 0.0
+        for batch in batch_slices(len(order), BATCH):
+            chosen = order[batch]
+            logits = model(images[chosen])
+            loss = F.cross_entropy(logits, data.labels[chosen])
+            steps.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if not firsts:
+                grad = convolutions[1].weight.grad
+                assert grad is not None
+                firsts += [grad.norm().item(), logits.abs().mean().item()]
+            steps.step()
+            losses += loss.item() * len(chosen)
+        weights = torch.cat([c.weight.detach().flatten() for c in convolutions])
+        course.train_loss.append(_finite(losses / len(order)))
+        course.weight_size.append(_finite(weights.abs().mean().item()))
+        answers = _answers(model, test.images)
+        course.test_accuracy.append((answers == test.labels).double().mean().item())
+    return replace(course, first_gradient=firsts[0], first_logit=firsts[1], classes_answered=len(set(answers.tolist())))
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    model.eval()
+    answers: Tensor = model(images / 255).argmax(1)
+    return answers
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _shown(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.3g}"
+
+
+def explain(lab: Lab) -> Explanation:
+    """All twelve: three forms, two optimizers, with and without batch normalization."""
+    courses = [
+        train(lab, form, optimizer, batch_norm) for batch_norm in (False, True) for optimizer in RATES for form in FORMS
+    ]
+    by = {(c.form, c.optimizer, c.batch_norm): c for c in courses}
+    right, kept, dropped = (by[form, "SGD", False] for form in FORMS)
+    masked = [by[FACTOR, o, b].test_accuracy[-1] for o, b in (("SGD", True), ("Adam", False), ("Adam", True))]
+    rows = [
+        [
+            c.form,
+            c.optimizer + (" + batch norm" if c.batch_norm else ""),
+            percent(c.test_accuracy[-1]),
+            f"{_shown(c.train_loss[0])} -> {_shown(c.train_loss[-1])}",
+            _shown(c.weight_size[-1]),
+            f"{c.first_gradient:.3g}",
+            f"{c.first_logit:.3g}",
+        ]
+        for c in courses
+    ]
+    columns = ["form", "training", "accuracy", "loss: first -> last", "mean |w|", "1st |grad|", "1st |logit|"]
+    return Explanation(
+        numbers={"n": N, "epochs": EPOCHS, "data": lab.data_line, "courses": [asdict(c) for c in courses]},
+        tables=[
+            Table(
+                f"{EPOCHS} epochs, batch {BATCH}, SGD {RATES['SGD']:g} without momentum, Adam {RATES['Adam']:g}; "
+                f"{lab.data_line}",
+                columns,
+                rows,
+                ("training",),
+            )
+        ],
+        answer=[
+            "The fault is the missing division. w_hat = 2^-n round(2^n w) is a weight on a grid; round(2^n w) is a "
+            f"weight {2**N} times too large, in each of two layers: at the first step the mean |logit| is "
+            f"{kept.first_logit:.3g} instead of {right.first_logit:.3g}, and the norm of the second convolution's "
+            f"gradient {kept.first_gradient:.3g} instead of {right.first_gradient:.3g}.",
+            f"With plain SGD and no batch norm that ends at {percent(kept.test_accuracy[-1])} against "
+            f"{percent(right.test_accuracy[-1])} divided. To all {len(lab.dataset.test.labels):,} test images it gives "
+            f"{counted(kept.classes_answered, 'different answer')}, the divided one {right.classes_answered}. In each "
+            f"layer the step is 2^n too long and its effect 2^n too large, 4^n = {4**N} in all. That is also why the "
+            f"weights are large: mean |w| {_shown(kept.weight_size[-1])} instead of {_shown(right.weight_size[-1])}; "
+            "the first steps threw them there.",
+            "May the factor 2^n of the gradient be dropped? Divided, it cancels (2^-n * 1 * 2^n = 1): there is "
+            f"none to drop. Undivided, the true gradient has it; dropping it leaves a biased, gentler step, 2^n too "
+            f"large instead of 4^n: {percent(dropped.test_accuracy[-1])}.",
+            f"Batch norm divides any common factor out again, and Adam divides each gradient by its own size: the same "
+            f"faulty layer reaches {percent(masked[0])} (SGD + batch norm), {percent(masked[1])} (Adam) and "
+            f"{percent(masked[2])} (both). They mask the fault; they do not mend it: the layer's output is still "
+            f"{2**N} times too large for whoever exports it.",
+        ],
+        look=[
+            "your layer: return round(w * 2**n) / 2**n, with the straight-through gradient and no factor",
+            "qattrain/quant/functional.py, 'Where the factor 2^n goes'; qattrain/quant/pow2.py is the right layer's "
+            "quantizer (qattrain train --quantizer pow2 --set quant.n=4)",
+            "qattrain/explain/scale.py: all three forms side by side",
+        ],
+        paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
+        figure=_figure(courses, lab.data_line),
+    )
+
+
+def _figure(courses: list[Course], data: str) -> Figure:
+    figure = Figure(figsize=(13, 8.2), layout="constrained")
+    panels = figure.subplots(3, 4, sharex=True, sharey="row")
+    epochs = range(1, EPOCHS + 1)
+    styles = dict(zip(FORMS, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
+    columns = [(optimizer, norm) for norm in (False, True) for optimizer in RATES]
+    for column, (optimizer, norm) in enumerate(columns):
+        chosen = [c for c in courses if (c.optimizer, c.batch_norm) == (optimizer, norm)]
+        for c in chosen:
+            line, marker = styles[c.form]
+            look = {"ls": line, "marker": marker, "ms": 4, "color": COLORS[FORMS.index(c.form)], "label": c.form}
+            panels[0, column].plot(epochs, [100 * a for a in c.test_accuracy], **look)
+            for row, values in ((1, c.train_loss), (2, c.weight_size)):
+                panels[row, column].semilogy(epochs, [math.nan if v is None else v for v in values], **look)
+        panels[0, column].set_title(optimizer + (" + batch norm" if norm else ", no batch norm"))
+        panels[2, column].set_xlabel("epoch")
+    labels = ("test accuracy (%)", "training loss (nats)", "mean |w| (real value)")
+    for axes, label in zip(panels[:, 0], labels, strict=True):
+        axes.set_ylabel(label)
+    for axes in panels[1:, 0]:
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
+    for axes in panels.flat:
+        axes.grid(alpha=0.25)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(f"Weights times 2^{N}, rounded: divided back or not ({data})")
+    return figure

@@ -1,0 +1,184 @@
+"""The straight-through estimator: the gradient of a staircase, and what is put in its place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, QuantConfig
+from qattrain.explain.base import Explanation, Table
+from qattrain.explain.lab import Lab
+from qattrain.quant import SURROGATES, round_half_up
+from qattrain.quant.functional import Round
+from qattrain.report.console import percent
+from qattrain.report.figures import COLORS
+
+LOW, HIGH = -4, 3  # the codes of 3 bits
+SHOWN = {"below": -5.2, "on a code": 1.0, "threshold": 1.5, "above": 4.2}
+BARE = "bare round"
+EPOCHS, FRACTION_BITS = 3, 4
+STYLES = ("-", "--", ":", "-.")
+
+
+def explain(lab: Lab) -> Explanation:
+    """Gradients as numbers, then four trainings that differ only in the surrogate."""
+    gradients = measured_gradients()
+    at = surrogate_gradients()
+    trained = trainings(lab)
+    forms = gradients["largest_difference_of_the_two_forms"]
+    rows = [
+        [
+            name,
+            *(f"{value:.3f}" for value in at[name].values()),
+            *(percent(value) for value in trained[name].values()),
+        ]
+        for name in [BARE, *SURROGATES]
+    ]
+    columns = [
+        "backward",
+        *(f"{place} ({v:g})" for place, v in SHOWN.items()),
+        "mean inside",
+        "accuracy",
+        "codes moved",
+    ]
+    bare, identity = trained[BARE], trained["identity"]
+    return Explanation(
+        numbers={"gradients": gradients, "surrogates": at, "training": trained},
+        tables=[
+            Table(
+                f"what leaves for every 1 that arrives (3 bits, codes {LOW} to {HIGH}); {EPOCHS} epochs of training on "
+                f"{lab.data_line}",
+                columns,
+                rows,
+            )
+        ],
+        answer=[
+            f"Autograd's gradient of round is 0 everywhere: on {gradients['points']:,} points the largest is "
+            f"{gradients['bare_largest']:g}. No weight behind it learns.",
+            "The straight-through estimator is one line: in the backward pass, hand on the gradient as if y = x. As a "
+            f"custom Function, or as x + (round(x) - x).detach(): their gradients differ by {forms:g}, their outputs "
+            f"by {gradients['largest_forward_difference']:g}. They are the same thing; only in the Function the "
+            "pretence has a place of its own, where you can change it.",
+            f"Training does not stop with a bare round (here {percent(bare['test_accuracy'])}, and "
+            f"{percent(identity['test_accuracy'])} with the straight-through gradient): biases, and the layers behind "
+            "the convolutions, float here, learn all the same. But of the convolutions' codes "
+            f"{percent(bare['codes_moved'])} moved, against {percent(identity['codes_moved'])}: they stayed as random "
+            "as they were born. A falling loss is no proof that the rounded layers learn; look whether their codes "
+            "move.",
+            "Outside the range the staircase is flat for good. identity pushes such weights on although nothing "
+            "changes; clipped and tanh stop them there (the clip zones of the picture).",
+        ],
+        look=[
+            "qattrain/quant/functional.py, class Round: backward calls SURROGATES[...]; that line is the surrogate",
+            "qattrain/quant/surrogates.py: write your own function there, add a line to SURROGATES, and choose it "
+            "with --set quant.surrogate=NAME",
+        ],
+        paper="Bengio, Leonard, Courville 2013, section 4; clipping: Hubara et al. 2016; tanh: Gong et al. 2019",
+        figure=_figure(),
+    )
+
+
+def measured_gradients() -> dict[str, float]:
+    """Of bare round, of the Function and of the detach form, for the same random gradient that arrives."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(10_001).uniform_(-6, 5, generator=generator)
+    arriving = torch.randn(x.shape, generator=generator)
+
+    def through(y: Tensor, x: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, arriving)[0]
+
+    leaf = x.requires_grad_()
+    custom, detached = Round.apply(leaf), leaf + (round_half_up(leaf) - leaf).detach()  # type: ignore[no-untyped-call]
+    of_custom, of_detached = through(custom, leaf), through(detached, leaf)
+    return {
+        "points": len(x),
+        "bare_largest": through(torch.round(leaf), leaf).abs().max().item(),
+        "custom_largest_difference_to_what_arrived": (of_custom - arriving).abs().max().item(),
+        "largest_difference_of_the_two_forms": (of_custom - of_detached).abs().max().item(),
+        "largest_forward_difference": (custom - detached).abs().max().item(),
+    }
+
+
+def surrogate_gradients() -> dict[str, dict[str, float]]:
+    """Of `Round` with every surrogate, and of bare round: at the places of SHOWN, and the mean within the range."""
+    places = torch.tensor(list(SHOWN.values()), dtype=torch.float64)
+    inside = torch.linspace(LOW, HIGH, 7001, dtype=torch.float64)[:-1]
+    found = {}
+    for name in [BARE, *SURROGATES]:
+        values = _gradient(name, torch.cat([places, inside]))
+        found[name] = dict(zip(SHOWN, values[: len(places)].tolist(), strict=True))
+        found[name]["mean inside"] = values[len(places) :].mean().item()
+    return found
+
+
+def _gradient(name: str, v: Tensor) -> Tensor:
+    v = v.clone().requires_grad_()
+    y = torch.round(v) if name == BARE else Round.apply(v, name, LOW, HIGH)  # type: ignore[no-untyped-call]
+    return torch.autograd.grad(y.sum(), v)[0]
+
+
+@contextmanager
+def _registered(name: str) -> Iterator[None]:
+    """`name` as a surrogate that lets nothing through: what autograd makes of a bare round."""
+    SURROGATES[name] = lambda grad, _v, _low, _high: torch.zeros_like(grad)
+    try:
+        yield
+    finally:
+        del SURROGATES[name]
+
+
+def trainings(lab: Lab) -> dict[str, dict[str, float]]:
+    """Both convolutions as round(2^4 w) / 2^4, all else float, trained with each surrogate and with a bare round.
+
+    Without weight decay, which would move weights that no gradient reaches.
+    """
+    others = dict.fromkeys([*WEIGHT_LAYERS[2:], *ACTIVATION_LAYERS], 32)
+    found = {}
+    names = list(SURROGATES)
+    with _registered(BARE):
+        for name in [BARE, *names]:
+            quant = QuantConfig(quantizer="pow2", bits=4, n=FRACTION_BITS, layer_bits=others, surrogate=name)
+            born: list[Tensor] = []
+
+            def keep_first(model: object, _epoch: int, born: list[Tensor] = born) -> None:
+                if not born:
+                    born.append(_conv_codes(model))
+
+            model = lab.train(quant, EPOCHS, keep_first, settings={"weight_decay": 0.0})
+            moved = (_conv_codes(model) != born[0]).double().mean().item()
+            found[name] = {"test_accuracy": lab.accuracy(model), "codes_moved": moved}
+    return found
+
+
+@torch.no_grad()
+def _conv_codes(model: object) -> Tensor:
+    layers = [getattr(model, name) for name in WEIGHT_LAYERS[:2]]
+    return torch.cat([layer.quantized_weight().codes.flatten() for layer in layers])
+
+
+def _figure() -> Figure:
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    forward, backward = figure.subplots(1, 2)
+    v = torch.linspace(LOW - 2, HIGH + 2, 4001, dtype=torch.float64)
+    forward.plot(v, round_half_up(v).clamp(LOW, HIGH), color="black", lw=1.8, label="forward: clip(round(v))")
+    forward.plot(v, v, color=COLORS[0], ls="--", lw=1.2, label="pretended by identity: v")
+    forward.plot(v, v.clamp(LOW, HIGH), color=COLORS[1], ls=":", lw=2, label="pretended by clipped: clip(v)")
+    forward.set(title="Forward: a staircase", xlabel="v = weight / scale (steps)", ylabel="code (steps)")
+    for style, (index, name) in zip(STYLES, enumerate([BARE, *SURROGATES]), strict=False):
+        color = "black" if name == BARE else COLORS[index - 1]
+        backward.plot(v, _gradient(name, v), color=color, ls=style, lw=1.6, label=name)
+    backward.set(
+        title="Backward: what leaves for a gradient of 1", xlabel="v = weight / scale (steps)", ylabel="gradient (1)"
+    )
+    for index, axes in enumerate((forward, backward)):
+        for low, high in ((LOW - 2, LOW), (HIGH, HIGH + 2)):
+            zone = "clip zone: codes cannot follow" if index == 0 and low < LOW else None
+            axes.axvspan(low, high, color="0.9", zorder=0, label=zone)
+        axes.set_xlim(LOW - 2, HIGH + 2)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, loc="upper left" if index == 0 else "upper right")
+    backward.set_ylim(-0.1, 1.9)
+    figure.suptitle("The straight-through estimator, 3 bits")
+    return figure

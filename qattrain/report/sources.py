@@ -1,0 +1,99 @@
+"""What a report is asked to be about: told apart by what a file or folder holds, not by its name."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qattrain import runs
+from qattrain.errors import CheckpointError, ReportError
+
+COMPARISON_FILE, SWEEP_FILE, PACKED_FILE = "compare.json", "sweep.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One network to report on. test_images, accuracy: what a comparison wrote down of it; None: not from one."""
+
+    name: str
+    path: Path
+    test_images: int | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's folder and its `sweep.json`, whose fields `sweeps.results` describes."""
+
+    folder: Path
+    document: dict[str, Any]
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        return [row for row in self.document["rows"] if row["status"] == "finished"]
+
+
+def find_sources(texts: Sequence[str], runs_dir: Path) -> tuple[list[Subject], list[Sweep]]:
+    """What `texts` name: files, folders, or names in `runs_dir`. Raises CheckpointError, ReportError."""
+    subjects: list[Subject] = []
+    sweeps: list[Sweep] = []
+    for text in texts:
+        path = _locate(text, runs_dir)
+        if path.suffix != ".json":
+            subjects.append(Subject(path.parent.name if path.name == runs.LAST_FILE else text, path))
+            continue
+        found = _read_document(path)
+        if isinstance(found, Sweep):
+            sweeps.append(found)
+        else:
+            subjects += found
+    return subjects, sweeps
+
+
+def _locate(text: str, runs_dir: Path) -> Path:
+    """The file meant by `text`: itself, or the one that tells what a folder is."""
+    known = (SWEEP_FILE, COMPARISON_FILE, runs.LAST_FILE, PACKED_FILE)
+    try:
+        for place in (Path(text), runs_dir / text):
+            if place.is_file():
+                return place
+            for name in known:
+                if (place / name).is_file():
+                    return place / name
+            if place.is_dir() and not (place / runs.CONFIG_FILE).exists():
+                inside = ", ".join(run.name for run in runs.list_runs(place)[:4])
+                raise ReportError(
+                    f"{place} holds none of {', '.join(known)}: neither a run, a comparison nor a sweep; name one"
+                    + (f" of its runs: {inside}" if inside else "")
+                )
+    except (OSError, ValueError):  # too long, or no path at all: the same words as everywhere
+        pass
+    return runs.find_checkpoint(text, runs_dir)
+
+
+def _read_document(path: Path) -> "list[Subject] | Sweep":
+    """What a comparison or a sweep wrote down."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if "groups" in document:
+            missing = {"rows", "notice", "reference"} - set(document)
+            if missing or not document["rows"]:
+                raise ValueError(f"no {', '.join(sorted(missing)) or 'rows'}")
+            return Sweep(path.parent, document)
+        total = document["test_images"]
+        rows = [(row["method"], row["run_dir"], row["accuracy"]) for row in document["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+        raise ReportError(
+            f"{path} is not what 'qattrain compare' or 'qattrain sweep' writes: {reason}; name one of their folders"
+        ) from None
+    return [Subject(name, _run_of(run_dir, path.parent.parent), total, accuracy) for name, run_dir, accuracy in rows]
+
+
+def _run_of(run_dir: str, beside: Path) -> Path:
+    """The checkpoint of a run that a comparison names: beside the comparison, if it was moved with its runs."""
+    for folder in (beside / Path(run_dir).name, Path(run_dir)):
+        if (folder / runs.LAST_FILE).is_file():
+            return folder / runs.LAST_FILE
+    raise CheckpointError(f"the run {run_dir} of the comparison is neither there nor in {beside}; compare again")

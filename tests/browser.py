@@ -1,0 +1,152 @@
+"""A real browser, driven by the tests: headless Chromium, spoken to in its DevTools protocol over a pair of pipes.
+
+A message is JSON ended by a zero byte; Chromium reads them from file descriptor 3 and writes to 4. No port is opened.
+"""
+
+import base64
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+LONGEST_WAIT_SECONDS = 60
+ARGUMENTS = (
+    "--headless",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-gpu",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--no-sandbox",  # root, and most containers, have none; it opens only pages the tests made
+)
+# The child's ends become 3 and 4 whatever numbers they have here.
+LAUNCHER = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 13); os.dup2(int(sys.argv[2]), 14); os.dup2(13, 3); os.dup2(14, 4)"
+)
+LAUNCHER += "; os.execv(sys.argv[3], sys.argv[3:])"
+
+
+def find_browser() -> str | None:
+    """Path of a Chromium, if there is one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Page:
+    """One tab. `events` are all that the browser told of so far, in order."""
+
+    def __init__(self, to_browser: int, from_browser: int) -> None:
+        self._to, self._from, self._buffer = to_browser, from_browser, b""
+        self._numbers = itertools.count(1)
+        self._session: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and wait for its result."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters} | self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == number:
+                assert "error" not in answer, (method, answer["error"])
+                result: dict[str, Any] = answer["result"]
+                return result
+            self.events.append(answer)
+
+    def _next(self) -> dict[str, Any]:
+        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+        while b"\0" not in self._buffer:
+            assert select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0], (
+                "the browser is silent"
+            )
+            chunk = os.read(self._from, 1 << 20)
+            assert chunk, "the browser ended"
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def open(self, path: Path) -> None:
+        """Load the file, and wait until it is there."""
+        seen = len(self.events)
+        self.call("Page.navigate", url=path.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events[seen:]):
+            self.events.append(self._next())
+
+    def show(self, width: int, dark: bool = False, height: int = 800) -> None:
+        """Be a screen of that size, in CSS pixels, whose owner likes it light or dark."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    def run(self, javascript: str) -> Any:
+        """The value of an expression, evaluated in the page."""
+        done = self.call("Runtime.evaluate", expression=javascript, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page as PNG."""
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def problems(self) -> list[dict[str, Any]]:
+        """Whatever was written to the console or logged, and every exception."""
+        bad = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event for event in self.events if event["method"] in bad]
+
+    def requests(self) -> list[str]:
+        """Addresses of everything that was asked for, but what lies in the page itself."""
+        asked = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [url for url in asked if not url.startswith("data:")]
+
+
+@contextmanager
+def browser_page(profile: Path) -> Iterator[Page]:
+    """A tab of a browser of its own, whose files lie in `profile`."""
+    found = find_browser()
+    assert found is not None
+    to_child, to_browser = os.pipe()
+    from_browser, from_child = os.pipe()
+    launcher = [sys.executable, "-c", LAUNCHER, str(to_child), str(from_child)]
+    command = [*launcher, found, *ARGUMENTS, f"--user-data-dir={profile}"]
+    home = {"HOME": str(profile), "XDG_CONFIG_HOME": str(profile), "XDG_CACHE_HOME": str(profile)}
+    process = subprocess.Popen(
+        command,
+        pass_fds=(to_child, from_child),
+        env=os.environ | home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(to_child)
+    os.close(from_child)
+    try:
+        yield Page(to_browser, from_browser)
+    finally:
+        os.close(to_browser)  # on which it quits
+        os.close(from_browser)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

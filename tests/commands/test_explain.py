@@ -1,0 +1,56 @@
+"""`qattrain explain`: its list, its JSON, its files, and one clear line for what it cannot do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qattrain.explain import TOPICS
+
+
+def test_without_a_topic_all_are_listed_with_their_questions(main: Callable[..., Any]) -> None:
+    listed, document = main("explain"), main("explain", "--json")
+    assert (listed.rc, listed.stdout) == (0, "")
+    assert json.loads(document.stdout) == {"topics": {name: topic.question for name, topic in TOPICS.items()}}
+    for name in TOPICS:
+        assert name in listed.stderr
+        assert name in main("explain", "--help").stdout
+
+
+def test_a_topic_speaks_json_alone_on_stdout_and_writes_its_picture(tmp_path: Path, main: Callable[..., Any]) -> None:
+    out = tmp_path / "deep" / "pictures"
+    done = main("explain", "affine", "--out", out, "--json")
+    assert (done.rc, done.stdout.count("\n")) == (0, 1)
+    document = json.loads(done.stdout)
+    assert list(document) == ["topic", "question", "numbers", "answer", "look", "paper", "pictures", "seconds"]
+    assert sorted(path.name for path in out.iterdir()) == ["affine.png", "affine.svg"]
+    assert document["pictures"] == [str(out / "affine.png"), str(out / "affine.svg")]
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main("explain", "affine", "--out", out).rc == 0  # again, over its own files
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    plain = main("explain", "affine", "--out", out)
+    assert plain.stdout == ""
+    for text in (TOPICS["affine"].question, "code q", "Jacob", "affine.png"):
+        assert text in plain.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (("nosuch",), ("'nosuch'", *TOPICS)),
+        (("affine", "--out", "a-file"), ("a-file", "another folder")),
+        (("affine", "--out", "a-file/below"), ("a-file", "another folder")),
+        (("ste", "--dataset", "nosuch"), ("nosuch", "mnist", "digits")),
+    ],
+)
+def test_wrong_input_is_one_clear_line(
+    tmp_path: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: Any, texts: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").write_text("not a folder")
+    done = main("explain", *arguments)
+    assert done.rc == 1
+    for text in texts:
+        assert text in done.error
