@@ -1,7 +1,7 @@
 /* The kernels of kernels.py in C, one pass over memory each. Compiled at the first use, for this processor, by native.py.
 
    VALUE is what layers multiply: bfloat16 with -DBF16, else float. Every tensor is dense, in the order its caller says.
-   Sums over threads are added up in the order of the threads: the same numbers at the same number of threads. */
+   Sums of threads are added up in the order of the threads: the same numbers at the same number of threads. */
 
 #include <math.h>
 #include <stdint.h>
@@ -17,6 +17,7 @@ int omp_get_num_threads(void);
 #define SIMD_SUM(sum) _Pragma("omp simd reduction(+ : sum)") /* may add in another order */
 
 #define MIN_SCALE 9.5367431640625e-07f /* 2^-20 */
+#define MAX_BIAS_CODE 4194303.0f       /* 2^22 - 1 */
 
 #ifdef BF16
 typedef uint16_t VALUE;
@@ -67,10 +68,10 @@ void grid_codes(const float *x, int64_t rows, int64_t columns, const float *step
     }
 }
 
-/* g_x and, a row each, the gradient of the step before `gradient_scale`. clipped: the surrogate, else the identity. */
+/* g_x, and the gradient of every step. clipped: the surrogate, else the identity. sums: room for a number a row. */
 void learned_step_gradients(const VALUE *grad_codes, const float *x, int64_t rows, int64_t columns, const float *step,
-                            int64_t per_row, float qmin, float qmax, int64_t clipped, int64_t rectify, float *grad_x, float *grad_step,
-                            int64_t threads) {
+                            int64_t per_row, float qmin, float qmax, float gradient_scale, int64_t clipped, int64_t rectify,
+                            float *grad_x, float *grad_step, float *sums, int64_t threads) {
     PARALLEL(threads) {
         int64_t first, last;
         share(rows, &first, &last);
@@ -86,9 +87,13 @@ void learned_step_gradients(const VALUE *grad_codes, const float *x, int64_t row
                 sum += g * clip(floorf(v + 0.5f), qmin, qmax) - grad_v * v;
                 grad_x[i] = grad_v * inverse;
             }
-            grad_step[r] = sum * inverse;
+            sums[r] = sum * inverse;
         }
     }
+    if (!per_row) grad_step[0] = 0;
+    for (int64_t r = 0; r < rows; r++)
+        if (per_row) grad_step[r] = sums[r] * gradient_scale;
+        else grad_step[0] += sums[r] * gradient_scale;
 }
 
 /* g_x = surrogate(g_q, x / unit + offset) / scale; bounds[2 r], bounds[2 r + 1]: the range of the staircase. */
@@ -137,16 +142,28 @@ static inline void window_maximum(const VALUE *restrict above, const VALUE *rest
     for (int64_t k = 0; k < count; k++) winner[from + k] = (uint8_t)which[k];
 }
 
+/* b_q, the bias on the grid of the accumulators. */
+static inline float bias_code(float bias, float scale) {
+    return clip(floorf(bias / scale + 0.5f), -MAX_BIAS_CODE, MAX_BIAS_CODE);
+}
+
 /* y = (largest of each window of acc + bias) * scale. acc: (images, height, width, channels); y and winners: (images,
-   height / pool, width / pool, channels); pool 1 (winners untouched) or 2. bias and scale: one number for each of a row of
-   y. y is float, or VALUE without `scaled` (a float layer). lines: room for a row of floats for every thread. */
+   height / pool, width / pool, channels); pool 1 (winners untouched) or 2. bias: a number a channel, or NULL; scale: the
+   same, or one number (`shared`), or NULL for a float layer. y is float, or VALUE in a float layer. room: for threads + 2
+   rows of floats. */
 void rescale(const VALUE *acc, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t pool,
-             const float *restrict bias, const float *restrict scale, int64_t scaled, void *y, uint8_t *winners, float *lines,
+             const float *bias, const float *scale, int64_t shared, int64_t on_grid, void *y, uint8_t *winners, float *room,
              int64_t threads) {
     int64_t rows = height / pool, length = width / pool * channels;
+    float *restrict addends = room, *restrict factors = room + length;
+    for (int64_t i = 0; i < length; i++) {
+        int64_t c = i % channels;
+        factors[i] = scale ? scale[shared ? 0 : c] : 1;
+        addends[i] = !bias ? 0 : !scale ? load(store(bias[c])) : on_grid ? bias_code(bias[c], factors[i]) : bias[c] / factors[i];
+    }
     PARALLEL(threads) {
         int64_t first, last;
-        float *restrict line = lines + share(images * rows, &first, &last) * length;
+        float *restrict line = room + (2 + share(images * rows, &first, &last)) * length;
         for (int64_t row = first; row < last; row++) {
             const VALUE *restrict above = acc + row * pool * width * channels, *below = above + width * channels;
             float *restrict real = (float *)y + row * length;
@@ -160,10 +177,10 @@ void rescale(const VALUE *acc, int64_t images, int64_t height, int64_t width, in
                 }
             else
                 for (int64_t i = 0; i < length; i++) line[i] = load(above[i]);
-            if (scaled)
-                for (int64_t i = 0; i < length; i++) real[i] = (line[i] + bias[i]) * scale[i];
+            if (scale)
+                for (int64_t i = 0; i < length; i++) real[i] = (line[i] + addends[i]) * factors[i];
             else
-                for (int64_t i = 0; i < length; i++) narrow[i] = store(line[i] + bias[i]);
+                for (int64_t i = 0; i < length; i++) narrow[i] = store(line[i] + addends[i]);
         }
     }
 }
@@ -181,23 +198,25 @@ static inline void into_window(const VALUE *restrict grad, const uint8_t *restri
     }
 }
 
-/* g_acc of `rescale`, and g_y summed over rows by every thread for itself. grad_y: float, or VALUE without `scaled`.
-   sums: a row of floats for every thread, zeroed; lines: room for a row of VALUEs for every thread. */
+/* g_acc and g_bias (or NULL) of `rescale`. grad_y: float, or VALUE in a float layer. lines: room for a row of VALUEs for
+   every thread; room: for threads + 1 rows of floats, zeroed. */
 void rescale_gradients(const void *grad_y, const uint8_t *winners, int64_t images, int64_t height, int64_t width,
-                       int64_t channels, int64_t pool, const float *restrict scale, int64_t scaled, VALUE *grad_acc,
-                       float *sums, VALUE *lines, int64_t threads) {
+                       int64_t channels, int64_t pool, const float *bias, const float *scale, int64_t shared, int64_t on_grid,
+                       VALUE *grad_acc, float *grad_bias, VALUE *lines, float *room, int64_t threads) {
     int64_t rows = height / pool, length = width / pool * channels;
+    float *restrict factors = room;
+    for (int64_t i = 0; i < length; i++) factors[i] = scale ? scale[shared ? 0 : i % channels] : 1;
     PARALLEL(threads) {
         int64_t first, last, thread = share(images * rows, &first, &last);
-        float *restrict sum = sums + thread * length;
+        float *restrict sum = room + (1 + thread) * length;
         VALUE *own_line = lines + thread * length;
         for (int64_t row = first; row < last; row++) {
             VALUE *above = grad_acc + row * pool * width * channels, *below = above + width * channels;
             VALUE *restrict line = pool == 2 ? own_line : above;
             const float *restrict real = (const float *)grad_y + row * length;
             const VALUE *restrict narrow = (const VALUE *)grad_y + row * length;
-            if (scaled)
-                for (int64_t i = 0; i < length; i++) sum[i] += real[i], line[i] = store(real[i] * scale[i]);
+            if (scale)
+                for (int64_t i = 0; i < length; i++) sum[i] += real[i], line[i] = store(real[i] * factors[i]);
             else
                 for (int64_t i = 0; i < length; i++) sum[i] += load(narrow[i]), line[i] = narrow[i];
             if (pool == 2)
@@ -208,5 +227,10 @@ void rescale_gradients(const void *grad_y, const uint8_t *winners, int64_t image
 #undef BODY
                 }
         }
+    }
+    for (int64_t c = 0; grad_bias && c < channels; c++) {
+        float sum = 0, code = scale && on_grid ? fabsf(bias[c] / factors[c]) : 0;
+        for (int64_t i = c; i < threads * length; i += channels) sum += room[length + i];
+        grad_bias[c] = code <= MAX_BIAS_CODE ? sum : 0; /* a bias held at the end of its range does not learn */
     }
 }

@@ -78,12 +78,11 @@ def _learned_step_gradients(
     layout = _rows(x, step)
     if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
         return None
-    grad_x, sums = torch.empty_like(x), torch.empty(layout[0])
-    clips = int(surrogate is clipped)
-    args = (grad_codes, x, *layout[:2], step, layout[2], float(qmin), float(qmax), clips, int(rectify), grad_x, sums)
-    _call(grad_codes.dtype, "learned_step_gradients", *args)
-    grad_step = sums.view(step.shape) if layout[2] else sums.sum().view(step.shape)
-    return grad_x, grad_step * gradient_scale
+    grad_x, grad_step, sums = torch.empty_like(x), torch.empty_like(step), torch.empty(layout[0])
+    args = (grad_codes, x, *layout[:2], step, layout[2], float(qmin), float(qmax), float(gradient_scale))
+    flags = int(surrogate is clipped), int(rectify)
+    _call(grad_codes.dtype, "learned_step_gradients", *args, *flags, grad_x, grad_step, sums)
+    return grad_x, grad_step
 
 
 def _staircase_gradient(
@@ -114,23 +113,15 @@ def _rescale(
     acc: Tensor, bias: Tensor | None, scale: Tensor | None, on_grid: bool, trailing: int, pool: int
 ) -> tuple[Tensor, Tensor | None] | None:
     layout = _channels_last(acc, trailing, pool)
-    if layout is None:
+    if layout is None or not (_is_float32(bias) and _is_float32(scale)):
         return None
     images, height, width, channels = layout
+    columns, shared = width // pool, int(scale is not None and scale.numel() == 1)
     y_dtype = acc.dtype if scale is None else torch.float32
-    addends = None
-    if bias is not None and scale is None:
-        addends = bias.to(acc.dtype).float()
-    elif bias is not None and scale is not None:
-        addends = kernels.bias_codes(bias, scale) if on_grid else bias / scale
-    if any(t is not None and t.dtype != torch.float32 for t in (addends, scale)):
-        return None
-    columns = width // pool
-    y = _images(images, height // pool, width // pool, channels, y_dtype, trailing)
-    winners = _images(images, height // pool, width // pool, channels, torch.uint8, trailing) if pool > 1 else None
-    lines = torch.empty((torch.get_num_threads(), columns, channels))
-    row = _tiled(addends, 0.0, channels, columns), _tiled(scale, 1.0, channels, columns)
-    _call(acc.dtype, "rescale", acc, *layout, pool, *row, int(scale is not None), y, winners, lines)
+    y = _images(images, height // pool, columns, channels, y_dtype, trailing)
+    winners = _images(images, height // pool, columns, channels, torch.uint8, trailing) if pool > 1 else None
+    room = torch.empty((torch.get_num_threads() + 2, columns, channels))
+    _call(acc.dtype, "rescale", acc, *layout, pool, bias, scale, shared, int(on_grid), y, winners, room)
     return y, winners
 
 
@@ -145,35 +136,19 @@ def _rescale_gradients(
     sides: tuple[int, ...],
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None] | None:
-    covered = _channels_last(grad_y, trailing, 1) is not None and dtype in (torch.float32, torch.bfloat16)
     expected = dtype if scale is None else torch.float32
-    if not covered or grad_y.dtype != expected or (winners is not None and winners.dtype != torch.uint8):
+    covered = _channels_last(grad_y, trailing, 1) is not None and dtype in (torch.float32, torch.bfloat16)
+    covered = covered and grad_y.dtype == expected and _is_float32(bias) and _is_float32(scale)
+    if not covered or (winners is not None and winners.dtype != torch.uint8):
         return None
     images, channels = grad_y.shape[:2]
     height, width = sides if trailing else (1, 1)
+    threads, columns, shared = torch.get_num_threads(), width // pool, int(scale is not None and scale.numel() == 1)
     grad_acc = _images(images, height, width, channels, dtype, trailing)
-    threads = torch.get_num_threads()
-    columns = width // pool
-    factors, sums = _tiled(scale, 1.0, channels, columns), torch.zeros((threads, columns, channels))
-    lines = torch.empty_like(sums, dtype=dtype)
-    args = (
-        grad_y,
-        winners,
-        images,
-        height,
-        width,
-        channels,
-        pool,
-        factors,
-        int(scale is not None),
-        grad_acc,
-    )
-    _call(dtype, "rescale_gradients", *args, sums, lines)
-    if bias is None:
-        return grad_acc, None
-    grad_bias = sums.sum((0, 1))
-    if on_grid and scale is not None:
-        grad_bias = torch.where((bias / scale).abs() <= kernels.MAX_BIAS_CODE, grad_bias, 0.0)
+    grad_bias = None if bias is None else torch.empty_like(bias)
+    lines, room = torch.empty((threads, columns, channels), dtype=dtype), torch.zeros((threads + 1, columns, channels))
+    args = (grad_y, winners, images, height, width, channels, pool, bias, scale, shared, int(on_grid))
+    _call(dtype, "rescale_gradients", *args, grad_acc, grad_bias, lines, room)
     return grad_acc, grad_bias
 
 
@@ -226,12 +201,8 @@ def _channels_last(x: Tensor, trailing: int, pool: int) -> tuple[int, int, int, 
     return len(x), x.shape[2], x.shape[3], x.shape[1]
 
 
-def _tiled(values: Tensor | None, absent: float, channels: int, columns: int) -> Tensor:
-    """A number a channel, or one for all, or none: as one for each element of a row."""
-    if values is None:
-        return torch.full((columns * channels,), absent)
-    values = values.expand(channels)
-    return values.repeat(columns) if columns > 1 else values.contiguous()
+def _is_float32(values: Tensor | None) -> bool:
+    return values is None or (values.dtype == torch.float32 and values.is_contiguous())
 
 
 def _images(images: int, height: int, width: int, channels: int, dtype: torch.dtype, trailing: int) -> Tensor:
