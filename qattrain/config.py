@@ -84,7 +84,11 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The training loop. `init` is a float checkpoint to start from; weight decay spares quantizer scales."""
+    """The training loop. `init` is a float checkpoint to start from; weight decay spares quantizer scales.
+
+    `compile`: whether the elementwise kernels run compiled from C; `auto` is on where a C compiler is, on a CPU, unless
+    the run is too short to pay for compiling.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
