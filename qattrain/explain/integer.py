@@ -80,11 +80,14 @@ def explain(lab: Lab) -> Explanation:
             f"0..{step.layer.input_max}",
             f"{step.acc.min():,}..{step.acc.max():,}",
             f"{step.layer.accumulator_bound:,}",
-            *(f"{step.example[key]:,}" if key in step.example else "-" for key in EXAMPLE),
+            f"{step.output.min():,}..{step.output.max():,}",
         ]
         for step in steps
     ]
-    columns = ["layer", "input", "sums", "bound", "channel", "sum", "times m", ">> k", "gives"]
+    examples = [
+        [step.layer.name, *(f"{step.example[key]:,}" if key in step.example else "-" for key in EXAMPLE)]
+        for step in steps
+    ]
     one = steps[0].example
     real = float(one["multiplier"]) / 2.0 ** one["shift"]
     return Explanation(
@@ -97,7 +100,12 @@ def explain(lab: Lab) -> Explanation:
             "logits": integers.run(image)[0].tolist(),
             "c": in_c,
         },
-        tables=[Table(f"one image of the digit {label}; on the right one channel worked out", columns, rows)],
+        tables=[
+            Table(f"one image of the digit {label}", ["layer", "codes in", "sums", "bound of sums", "codes out"], rows),
+            Table(
+                "one sum of each layer worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples
+            ),
+        ],
         answer=[
             f"Pixels are codes already (0..255). Each layer adds up code times code in an int32; conv1's sums on this "
             f"image stay within its bound of {steps[0].layer.accumulator_bound:,}.",

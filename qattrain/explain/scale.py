@@ -147,7 +147,7 @@ def explain(lab: Lab) -> Explanation:
     masked = [by[FACTOR, o, b].test_accuracy[-1] for o, b in (("SGD", True), ("Adam", False), ("Adam", True))]
     rows = [
         [
-            c.form,
+            c.form.removeprefix("undivided, "),
             c.optimizer + (" + norm" if c.batch_norm else ""),
             f"{_shown(c.train_loss[0])} -> {_shown(c.train_loss[-1])}",
             _shown(c.weight_size[-1]),

@@ -16,7 +16,7 @@ from qattrain.report.console import percent
 from qattrain.report.figures import COLORS
 
 LOW, HIGH = -4, 3  # the codes of 3 bits
-SHOWN = {"below": -5.2, "code": 1.0, "threshold": 1.5, "above": 4.2}
+SHOWN = {"below": -5.2, "code": 1.0, "half": 1.5, "above": 4.2}
 BARE = "bare round"
 EPOCHS, FRACTION_BITS = 3, 4
 STYLES = ("-", "--", ":", "-.")
@@ -38,14 +38,14 @@ def explain(lab: Lab) -> Explanation:
     columns = [
         "backward",
         *(f"{place} ({v:g})" for place, v in SHOWN.items()),
-        "mean inside",
+        "mean",
     ]
     bare, identity = trained[BARE], trained["identity"]
     return Explanation(
         numbers={"gradients": gradients, "surrogates": at, "training": trained},
         tables=[
             Table(
-                f"what leaves for every 1 that arrives (3 bits, codes {LOW} to {HIGH})",
+                f"what leaves for every 1 that arrives (3 bits, codes {LOW} to {HIGH}); mean within the range",
                 columns,
                 rows,
             ),
