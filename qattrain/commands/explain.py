@@ -73,7 +73,7 @@ def explain(
     )
     console.heading(TOPICS[topic].question)
     for table in found.tables:
-        console.text(table.title)
+        console.heading(f"\n{table.title}")
         console.table(table.columns, table.rows, table.left)
     for paragraph in found.answer:
         console.paragraph(paragraph)

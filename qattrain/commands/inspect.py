@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from qattrain.inspection import Inspection, LayerReport
     from qattrain.report.console import Console
 
-HISTOGRAM_COLUMNS = 32
+HISTOGRAM_COLUMNS = 16
 
 
 def inspect(
@@ -116,9 +116,6 @@ def _tables(console: "Console", found: "Inspection") -> None:
             str(report.bits),
             report.quantizer or "float",
             scales(report),
-            number(report.weight_bytes, ","),
-            number(report.accumulator_bound, ","),
-            number(report.accumulator_bits, "d"),
         ]
         for report in found.layers
     ]
@@ -133,7 +130,19 @@ def _tables(console: "Console", found: "Inspection") -> None:
         ]
         for report in found.layers
     ]
-    columns = ["layer", "of", "shape", "bits", "quantizer", "scale", "weight bytes", "largest sum", "sum bits"]
+    costs = [
+        [
+            report.layer,
+            number(report.weight_bytes, ","),
+            number(report.accumulator_bound, ","),
+            number(report.accumulator_bits, "d"),
+        ]
+        for report in found.layers
+        if report.kind == "weight"
+    ]
+    # Three narrow tables: a terminal of 80 columns shows them whole.
+    columns = ["layer", "of", "shape", "bits", "quantizer", "scale"]
     console.table(columns, made_of, left=("of", "shape", "quantizer", "scale"))
-    columns = ["layer", "codes used", "entropy (bits)", "clipped", "SQNR (dB)", "histogram (act: log)"]
-    console.table(columns, used, left=(columns[-1],))
+    columns = ["layer", "codes used", "entropy (bits)", "clipped", "SQNR (dB)", "histogram"]
+    console.table(columns, used, left=("histogram",))
+    console.table(["layer", "weight bytes", "largest sum", "sum bits"], costs)

@@ -1,5 +1,8 @@
 """One image through the integer network, layer by layer, and the same through the exported C."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -12,6 +15,7 @@ from qattrain.explain.base import Explanation, Table
 from qattrain.explain.lab import MODEL, Lab
 from qattrain.export import ModelFacts
 from qattrain.integer import IntegerLayer, IntegerModel
+from qattrain.integer.model import IntArray
 from qattrain.lowering import lower
 from qattrain.networks import Packed
 from qattrain.report.figures import COLORS
@@ -19,10 +23,22 @@ from qattrain.verification import compare_with_integers
 
 BITS, EPOCHS = 4, 4
 SHOWN_CHANNELS = 8
+EXAMPLE = ("channel", "accumulator", "multiplier", "shift", "code")
 
 
-def walk(model: IntegerModel, image: NDArray[np.uint8]) -> list[dict[str, object]]:
-    """Every layer's step on one image (1, 1, 28, 28): input codes, accumulators, next codes, and one worked example.
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One layer on one image: input codes, accumulators, what they become, and one channel worked out."""
+
+    layer: IntegerLayer
+    input: IntArray
+    acc: IntArray
+    output: IntArray
+    example: dict[str, int]
+
+
+def walk(model: IntegerModel, image: NDArray[np.uint8]) -> list[Step]:
+    """Every layer's step on one image (1, 1, 28, 28).
 
     The example is the position whose next code is the largest that was not clipped (of the last layer: the answer).
     """
@@ -31,12 +47,12 @@ def walk(model: IntegerModel, image: NDArray[np.uint8]) -> list[dict[str, object
         if layer.kind == "linear":
             x = x.reshape(1, -1)
         acc = layer.accumulate(x)
-        steps.append({"layer": layer, "input": x, "acc": acc, "output": after, "example": _example(layer, acc, after)})
+        steps.append(Step(layer, x, acc, after, _example(layer, acc, after)))
         x = after
     return steps
 
 
-def _example(layer: IntegerLayer, acc: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, int]:
+def _example(layer: IntegerLayer, acc: IntArray, after: IntArray) -> dict[str, int]:
     rescaling = layer.requantization
     if rescaling is None:
         channel = int(after[0].argmax())
@@ -58,28 +74,21 @@ def explain(lab: Lab) -> Explanation:
     steps = walk(integers, image)
     answer = int(integers.run(image)[0].argmax())
     said, in_c = _in_c(lab, integers)
-    rows = []
-    for step in steps:
-        layer, acc, example = step["layer"], step["acc"], step["example"]
-        assert isinstance(layer, IntegerLayer)
-        assert isinstance(acc, np.ndarray)
-        assert isinstance(example, dict)
-        rows.append(
-            [
-                layer.name,
-                f"0..{layer.input_max}",
-                f"{acc.min():,}..{acc.max():,}",
-                f"{layer.accumulator_bound:,}",
-                str(example["channel"]),
-                f"{example['accumulator']:,}",
-                f"{example['multiplier']:,}" if "multiplier" in example else "-",
-                str(example.get("shift", "-")),
-                str(example["code"]) if "multiplier" in example else f"{example['code']:,} (logit)",
-            ]
-        )
-    columns = ["layer", "codes in", "sums on this image", "bound", "channel", "sum", "times m", ">> k", "next code"]
-    one = steps[0]["example"]
-    assert isinstance(one, dict)
+    rows = [
+        [
+            step.layer.name,
+            f"0..{step.layer.input_max}",
+            f"{step.acc.min():,}..{step.acc.max():,}",
+            f"{step.layer.accumulator_bound:,}",
+            f"{step.output.min():,}..{step.output.max():,}",
+        ]
+        for step in steps
+    ]
+    examples = [
+        [step.layer.name, *(f"{step.example[key]:,}" if key in step.example else "-" for key in EXAMPLE)]
+        for step in steps
+    ]
+    one = steps[0].example
     real = float(one["multiplier"]) / 2.0 ** one["shift"]
     return Explanation(
         numbers={
@@ -87,14 +96,19 @@ def explain(lab: Lab) -> Explanation:
             "test_accuracy": lab.accuracy(model),
             "label": label,
             "answer": answer,
-            "layers": [{"layer": row[0], **_plain(step)} for row, step in zip(rows, steps, strict=True)],
+            "layers": [_plain(step) for step in steps],
             "logits": integers.run(image)[0].tolist(),
             "c": in_c,
         },
-        tables=[Table(f"one image of the digit {label}; on the right one channel worked out", columns, rows)],
+        tables=[
+            Table(f"one image of the digit {label}", ["layer", "codes in", "sums", "bound of sums", "codes out"], rows),
+            Table(
+                "one sum of each layer worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples
+            ),
+        ],
         answer=[
             f"Pixels are codes already (0..255). Each layer adds up code times code in an int32; conv1's sums on this "
-            f"image stay within its bound of {steps[0]['layer'].accumulator_bound:,}.",  # type: ignore[attr-defined]
+            f"image stay within its bound of {steps[0].layer.accumulator_bound:,}.",
             f"Three scales stand between a sum and the next codes: M = s_x s_w / s_y, a real number. It is stored as "
             f"m / 2^k: for conv1's channel {one['channel']}, {one['multiplier']:,} / 2^{one['shift']} = {real:.6g}. "
             f"({one['accumulator']:,} * {one['multiplier']:,} + 2^{one['shift'] - 1}) >> {one['shift']} = "
@@ -111,12 +125,13 @@ def explain(lab: Lab) -> Explanation:
     )
 
 
-def _plain(step: dict[str, object]) -> dict[str, object]:
+def _plain(step: Step) -> dict[str, Any]:
     return {
-        "input_codes": np.asarray(step["input"])[0].tolist(),
-        "accumulators": np.asarray(step["acc"])[0].tolist(),
-        "next_codes": np.asarray(step["output"])[0].tolist(),
-        "example": step["example"],
+        "layer": step.layer.name,
+        "input_codes": step.input[0].tolist(),
+        "accumulators": step.acc[0].tolist(),
+        "next_codes": step.output[0].tolist(),
+        "example": step.example,
     }
 
 
@@ -137,10 +152,10 @@ def _in_c(lab: Lab, integers: IntegerModel) -> tuple[str, dict[str, int] | None]
     )
 
 
-def _figure(steps: list[dict[str, object]], image: NDArray[np.uint8], label: int, names: tuple[str, ...]) -> Figure:
+def _figure(steps: list[Step], image: NDArray[np.uint8], label: int, names: tuple[str, ...]) -> Figure:
     figure = Figure(figsize=(12, 8), layout="constrained")
     above, middle, below = figure.subfigures(3, 1, height_ratios=[1, 1, 1.25], squeeze=False)[:, 0]
-    outputs = [np.asarray(step["output"])[0] for step in steps]
+    outputs = [step.output[0] for step in steps]
     qmax = 2**BITS - 1
     panels = above.subplots(1, 1 + SHOWN_CHANNELS // 2)
     shown = panels[0].imshow(image[0, 0], cmap="gray", vmin=0, vmax=255)

@@ -109,8 +109,9 @@ def explain(lab: Lab) -> Explanation:
         },
         tables=[
             Table(
-                f"flips per 100 weights; {BITS} bits, {weights:,} weights, {lab.data_line}",
-                ["epoch", *WEIGHT_LAYERS, "all flips", "changed over the epoch", "all flips at a constant rate"],
+                "flips per 100 weights, all flips, codes changed over the epoch; all flips at a constant rate; "
+                f"{BITS} bits, {weights:,} weights, {lab.data_line}",
+                ["epoch", *WEIGHT_LAYERS, "all flips", "changed", "constant rate"],
                 [
                     [
                         str(row["epoch"]),

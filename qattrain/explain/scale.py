@@ -147,9 +147,8 @@ def explain(lab: Lab) -> Explanation:
     masked = [by[FACTOR, o, b].test_accuracy[-1] for o, b in (("SGD", True), ("Adam", False), ("Adam", True))]
     rows = [
         [
-            c.form,
-            c.optimizer + (" + batch norm" if c.batch_norm else ""),
-            percent(c.test_accuracy[-1]),
+            c.form.removeprefix("undivided, "),
+            c.optimizer + (" + norm" if c.batch_norm else ""),
             f"{_shown(c.train_loss[0])} -> {_shown(c.train_loss[-1])}",
             _shown(c.weight_size[-1]),
             f"{c.first_gradient:.3g}",
@@ -157,17 +156,25 @@ def explain(lab: Lab) -> Explanation:
         ]
         for c in courses
     ]
-    columns = ["form", "training", "accuracy", "loss: first -> last", "mean |w|", "1st |grad|", "1st |logit|"]
+    columns = ["form", "training", "training loss", "mean |w|", "|grad|", "|logit|"]
+    trainings = list(dict.fromkeys((c.optimizer, c.batch_norm) for c in courses))
+    accuracies = [[form, *(percent(by[form, *training].test_accuracy[-1]) for training in trainings)] for form in FORMS]
     return Explanation(
         numbers={"n": N, "epochs": EPOCHS, "data": lab.data_line, "courses": [asdict(c) for c in courses]},
         tables=[
             Table(
                 f"{EPOCHS} epochs, batch {BATCH}, SGD {RATES['SGD']:g} without momentum, Adam {RATES['Adam']:g}; "
-                f"{lab.data_line}",
+                f"{lab.data_line}; test accuracy",
+                ["form", *(optimizer + (" + norm" if norm else "") for optimizer, norm in trainings)],
+                accuracies,
+            ),
+            Table(
+                "loss of the first and the last epoch, mean |w| at the end; at the first step the gradient norm of the "
+                "second convolution and the mean |logit|",
                 columns,
                 rows,
                 ("training",),
-            )
+            ),
         ],
         answer=[
             "The fault is the missing division. w_hat = 2^-n round(2^n w) is a weight on a grid; round(2^n w) is a "

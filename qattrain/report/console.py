@@ -22,10 +22,10 @@ class Console:
         self.rich.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def heading(self, text: str) -> None:
-        """What follows is about this."""
-        from rich.rule import Rule
+        """What follows is about this: bold, wrapped between words."""
+        from rich.text import Text
 
-        self.rich.print(Rule(text, align="left", style="bold"), width=min(100, self.rich.width))
+        self.rich.print(Text(text, style="bold"), width=min(100, self.rich.width))
 
     def paragraph(self, text: str) -> None:
         """Prose, wrapped between words, with a line of air below."""

@@ -55,7 +55,7 @@ def test_ste_shows_every_surrogate_and_its_clip_zones(explained: Any) -> None:
     for name in ("clipped", "tanh"):
         assert (surrogates[name]["below"], surrogates[name]["above"]) == (0, 0)
         assert surrogates[name]["mean inside"] == pytest.approx(1, abs=1e-3)
-    assert surrogates["tanh"]["threshold"] > 1 > surrogates["tanh"]["on a code"] > 0
+    assert surrogates["tanh"]["half"] > 1 > surrogates["tanh"]["code"] > 0
 
 
 def test_ste_with_a_bare_round_training_goes_on_but_no_code_moves(explained: Any) -> None:
