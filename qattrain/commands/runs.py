@@ -1,5 +1,6 @@
 """`qattrain runs`: what has been trained."""
 
+import shlex
 from dataclasses import asdict
 
 from qattrain.commands import options as opt
@@ -18,9 +19,16 @@ def runs(
     """
     from qattrain.report.console import Console, age, percent
     from qattrain.runs import list_runs
+    from qattrain.sweeps.folder import list_sweeps
 
-    console, found = Console(json), list_runs(runs_dir)
-    console.result({"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found]})
+    console, found, sweeps = Console(json), list_runs(runs_dir), list_sweeps(runs_dir)
+    console.result({"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps})
+    for name in sweeps:
+        console.text(
+            f"a sweep: {name}; its runs:  qattrain runs --runs-dir {shlex.quote(str(runs_dir / name / 'cells'))}"
+        )
+    if not found and sweeps:
+        return
     if not found:
         console.text(f"no runs in {runs_dir}; make one with:  qattrain train --bits 4 --epochs 10")
         return

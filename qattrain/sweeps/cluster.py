@@ -50,6 +50,8 @@ class DaskCrew:
     def settle(self, points: list[Point]) -> list[Cell]:
         from qattrain.sweeps.remote import settle_here
 
+        for dataset in {point.config["data"]["dataset"] for point in points}:
+            self._check_data(dataset)
         found = self._result(settle_here, points, self.threads, self.data_dir)
         if isinstance(found, QattrainError):
             raise found

@@ -52,6 +52,8 @@ class LocalCrew:
     def settle(self, points: list[Point]) -> list[Cell]:
         worker = self._hire()
         worker.pipe.send(("settle", points, self.threads))
+        for _ in range(min(self.workers, len(points)) - 1):  # the others load torch meanwhile
+            self._hire().pipe.send(("load",))
         try:
             kind, answer = worker.pipe.recv()
         except (EOFError, OSError):

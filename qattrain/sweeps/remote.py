@@ -12,7 +12,7 @@ from pathlib import Path
 
 import qattrain
 from qattrain import runs
-from qattrain.data import Dataset, is_on_disk
+from qattrain.data import AUTO_NAME, Dataset, is_on_disk
 from qattrain.errors import ConfigError, DataError, QattrainError
 from qattrain.settings import default_data_dir
 from qattrain.sweeps.cells import cached_load, error_line, run_cell, settle
@@ -113,7 +113,7 @@ def data_problem(dataset: str, data_dir: Path | None) -> QattrainError | None:
 
 
 def _check_data(dataset: str, data_dir: Path) -> None:
-    if not is_on_disk(dataset, data_dir):
+    if dataset != AUTO_NAME and not is_on_disk(dataset, data_dir):
         raise DataError(
             f"it has no {dataset} in {data_dir}; put the files there, or name their folder with --data-dir, or with "
             "QATTRAIN_DATA_DIR where the worker is started"

@@ -15,16 +15,18 @@ from qattrain.sweeps.folder import Cell, SweepFolder
 
 
 def work(pipe: Connection, folder: Path, data_dir: Path) -> None:
-    """The life of a worker. Takes ("settle", points, threads), ("run", cell) and ("stop",) from `pipe`.
+    """The life of a worker. Takes ("load",), ("settle", points, threads), ("run", cell), ("stop",) from `pipe`.
 
-    Answers with ("settled", cells), ("error", exception), ("ready",), or an Event's fields.
+    Answers with ("settled", cells), ("error", exception), or an Event's fields; to ("load",), of torch, not at all.
     """
     tasks: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
     stop = threading.Event()
     threading.Thread(target=_listen, args=(pipe, tasks, stop), daemon=True).start()
     while (task := tasks.get()) is not None and not stop.is_set():
         try:
-            if task[0] == "settle":
+            if task[0] == "load":
+                import qattrain.sweeps.cells  # noqa: F401
+            elif task[0] == "settle":
                 pipe.send(_settled(task[1], task[2], data_dir))
             else:
                 _run(pipe, SweepFolder(folder), task[1], data_dir, stop)

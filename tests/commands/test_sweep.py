@@ -1,0 +1,124 @@
+"""`qattrain sweep` as a user meets it: options, files, JSON, the same command again, and one line for every mistake."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qattrain import runs
+from qattrain.sweeps.grid import expand, read_grid
+from qattrain.sweeps.results import PICTURES
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "100", "--epochs", "1", "--threads", "1")
+SMALL += ("--workers", "1")
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_sweep_ends_in_tables_pictures_and_runs_like_any_other(
+    tmp_path: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = ("--bits", "2,4", "--ptq", "8", "--name", "study")
+    first = main("sweep", *SMALL, *grid, "--json")
+    assert first.rc == 0, first
+    document = json.loads(first.stdout)
+    assert [row["method"] for row in document["rows"]] == ["fp32", "qat", "qat", "ptq"]
+    folder = tmp_path / "runs" / "study"
+    assert document == json.loads((folder / "sweep.json").read_text())
+    assert set(files(folder)) == {"plan.json", "sweep.json", "sweep.csv", *PICTURES}
+
+    # The same command again finds everything, and writes nothing.
+    before = files(folder)
+    again = main("sweep", *SMALL, *grid)
+    assert again.rc == 0
+    assert again.stdout == ""
+    assert "4 finished before" in again.stderr
+    assert files(folder) == before
+
+    # Every cell is a run: by its folder, and listed beside the others.
+    for row in document["rows"]:
+        evaluated = json.loads(main("eval", folder / row["run_dir"], "--json").stdout)
+        assert (evaluated["accuracy"], evaluated["loss"]) == (row["accuracy"], row["loss"])
+    assert main("inspect", f"study/{document['rows'][1]['run_dir']}").rc == 0
+    listed = json.loads(main("runs", "--runs-dir", folder / "cells", "--json").stdout)["runs"]
+    assert {run["name"] for run in listed} == {Path(row["run_dir"]).name for row in document["rows"]}
+    text = main("runs")
+    assert text.rc == 0
+    assert "study" in text.stderr
+
+    # --report-only remakes them, with others' points, by name or by the same settings.
+    (tmp_path / "others.csv").write_text("name,weight_bytes,accuracy\nBitNetMCU,3200,0.9892\n")
+    assert main("sweep", "--name", "study", "--report-only", "--reference", "others.csv").rc == 0
+    assert "BitNetMCU" in (folder / "accuracy-bytes.svg").read_text()
+    for name in PICTURES:
+        (folder / name).unlink()
+    assert main("sweep", *SMALL, *grid, "--report-only").rc == 0
+    assert set(files(folder)) == set(before)
+
+    # Another grid by the same name keeps what both have.
+    stamp = (folder / document["rows"][1]["run_dir"] / runs.LAST_FILE).stat().st_mtime_ns
+    wider = main("sweep", *SMALL, "--bits", "2,4", "--seeds", "0,1", "--name", "study", "--json")
+    assert "2 finished before" in wider.stderr
+    assert len(json.loads(wider.stdout)["rows"]) == 4
+    assert (folder / document["rows"][1]["run_dir"] / runs.LAST_FILE).stat().st_mtime_ns == stamp
+
+
+MISTAKES: list[tuple[str, int, tuple[str, ...]]] = [
+    ("sweep", 1, ("empty", "--bits 1,2,4")),
+    ("sweep --bits 4,4", 1, ("4 twice", "duplicate cell")),
+    ("sweep --bits 1,,2", 1, ("--bits '1,,2'", "1,2,4")),
+    ("sweep --bits 1,9", 1, ("quant.bits = 9", "1 to 8")),
+    ("sweep --ptq 8,8", 1, ("ptq.bits", "8 twice")),
+    ("sweep --set train.lrr=[1,2]", 1, ("train.lrr", "momentum")),
+    ("sweep --config nosuch.toml", 1, ("nosuch.toml",)),
+    ("sweep --threads 1,2", 2, ("--threads", "1,2")),
+    ("sweep --bits 2 --workers 0", 2, ("--workers", "0")),
+    ("sweep --bits 2 --reference nosuch.csv", 1, ("nosuch.csv", "weight_bytes")),
+    ("sweep --report-only", 1, ("--name", "none yet")),
+    ("sweep --name nosuch --report-only", 1, ("nosuch", "none yet")),
+    ("sweep --bits 2 --report-only", 1, ("sweep-", "none yet")),
+    ("sweep --bits 2 --set train.init=nosuch", 1, ("nosuch", "checkpoint")),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "said"), MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    line: str,
+    code: int,
+    said: tuple[str, ...],
+    tmp_path: Path,
+    main: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = main(*line.split())
+    assert done.rc == code
+    assert [text for text in said if text not in done.error] == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_that_cannot_be_settled_is_one_line_and_leaves_nothing(tmp_path: Path, main: Callable[..., Any]) -> None:
+    place = ("--runs-dir", tmp_path / "runs")
+    done = main("sweep", *SMALL, "--bits", "2,4", "--quantizer", "lsq,ternary", *place)
+    assert done.rc == 1
+    assert "quant.bits=4 quant.quantizer=ternary" in done.error
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    (tmp_path / "runs" / "taken" / runs.CONFIG_FILE).touch()
+    taken = main("sweep", *SMALL, "--bits", "2", "--name", "taken", *place)
+    assert "is a run" in taken.error
+
+
+def test_the_example_is_a_grid(tmp_path: Path) -> None:
+    for path in CONFIGS.glob("sweep-*.toml"):
+        assert "sweep" in tomllib.loads(path.read_text())
+        grid = read_grid(path, [], {})
+        assert grid.axes
+        assert len(expand(grid)) > 1, tmp_path

@@ -1,0 +1,36 @@
+"""A sweep of seconds, and how to watch one that another process runs."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qattrain import runs
+from qattrain.sweeps.folder import RESULT_FILE
+
+# Six cells, of which four are trained step by step: each takes long enough to be killed in the middle.
+GRID = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "250", "--limit-test", "100", "--epochs", "1")
+GRID += ("--batch-size", "1", "--threads", "1", "--bits", "2,32", "--seeds", "0,1", "--ptq", "4")
+MOST_SECONDS = 300.0  # of a machine that may be busy with other things
+
+
+def until(true: Callable[[], Any]) -> Any:
+    """Waits for something to be true, and returns it."""
+    deadline = time.monotonic() + MOST_SECONDS
+    while not (found := true()):
+        assert time.monotonic() < deadline, true
+        time.sleep(0.01)
+    return found
+
+
+def under_way(folder: Path) -> list[Path]:
+    """Cells that have a checkpoint and are not finished."""
+    found = folder.glob(f"cells/*/{runs.LAST_FILE}")
+    return [path.parent for path in found if not (path.parent / RESULT_FILE).exists()]
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    """Every row of a sweep but for the speed, which no two trainings have in common."""
+    rows: list[dict[str, Any]] = json.loads((folder / "sweep.json").read_text())["rows"]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
