@@ -81,6 +81,8 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
             source.write_bytes(float_onnx(net, order))
             quant_pre_process(str(source), str(prepared))
             for layout, activations, per_channel in forms:
+                if layout == QuantFormat.QOperator and order != ORDERS[0]:
+                    continue  # another function: it correlates 0.83 with the float net, all others above 0.999 (1.31)
                 quantize_static(
                     str(prepared),
                     str(target),

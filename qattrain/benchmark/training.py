@@ -18,11 +18,7 @@ def _own(name: str, quantizer: str, bits: int, eager: bool = True) -> list[Conte
     """Compiled, and (`eager`) without a compiler beside it."""
     quant = QuantConfig(quantizer=quantizer, bits=bits)
     command = f"qattrain train --bits {bits}" + ("" if quantizer == "lsq" else f" --quantizer {quantizer}")
-    rows = [
-        Contender(
-            name, f"{command}, kernels compiled", (AUTO_BATCH,), partial(own_training, quant=quant, compiles=True)
-        )
-    ]
+    rows = [Contender(name, command, (AUTO_BATCH,), partial(own_training, quant=quant, compiles=True))]
     if eager:
         what, build = f"{command} --set train.compile=off", partial(own_training, quant=quant, compiles=False)
         rows.append(Contender(name + EAGER, what, (AUTO_BATCH,), build))
