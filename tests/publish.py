@@ -3,6 +3,7 @@
     python tests/publish.py collect RUNS_DIR     read the runs named in ROWS, for every seed, into accuracy.json
     python tests/publish.py sizes RUNS_DIR       export the runs named in SIZES, into sizes.json
     python tests/publish.py pictures             run the topics of PICTURES on the digits, into explain.json and PNGs
+    python tests/publish.py bench FILE           a full run's `qattrain bench --json` into bench.json
     python tests/publish.py render               rewrite the README's tables from the JSON
 
 `tests/test_published.py` fails when README and JSON differ.
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ACCURACY = ROOT / "runs" / "published" / "accuracy.json"
 SIZES_FILE = ROOT / "runs" / "published" / "sizes.json"
 EXPLAIN = ROOT / "runs" / "published" / "explain.json"
+BENCH = ROOT / "runs" / "published" / "bench.json"
 README = ROOT / "README.md"
 PICTURES = ("ste", "scale", "ptq")  # of the README's "How it works"
 PICTURE_COLORS = 128  # of a palette: small files
@@ -178,7 +180,49 @@ def rendered(text: str) -> str:
     text = with_table(text, "sizes", size_table(json.loads(SIZES_FILE.read_text())))
     for name, table in explain_tables(json.loads(EXPLAIN.read_text())).items():
         text = with_table(text, name, table)
+    for name, table in bench_tables(json.loads(BENCH.read_text())).items():
+        text = with_table(text, name, table)
     return text
+
+
+def benchmark(result: dict[str, Any]) -> dict[str, Any]:
+    """The document of a result of `qattrain bench --json`: nothing missing, nothing hurried, on an idle machine."""
+    from qattrain.benchmark import FULL
+
+    assert (result["repeats"], result["train_images"]) == (FULL.repeats, FULL.train_images), "not the default run"
+    missing = [row["name"] for row in result["training"] + result["inference"] if row["missing"]]
+    assert not missing, missing
+    assert result["busy"] is False, result["other_processes_cores"]
+    return {"command": "qattrain bench --json", **result}
+
+
+def bench_tables(document: dict[str, Any]) -> dict[str, str]:
+    """The README's tables of "Performance" by name, Markdown."""
+    rows = {row["name"]: row for row in document["training"]}
+    lines = [
+        "| training | | images/s | times `plain` | times `float` | eager | times `float` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if not name.endswith("-eager"):
+            ratios = " | ".join(f"{row['ratios'][reference]:.2f}" for reference in ("plain", "float"))
+            eager = rows.get(f"{name}-eager")
+            beside = f"{eager['images_per_second']:,.0f} | {eager['ratios']['float']:.2f}" if eager else " | "
+            what = f"`{row['what']}`" if row["what"].startswith("qattrain") else row["what"]
+            lines.append(f"| `{name}` | {what} | {row['images_per_second']:,.0f} | {ratios} | {beside} |")
+    tables = {"performance": "\n".join(lines)}
+    columns = [f"batch {batch:,} | times `ort-fp32` | times `ort-int8`" for batch in (1, 1000)]
+    lines = ["| inference, one thread | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * 6]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in document["inference"]:
+        by_name.setdefault(row["name"], []).append(row)
+    for name, batches in by_name.items():
+        cells = [
+            f"{row['images_per_second']:,.0f} | " + " | ".join(f"{r:.2f}" for r in row["ratios"].values())
+            for row in batches
+        ]
+        lines.append(f"| `{name}` | {batches[0]['what']} | " + " | ".join(cells) + " |")
+    return tables | {"inference": "\n".join(lines)}
 
 
 def accuracy_table(document: dict[str, Any]) -> str:
@@ -206,6 +250,8 @@ if __name__ == "__main__":
         ACCURACY.write_text(json.dumps(collect(Path(sys.argv[2])), indent=1) + "\n")
     if sys.argv[1] == "sizes":
         SIZES_FILE.write_text(json.dumps(sizes(Path(sys.argv[2])), indent=1) + "\n")
+    if sys.argv[1] == "bench":
+        BENCH.write_text(json.dumps(benchmark(json.loads(Path(sys.argv[2]).read_text())), indent=1) + "\n")
     if sys.argv[1] == "pictures":
         EXPLAIN.write_text(json.dumps(pictures(), indent=1) + "\n")
     README.write_text(rendered(README.read_text()))

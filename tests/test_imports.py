@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("session",),
     ("experiment", "verification"),
     ("predicting", "posttraining"),
-    ("comparison", "exporting", "sweeps"),
+    ("comparison", "exporting", "sweeps", "benchmark"),
     ("report",),
     ("explain",),
     ("commands",),

@@ -8,6 +8,8 @@ import publish
 import pytest
 import torch
 
+from qattrain.benchmark import INFERENCE, TRAINING
+
 
 def test_readme_tables_are_those_of_the_published_json() -> None:
     text = publish.README.read_text()
@@ -19,6 +21,21 @@ def test_published_means_and_deviations_follow_from_every_seed() -> None:
         assert len(row["test_accuracy"]) == len(row["seeds"]) >= 3, row["title"]
         assert row["mean"] == pytest.approx(statistics.mean(row["test_accuracy"]), abs=1e-12)
         assert row["standard_deviation"] == pytest.approx(statistics.stdev(row["test_accuracy"]), abs=1e-12)
+
+
+def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender() -> None:
+    document = json.loads(publish.BENCH.read_text())
+    for group, table in (("training", TRAINING), ("inference", INFERENCE)):
+        rows = document[group]
+        assert [(row["name"], row["batch"]) for row in rows] == [(c.name, batch) for c in table for batch in c.batches]
+        for row in rows:
+            assert len(row["repeats"]) == document["repeats"] >= 5, row["name"]
+            assert row["images_per_second"] == pytest.approx(statistics.median(row["repeats"]), abs=1e-9)
+            for name, ratio in row["ratios"].items():
+                same_batch = [
+                    r for r in rows if r["name"] == name and (group == "training" or r["batch"] == row["batch"])
+                ]
+                assert ratio == pytest.approx(row["images_per_second"] / same_batch[0]["images_per_second"], abs=1e-9)
 
 
 def test_published_pictures_are_small_and_the_readme_shows_each_of_them_with_words() -> None:

@@ -6,6 +6,7 @@ the top of a module: help texts must come at once.
 
 from collections.abc import Callable
 
+from qattrain.commands.bench import bench
 from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
 from qattrain.commands.explain import explain
@@ -30,4 +31,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "report": report,
     "runs": runs,
+    "bench": bench,
 }

@@ -1,0 +1,126 @@
+"""The table of inference contenders: one thread, one call from Python for each batch."""
+
+import os
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qattrain.benchmark.contender import CLASSES, SEED, Contender, Ready, Workload
+from qattrain.benchmark.float_onnx import ORDERS, float_onnx, static_int8_onnx
+from qattrain.benchmark.ordinary import PlainLeNet, timed
+from qattrain.config import ModelConfig, QuantConfig
+from qattrain.export import EXPORTERS, ModelFacts
+from qattrain.export.c_compile import compiled_c
+from qattrain.export.c_export import c_sources
+from qattrain.export.onnx_graph import optional_packages
+from qattrain.integer import IntegerModel
+from qattrain.lowering import lower
+from qattrain.model import build_model
+
+BATCHES = (1, 1000)
+CALIBRATION_IMAGES = 128
+BITS = 4  # of our own network
+TRIALS = 3  # runs by which the best form of a file is chosen
+
+Predict = Callable[[NDArray[Any]], object]
+
+
+def plain_net() -> PlainLeNet:
+    torch.manual_seed(SEED)
+    return PlainLeNet().eval()
+
+
+def integers(workload: Workload) -> IntegerModel:
+    """A fresh W4A4 network that saw one batch, for its scales: what it knows costs no time."""
+    torch.manual_seed(SEED)
+    model = build_model(ModelConfig(), QuantConfig(bits=BITS), CLASSES)
+    model.train()
+    model(workload.training.images[:CALIBRATION_IMAGES])
+    return lower(model)
+
+
+def pixels(workload: Workload) -> NDArray[np.uint8]:
+    return workload.inference.images.numpy()
+
+
+def real_pixels(workload: Workload) -> NDArray[np.float32]:
+    return pixels(workload).astype(np.float32) / np.float32(255)
+
+
+def classify(predict: Predict, images: Any, batch: int) -> float:
+    """Images per second: `predict` on all images (N, 1, 28, 28), `batch` at a time."""
+    batches = [images[start : start + batch] for start in range(0, len(images), batch)]
+
+    def work() -> None:
+        for one in batches:
+            predict(one)
+
+    return timed(len(images), work)
+
+
+def by_batch(predict: Predict, images: Any) -> dict[int, Ready]:
+    return {batch: Ready(partial(classify, predict, images, batch)) for batch in BATCHES}
+
+
+def one_thread_session(content: bytes) -> Predict:
+    """An ONNX file in ONNX Runtime on one thread. Raises ExportError where that is not installed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing it would write an id under the home folder
+    with optional_packages():
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"image": images})
+
+
+def fastest(files: dict[str, bytes], images: NDArray[Any]) -> dict[int, Ready]:
+    """For each batch the file of these that is fastest here, `detail` naming it."""
+    runs = {name: one_thread_session(content) for name, content in files.items()}
+    found = {}
+    for batch in BATCHES:
+        speeds = {name: [classify(run, images, batch) for _ in range(TRIALS)] for name, run in runs.items()}
+        best = max(speeds, key=lambda name: statistics.median(speeds[name]))
+        detail = f"fastest of {len(files)} forms: {best}"
+        found[batch] = Ready(partial(classify, runs[best], images, batch), detail=detail)
+    return found
+
+
+def torch_float(workload: Workload) -> dict[int, Ready]:
+    return by_batch(torch.inference_mode()(plain_net()), torch.from_numpy(real_pixels(workload)))
+
+
+def ort_float(workload: Workload) -> dict[int, Ready]:
+    return fastest({order: float_onnx(plain_net(), order) for order in ORDERS}, real_pixels(workload))
+
+
+def ort_int8(workload: Workload) -> dict[int, Ready]:
+    images = real_pixels(workload)
+    return fastest(static_int8_onnx(plain_net(), images[:CALIBRATION_IMAGES]), images)
+
+
+def own_onnx(workload: Workload) -> dict[int, Ready]:
+    facts = ModelFacts("lenet", "noise", tuple(map(str, range(CLASSES))), None)
+    files = EXPORTERS["onnx"].write(integers(workload), facts, "")
+    return by_batch(one_thread_session(files["model.onnx"]), pixels(workload))
+
+
+def own_c(workload: Workload, layout: str) -> dict[int, Ready]:
+    """Compiled with -O3 -march=native."""
+    run = workload.stack.enter_context(compiled_c(c_sources(integers(workload), layout)))
+    return by_batch(run, pixels(workload))
+
+
+INFERENCE: tuple[Contender, ...] = (
+    Contender("torch-fp32", "PyTorch, the float net", BATCHES, torch_float),
+    Contender("ort-fp32", "ONNX Runtime, the float net", BATCHES, ort_float),
+    Contender("ort-int8", "ONNX Runtime, static int8 made by its own quantize_static", BATCHES, ort_int8),
+    Contender("onnx", f"our model.onnx, W{BITS}A{BITS}, in ONNX Runtime", BATCHES, own_onnx),
+    Contender("c-packed", f"our model.c, W{BITS}A{BITS}, layout packed", BATCHES, partial(own_c, layout="packed")),
+    Contender("c-int8", f"our model.c, W{BITS}A{BITS}, layout int8", BATCHES, partial(own_c, layout="int8")),
+)

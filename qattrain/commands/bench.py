@@ -1,0 +1,81 @@
+"""`qattrain bench`: speed on this machine, beside others'."""
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import typer
+
+from qattrain.commands import options as opt
+
+
+def bench(
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Measurements of each contender. [default: 7; with --quick 3]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and repeats: rougher numbers.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Only these contenders; * stands for anything, as in 'lsq-*'."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of training. [default: torch's choice]")
+    ] = None,
+    json: opt.Json = False,
+    debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
+) -> None:
+    """Measure training and inference on this machine, beside plain PyTorch, Brevitas and ONNX Runtime.
+
+    All contenders take turns, round after round; the first round is discarded, and what is shown are medians. No
+    dataset is needed. About four minutes on two cores.
+
+    \b
+    Examples:
+      qattrain bench
+      qattrain bench --quick
+      qattrain bench --only 'plain,float,lsq-*' --json
+    """
+    from qattrain.report.console import Console
+
+    console = Console(json)
+    from qattrain.benchmark import FULL, QUICK, run_benchmark
+
+    effort = QUICK if quick else FULL
+    if repeats is not None:
+        effort = replace(effort, repeats=repeats)
+    names = [name.strip() for name in only.split(",")] if only is not None else []
+    result = run_benchmark(effort, names, threads, console.text)
+    console.result(result)
+    for group, title in (("training", "training"), ("inference", "inference, one thread, one call for each batch")):
+        if rows := result[group]:
+            console.text(title)
+            references = list(rows[0]["ratios"])
+            columns = ["contender", "batch", "images/s", *(f"x {name}" for name in references), "what it is"]
+            console.table(columns, [_cells(row) for row in rows], left=("what it is",))
+    machine, busy = result["environment"], result["other_processes_cores"]
+    console.text(
+        f"medians of {result['repeats']}; {machine['cpu']}, {machine['cpu_cores']} cores, "
+        f"{result['threads']['training']} threads in training; our training in {result['precision']}; "
+        f"torch {machine['versions']['torch']}"
+    )
+    if busy["median"] is None:
+        console.text("this system does not tell how busy other processes kept it")
+    elif result["busy"]:
+        console.notice(
+            f"Other processes used {busy['median']:.1f} cores meanwhile (median of the rounds): the speeds are too "
+            "low, the ratios doubtful."
+        )
+    else:
+        console.text(f"the machine was idle otherwise: other processes used {busy['median']:.2f} cores")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    speed = row["images_per_second"]
+    numbers = ["-" if ratio is None else f"{ratio:.2f}" for ratio in row["ratios"].values()]
+    what = row["what"] + (f" ({row['detail']})" if row["detail"] else "")
+    return [
+        row["name"],
+        str(row["batch"]),
+        "-" if speed is None else f"{speed:,.0f}",
+        *numbers,
+        what if row["missing"] is None else row["missing"],
+    ]
