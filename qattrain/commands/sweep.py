@@ -94,7 +94,8 @@ def sweep(
 
             # A worker elsewhere knows best where its data lie, unless somebody says.
             source: Any = context.get_parameter_source("data_dir")
-            return DaskCrew(scheduler, folder, data_dir if source.name == "COMMANDLINE" else None, grid.threads or 1)
+            told = data_dir.absolute() if data_dir is not None and source.name == "COMMANDLINE" else None
+            return DaskCrew(scheduler, folder, told, grid.threads or 1)
         from qattrain.sweeps.local import LocalCrew
 
         return LocalCrew(folder, opt.data_folder(data_dir), workers, grid.threads)

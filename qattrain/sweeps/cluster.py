@@ -50,6 +50,9 @@ class DaskCrew:
     def settle(self, points: list[Point]) -> list[Cell]:
         from qattrain.sweeps.remote import settle_here
 
+        init = next((point.config["train"]["init"] for point in points if point.config["train"]["init"]), None)
+        if init is not None:
+            raise ConfigError(f"train.init = {init!r}: that file is here, not on the workers; leave out --scheduler")
         for dataset in {point.config["data"]["dataset"] for point in points}:
             self._check_data(dataset)
         found = self._result(settle_here, points, self.threads, self.data_dir)
@@ -65,6 +68,7 @@ class DaskCrew:
     def begin(self, cell: Cell) -> None:
         stack = contextlib.ExitStack()
         if not stack.enter_context(self.folder.claimed(cell.name)):
+            stack.close()
             self.happened.append(Event("busy", cell.name))
         elif self.folder.result(cell) is not None:  # another sweep finished it before we claimed it
             stack.close()

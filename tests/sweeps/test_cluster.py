@@ -114,6 +114,9 @@ def test_a_worker_that_cannot_take_part_is_named_and_finished_cells_are_kept(
     (cell,) = (tmp_path / "runs" / "study" / "cells").glob("*w2a2-lsq*")
     before = (cell / "last.pt").stat().st_mtime_ns
 
+    unreadable = sweep(*one, "--set", f"train.init={cell}")
+    assert unreadable.rc == 1
+    assert "not on the workers" in unreadable.error
     lacking = sweep(*one, "--dataset", "mnist")
     assert lacking.rc == 1
     for text in ("worker tcp://127.0.0.1", "no mnist", "--data-dir", "QATTRAIN_DATA_DIR"):
