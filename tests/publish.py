@@ -197,31 +197,38 @@ def benchmark(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def bench_tables(document: dict[str, Any]) -> dict[str, str]:
-    """The README's tables of "Performance" by name, Markdown."""
-    rows = {row["name"]: row for row in document["training"]}
+    """The README's tables of "Performance" by name, Markdown; the first with a line on how it was measured."""
+    machine, threads = document["environment"], document["threads"]["training"]
     lines = [
-        "| training | | images/s | times `plain` | times `float` | eager | times `float` |",
-        "|---|---|---|---|---|---|---|",
+        f"`{document['command']}`: medians of {document['repeats']}, {document['train_images']:,} images each; "
+        f"{machine['cpu']}, {machine['cpu_cores']} cores, {threads} threads, our training in {document['precision']}, "
+        f"torch {machine['versions']['torch']}; other processes used {document['other_processes_cores']['median']:.2f} "
+        f"cores; {document['seconds']:.0f} s in all.",
+        "",
+        "| training | | images/s | lowest to highest | times `plain` | times `float` | eager | times `float` |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    rows = {row["name"]: row for row in document["training"]}
     for name, row in rows.items():
         if not name.endswith("-eager"):
-            ratios = " | ".join(f"{row['ratios'][reference]:.2f}" for reference in ("plain", "float"))
             eager = rows.get(f"{name}-eager")
-            beside = f"{eager['images_per_second']:,.0f} | {eager['ratios']['float']:.2f}" if eager else " | "
             what = f"`{row['what']}`" if row["what"].startswith("qattrain") else row["what"]
-            lines.append(f"| `{name}` | {what} | {row['images_per_second']:,.0f} | {ratios} | {beside} |")
+            span = f"{min(row['repeats']):,.0f} to {max(row['repeats']):,.0f}"
+            ratios = [f"{row['ratios'][reference]:.2f}" for reference in ("plain", "float")]
+            beside = [f"{eager['images_per_second']:,.0f}", f"{eager['ratios']['float']:.2f}"] if eager else ["", ""]
+            cells = [f"`{name}`", what, f"{row['images_per_second']:,.0f}", span, *ratios, *beside]
+            lines.append("| " + " | ".join(cells) + " |")
     tables = {"performance": "\n".join(lines)}
-    columns = [f"batch {batch:,} | times `ort-fp32` | times `ort-int8`" for batch in (1, 1000)]
-    lines = ["| inference, one thread | | " + " | ".join(columns) + " |", "|---|---|" + "---|" * 6]
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in document["inference"]:
         by_name.setdefault(row["name"], []).append(row)
+    columns = [f"batch {batch:,} | times `ort-fp32` | times `ort-int8`" for batch in (1, 1000)]
+    lines = ["| inference | images/s: | " + " | ".join(columns) + " |", "|---|---|" + "---|" * 6]
     for name, batches in by_name.items():
-        cells = [
-            f"{row['images_per_second']:,.0f} | " + " | ".join(f"{r:.2f}" for r in row["ratios"].values())
-            for row in batches
-        ]
-        lines.append(f"| `{name}` | {batches[0]['what']} | " + " | ".join(cells) + " |")
+        cells = [f"`{name}`", batches[0]["what"]]
+        for row in batches:
+            cells += [f"{row['images_per_second']:,.0f}", *(f"{ratio:.2f}" for ratio in row["ratios"].values())]
+        lines.append("| " + " | ".join(cells) + " |")
     return tables | {"inference": "\n".join(lines)}
 
 

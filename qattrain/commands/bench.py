@@ -49,7 +49,14 @@ def bench(
         if rows := result[group]:
             console.text(title)
             references = list(rows[0]["ratios"])
-            columns = ["contender", "batch", "images/s", *(f"x {name}" for name in references), "what it is"]
+            columns = [
+                "contender",
+                "batch",
+                "images/s",
+                "lowest to highest",
+                *(f"x {name}" for name in references),
+                "what it is",
+            ]
             console.table(columns, [_cells(row) for row in rows], left=("what it is",))
     machine, busy = result["environment"], result["other_processes_cores"]
     console.text(
@@ -76,6 +83,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["name"],
         str(row["batch"]),
         "-" if speed is None else f"{speed:,.0f}",
+        f"{min(row['repeats']):,.0f} to {max(row['repeats']):,.0f}" if row["repeats"] else "-",
         *numbers,
         what if row["missing"] is None else row["missing"],
     ]
