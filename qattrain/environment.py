@@ -81,7 +81,7 @@ def keep_freed_memory() -> None:
     By default it hands large blocks back to the system, and a training step then spends a third of its time on page
     faults. Nothing to do on a GPU, whose memory torch itself keeps.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems, other C libraries
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest it takes
         mallopt(M_TRIM_THRESHOLD, 1 << 30)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qattrain.environment import describe_environment, has_fast_bf16, pick_device, pick_precision
+from qattrain import environment
+from qattrain.environment import describe_environment, has_fast_bf16, pick_compile, pick_device, pick_precision
 from qattrain.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -49,3 +50,26 @@ def test_a_run_of_a_gpu_can_be_described_where_there_is_none() -> None:
     described = describe_environment(torch.device("cuda" if not torch.cuda.is_available() else "cpu"))
     assert described["gpu"] is None
     assert described["packages"]["torch"] == torch.__version__
+
+
+def test_auto_compiles_long_runs_where_a_compiler_is_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, enough = torch.device("cpu"), environment.IMAGES_WORTH_COMPILING
+    monkeypatch.setattr(environment.native, "prepare", lambda: None)
+    assert pick_compile("auto", cpu, enough) == "on"
+    assert pick_compile("auto", cpu, enough - 1) == "off"
+    assert pick_compile("auto", torch.device("cuda"), enough) == "off"
+    assert pick_compile("on", cpu, 1) == "on"
+    assert pick_compile("off", cpu, enough) == "off"
+
+
+def test_without_a_compiler_auto_does_without_and_on_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ConfigError("no C compiler: none of cc")
+
+    monkeypatch.setattr(environment.native, "prepare", fail)
+    cpu, enough = torch.device("cpu"), environment.IMAGES_WORTH_COMPILING
+    assert pick_compile("auto", cpu, enough) == "off"
+    with pytest.raises(ConfigError, match=r"train.compile = 'on': no C compiler"):
+        pick_compile("on", cpu, enough)
+    with pytest.raises(ConfigError, match="for the CPU; use auto"):
+        pick_compile("on", torch.device("cuda"), enough)
