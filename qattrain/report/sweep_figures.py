@@ -11,6 +11,7 @@ from qattrain.report.figures import COLORS, DASHES, MARKERS, plotted_name
 from qattrain.report.picture import png, svg
 from qattrain.sweeps.results import PICTURES, pareto_front
 
+FEWEST_LABELS = 4
 SHIFT = 0.06  # in bits, from line to line
 FEWEST_ERRORS = 1e-4  # where a logarithmic axis ends: no error at all has no place on it
 
@@ -93,12 +94,18 @@ def draw_bytes(axes: Axes, document: dict[str, Any]) -> None:
 
 def _finish(axes: Axes, document: dict[str, Any], drawn: list[dict[str, Any]]) -> None:
     """Accuracy upwards, spread out towards 100 %: a logarithmic axis of the error, labelled as accuracy."""
-    errors = [_errors(group) for group in document["groups"]]
-    errors += [max(1 - point["accuracy"], FEWEST_ERRORS) for point in drawn]
-    top, bottom = max(errors) * 1.3, max(min(errors) / 1.3, FEWEST_ERRORS)
-    axes.set(ylabel="test accuracy (%)", yscale="log", ylim=(min(top, 1.0), bottom))
-    steps = [digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)]
-    steps = [step for step in steps if bottom <= step <= min(top, 1.0)]
+    shown = [(_errors(group), group["accuracy_std"] or 0.0) for group in document["groups"]]
+    shown += [(max(1 - point["accuracy"], FEWEST_ERRORS), 0.0) for point in drawn]
+    top = min(1.2 * max(error + bar for error, bar in shown), 1.0)
+    # A long bar must not squeeze everything else: of the lowest mean, two thirds are enough.
+    lowest = min(error for error, _ in shown)
+    bottom = max(min(error - bar for error, bar in shown) / 1.2, lowest / 3, FEWEST_ERRORS)
+    axes.set(ylabel="test accuracy (%)", yscale="log", ylim=(top, bottom))
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), range(10, 100)):  # as fine as a few labels need
+        steps = [digit * 10.0**power for power in range(-6, 1) for digit in digits]
+        steps = [step for step in steps if bottom <= step <= top]
+        if len(steps) >= FEWEST_LABELS:
+            break
     axes.set_yticks(steps or [bottom, top])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
