@@ -77,7 +77,7 @@ def test_json_has_every_field_and_its_medians_follow(main: Callable[..., Any]) -
     assert own["ratios"] == {"plain": own["images_per_second"] / plain["images_per_second"], "float": None}
     assert found["precision"] in ("fp32", "bf16")
     assert found["environment"]["cpu_cores"] >= 1
-    assert found["environment"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["environment"]["versions"]["torch"].partition("+")[0])
 
 
 def test_the_table_says_what_each_contender_is_and_threads_are_as_before(main: Callable[..., Any]) -> None:
