@@ -130,3 +130,9 @@ def test_a_mistake_is_told_in_one_line(
         understand()
     assert [part for part in said if part not in str(caught.value)] == []
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_example_in_configs_is_the_grid_it_says() -> None:
+    example = Path(__file__).parents[2] / "configs" / "sweep-bits.toml"
+    points = expand(read_grid(example, [], {}))
+    assert len(points) == 18
