@@ -11,7 +11,7 @@ from qattrain.sweeps.folder import RESULT_FILE
 
 # Six cells, of which four are trained step by step: each takes long enough to be killed in the middle.
 GRID = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "250", "--limit-test", "100", "--epochs", "1")
-GRID += ("--batch-size", "1", "--threads", "1", "--bits", "2,32", "--seeds", "0,1", "--ptq", "4")
+GRID += ("--batch-size", "1", "--lr", "0.003", "--threads", "1", "--bits", "2,32", "--seeds", "0,1", "--ptq", "4")
 MOST_SECONDS = 300.0  # of a machine that may be busy with other things
 
 
