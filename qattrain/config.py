@@ -107,6 +107,14 @@ class TrainConfig(_Section):
     init: str | None = None
 
 
+class DistillConfig(_Section):
+    """Knowledge distillation: `teacher` is a float checkpoint, whose softened answers count `weight`, labels the rest."""
+
+    teacher: str | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+
+
 class PtqConfig(_Section):
     """Post-training quantization: how ranges are found, on how many training images, behind how many float epochs."""
 
@@ -124,6 +132,7 @@ class ExperimentConfig(_Section):
     quant: QuantConfig = QuantConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     ptq: PtqConfig | None = None
 
     @field_validator("name")
@@ -173,6 +182,6 @@ def _explain(detail: Any, section: Any) -> str:
 
 def _known_keys() -> set[str]:
     keys = set(ExperimentConfig.model_fields)
-    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig, PtqConfig):
+    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig, DistillConfig, PtqConfig):
         keys |= set(section.model_fields)
     return keys

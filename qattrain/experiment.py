@@ -16,6 +16,7 @@ from qattrain import runs
 from qattrain.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.config import ExperimentConfig
 from qattrain.data import AUTO_NAME, Dataset, choose_dataset, load_dataset
+from qattrain.distillation import Teacher
 from qattrain.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.model import build_model, plan_layers
@@ -86,7 +87,7 @@ def start(
     model = build_model(config.model, config.quant, dataset.classes)
     if config.train.init is not None:
         copy_weights(load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir)), model, config.train.init)
-    session = Session(config, dataset, notice, model)
+    session = Session(config, dataset, notice, model, _teacher(config, dataset, runs_dir))
     with new_run(config, runs_dir, notice) as run_dir:
         session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed, too
         return session.run(run_dir, display, stop_after, stop)
@@ -149,13 +150,23 @@ def go_on(
     pick_compile(config.train.compile, device, 0)
     dataset = load(config.data.dataset, data_dir)
     prepare_torch(config)
-    session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)))
+    teacher = _teacher(config, dataset, path.parent.parent)
+    session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)), teacher)
     try:
         session.trainer.load_state_dict(checkpoint.trainer)
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its optimizer state does not fit the run: {error}") from None
+        raise CheckpointError(f"{path}: its training state does not fit the run: {error}") from None
     session.history = list(checkpoint.history)
     return session.run(path.parent, display, stop_after, stop)
+
+
+def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teacher | None:
+    """The teacher the config names, on the run's device. Raises CheckpointError, ConfigError."""
+    name = config.distill.teacher
+    if name is None:
+        return None
+    source = load_checkpoint(runs.find_checkpoint(name, runs_dir))
+    return Teacher(source, name, dataset.class_names, config.distill, config.train.precision, config.train.device)
 
 
 def prepare_torch(config: ExperimentConfig) -> None:

@@ -17,6 +17,7 @@ from qattrain import runs
 from qattrain.checkpoint import Checkpoint, save_checkpoint
 from qattrain.config import ExperimentConfig
 from qattrain.data import Dataset, ImageSet, split_validation
+from qattrain.distillation import Teacher
 from qattrain.engines import torch_predictor
 from qattrain.evaluation import evaluate
 from qattrain.model import LayerPlan, LeNet, plan_layers
@@ -71,7 +72,14 @@ class RunResult:
 class Session:
     """A run under way: its model, data and trainer on their device, and its history so far."""
 
-    def __init__(self, config: ExperimentConfig, dataset: Dataset, notice: str | None, model: LeNet) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        dataset: Dataset,
+        notice: str | None,
+        model: LeNet,
+        teacher: Teacher | None = None,
+    ) -> None:
         device = torch.device(config.train.device)
         train = dataset.train.head(config.data.limit_train)
         self.validation: ImageSet | None = None
@@ -81,7 +89,7 @@ class Session:
         self.test = dataset.test.head(config.data.limit_test).to(device)
         self.model = model.to(device)
         self.predict = torch_predictor(self.model)
-        self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed)
+        self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed, teacher)
         self.config, self.notice, self.class_names = config, notice, dataset.class_names
         self.history: list[dict[str, Any]] = []
 

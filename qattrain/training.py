@@ -19,6 +19,7 @@ from qattrain.config import TrainConfig
 from qattrain.data.augment import AUGMENTATIONS
 from qattrain.data.batches import augmentation_seed, batch_slices, epoch_order
 from qattrain.data.dataset import ImageSet
+from qattrain.distillation import Teacher
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.layers import set_compute_dtype
 from qattrain.quant.native import compiled
@@ -117,15 +118,24 @@ class EpochResult:
 class Trainer:
     """Trains `model` on `data` as `config` says; every value of the config must be settled (nothing `auto`).
 
-    model: on its device, as are the data (uint8 images, int64 labels). seed: of order and augmentation.
+    model: on its device, as are the data (uint8 images, int64 labels) and the teacher, if there is one. seed: of order
+    and augmentation.
     """
 
-    def __init__(self, model: nn.Module, data: ImageSet, config: TrainConfig, augment: str, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        config: TrainConfig,
+        augment: str,
+        seed: int,
+        teacher: Teacher | None = None,
+    ) -> None:
         check_names(config, augment)
         assert config.lr != "auto", config
         assert config.batch_size != "auto", config
         assert config.weight_decay != "auto", config
-        self.model, self.data, self.config, self.seed = model, data, config, seed
+        self.model, self.data, self.config, self.seed, self.teacher = model, data, config, seed, teacher
         self.augment, self.schedule = AUGMENTATIONS[augment], SCHEDULES[config.schedule]
         self.slices = batch_slices(len(data.labels), config.batch_size)
         self.optimizer = OPTIMIZERS[config.optimizer].build(
@@ -181,6 +191,8 @@ class Trainer:
         loss = F.cross_entropy(
             logits, self.data.labels.index_select(0, batch), label_smoothing=self.config.label_smoothing
         )
+        if self.teacher is not None:
+            loss = self.teacher.mixed(loss, logits, images)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip is not None:
@@ -220,10 +232,13 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "augmentation_rng": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
+            "teacher": self.teacher and self.teacher.digest,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken. Raises KeyError, ValueError or RuntimeError if it is not of such a run."""
+        if state.get("teacher") != (self.teacher and self.teacher.digest):  # a run of an older version names none
+            raise ValueError("its teacher was another one; put that one back, or train a new run")
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses.copy_(state["losses"])
         self.generator.set_state(state["augmentation_rng"])

@@ -66,7 +66,7 @@ SETTINGS: dict[str, Setting] = {
         typer.Option(help="Images a step. [default: 128; 32 where there are fewer than 10,000 images]"),
     ),
     "augment": Setting(
-        ("data", "augment"), str, typer.Option(metavar="A", help="none, shift or affine. [default: shift]")
+        ("data", "augment"), str, typer.Option(metavar="A", help="none, shift, affine or elastic. [default: shift]")
     ),
     "seed": Setting(("seed",), int, typer.Option(help="Seed of weights, order and augmentation. [default: 0]")),
     "device": Setting(("train", "device"), str, typer.Option(help="auto, cpu or cuda. [default: auto]")),
@@ -89,7 +89,7 @@ SETTINGS: dict[str, Setting] = {
 def train_flags() -> dict[tuple[str, ...], str]:
     """The option of `train` for every setting that has one, by the setting's path."""
     flags = {setting.path: f"--{name.replace('_', '-')}" for name, setting in SETTINGS.items()}
-    return flags | {("train", "init"): "--init"}
+    return flags | {("train", "init"): "--init", ("distill", "teacher"): "--teacher"}
 
 
 Settings = dict[tuple[str, ...], Any]  # path of a setting -> the value given on the command line

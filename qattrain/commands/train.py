@@ -20,6 +20,9 @@ def train(
     init: Annotated[
         str | None, typer.Option(metavar="CKPT", help="Start from the weights of this (float) checkpoint.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="Learn from this float checkpoint's answers, too (distillation).")
+    ] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop after epoch N; --resume goes on.")] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue a stopped or killed run, exactly.")
@@ -39,13 +42,15 @@ def train(
       qattrain train --bits 4 --epochs 10
       qattrain train --bits 32                               the float baseline
       qattrain train --bits 2 --layer-bits conv1=8,act2=4    exemptions, by name
+      qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        go on where it stopped
     """
     from qattrain.report.console import Console
     from qattrain.settings import assigned_settings, build_config
 
-    settings |= {path: value for path, value in ((("name",), name), (("train", "init"), init)) if value is not None}
+    own = {("name",): name, ("train", "init"): init, ("distill", "teacher"): teacher}
+    settings |= {path: value for path, value in own.items() if value is not None}
     console = Console(json)
     # Bad values are refused before torch is loaded: at once.
     experiment_config = build_config(config, set_ or [], settings) if resume is None else None

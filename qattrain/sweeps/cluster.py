@@ -50,9 +50,11 @@ class DaskCrew:
     def settle(self, points: list[Point]) -> list[Cell]:
         from qattrain.sweeps.remote import settle_here
 
-        init = next((point.config["train"]["init"] for point in points if point.config["train"]["init"]), None)
-        if init is not None:
-            raise ConfigError(f"train.init = {init!r}: that file is here, not on the workers; leave out --scheduler")
+        for section, key in (("train", "init"), ("distill", "teacher")):
+            for file in (point.config[section][key] for point in points):
+                if file is not None:
+                    what = f"{section}.{key} = {file!r}"
+                    raise ConfigError(f"{what}: that file is here, not on the workers; leave out --scheduler")
         for dataset in {point.config["data"]["dataset"] for point in points}:
             self._check_data(dataset)
         found = self._result(settle_here, points, self.threads, self.data_dir)

@@ -1,0 +1,113 @@
+"""Distillation: the loss is Hinton's, the teacher is only asked, and a resumed run has the same one."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from qattrain import experiment, runs
+from qattrain.checkpoint import load_checkpoint, save_checkpoint
+from qattrain.config import DistillConfig
+from qattrain.distillation import Teacher
+from qattrain.errors import CheckpointError, ConfigError
+from qattrain.session import RunResult
+
+Tiny = Callable[..., RunResult]
+MEASURED = ("seconds", "epoch_seconds", "images_per_second")
+FLOAT = {"quant.bits": 32, "train.epochs": 1, "model.widths": [3, 4, 5]}  # a teacher may have other widths
+
+
+@pytest.fixture
+def source(tiny: Tiny) -> RunResult:
+    return tiny(FLOAT)
+
+
+def teacher(source: RunResult, **settings: float) -> Teacher:
+    checkpoint = source.checkpoint
+    return Teacher(checkpoint, "source", checkpoint.class_names, DistillConfig(**settings), "fp32", "cpu")
+
+
+def everything(result: RunResult) -> dict[str, Any]:
+    checkpoint = load_checkpoint(result.run_dir / runs.LAST_FILE)
+    return {"model": checkpoint.model, "trainer": checkpoint.trainer, "history": checkpoint.history}
+
+
+@pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.5), (4.0, 0.9), (2.0, 0.0), (2.0, 1.0)])
+def test_the_loss_and_its_gradient_are_those_of_the_definition(
+    source: RunResult, temperature: float, weight: float
+) -> None:
+    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
+    labels, logits = torch.arange(6), torch.randn(6, 10, requires_grad=True)
+    asked = teacher(source, temperature=temperature, weight=weight)
+    loss = asked.mixed(F.cross_entropy(logits, labels), logits, images)
+    (gradient,) = torch.autograd.grad(loss, logits)
+
+    theirs = asked.model(images).double()
+    wide = logits.detach().double().requires_grad_()
+    p, q = (theirs / temperature).softmax(1), (wide / temperature).softmax(1)
+    soft = temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+    expected = (1 - weight) * F.cross_entropy(wide, labels) + weight * soft
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, wide)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_is_what_evaluation_sees_and_never_changes(source: RunResult, tiny: Tiny) -> None:
+    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
+    asked = teacher(source)
+    assert torch.equal(asked.model(images), asked.model.eval()(images))
+    before = (source.run_dir / runs.LAST_FILE).read_bytes()
+    taught, alone = tiny({"distill.teacher": str(source.run_dir)}), tiny()
+    assert (source.run_dir / runs.LAST_FILE).read_bytes() == before
+    assert not torch.equal(taught.checkpoint.model["fc2.weight"], alone.checkpoint.model["fc2.weight"])
+    assert taught.checkpoint.model.keys() == alone.checkpoint.model.keys()
+
+
+def test_a_student_learns_from_the_teacher_alone_where_labels_count_nothing(source: RunResult, tiny: Tiny) -> None:
+    shown = {"distill.teacher": str(source.run_dir), "distill.weight": 1.0, "train.epochs": 6, "quant.bits": 8}
+    student = tiny(shown).checkpoint.history
+    assert student[-1]["train_loss"] < 0.5 * student[0]["train_loss"]
+
+
+def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
+    source: RunResult, tiny: Tiny, silent_display: Any, tmp_path: Path, assert_same: Callable[..., None]
+) -> None:
+    def go_on(result: RunResult) -> RunResult:
+        return experiment.resume(str(result.run_dir), tmp_path, tmp_path / "runs", silent_display(), {}, None)
+
+    settings = {"distill.teacher": source.run_dir.name}  # by name: looked up beside the run
+    part = tiny(settings, stop_after=1)
+    file = source.run_dir / runs.LAST_FILE
+    original = file.read_bytes()
+    source.checkpoint.model["fc2.bias"] += 1
+    save_checkpoint(file, source.checkpoint)
+    with pytest.raises(CheckpointError, match="its teacher was another one"):
+        go_on(part)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=re.escape(source.run_dir.name)):
+        go_on(part)
+    file.write_bytes(original)
+    assert_same(everything(tiny(settings)), everything(go_on(part)), ignore=MEASURED)
+
+
+def test_a_teacher_that_is_none_is_refused_and_leaves_no_folder(source: RunResult, tiny: Tiny, tmp_path: Path) -> None:
+    quantized = tiny({"quant.bits": 2, "train.epochs": 1})
+    partly = tiny(FLOAT | {"quant.layer_bits": {"act2": 3}})
+    before = sorted((tmp_path / "runs").iterdir())
+    for run, bits in ((quantized, 2), (partly, 3)):
+        with pytest.raises(ConfigError, match=rf"is quantized \({bits} bits\).*--bits 32"):
+            tiny({"distill.teacher": run.run_dir.name})
+    with pytest.raises(CheckpointError, match="nosuch"):
+        tiny({"distill.teacher": "nosuch"})
+    with pytest.raises(ConfigError, match="other classes"):
+        Teacher(source.checkpoint, "source", ("a", "b"), DistillConfig(), "fp32", "cpu")
+    assert sorted((tmp_path / "runs").iterdir()) == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 0.0), ("temperature", -1.0), ("weight", 1.5)])
+def test_impossible_temperatures_and_weights_are_refused(tiny_config: Any, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} = {value}"):
+        tiny_config({f"distill.{key}": value})
