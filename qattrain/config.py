@@ -108,7 +108,7 @@ class TrainConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """Knowledge distillation: `teacher` is a float checkpoint, whose softened answers count `weight`, labels the rest."""
+    """Knowledge distillation: `teacher` is a float checkpoint, whose soft answers count `weight`, labels the rest."""
 
     teacher: str | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0

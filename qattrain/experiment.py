@@ -165,8 +165,8 @@ def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teac
     name = config.distill.teacher
     if name is None:
         return None
-    source = load_checkpoint(runs.find_checkpoint(name, runs_dir))
-    return Teacher(source, name, dataset.class_names, config.distill, config.train.precision, config.train.device)
+    path = runs.find_checkpoint(name, runs_dir)
+    return Teacher(load_checkpoint(path), path, config, dataset.class_names)
 
 
 def prepare_torch(config: ExperimentConfig) -> None:

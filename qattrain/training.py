@@ -19,7 +19,7 @@ from qattrain.config import TrainConfig
 from qattrain.data.augment import AUGMENTATIONS
 from qattrain.data.batches import augmentation_seed, batch_slices, epoch_order
 from qattrain.data.dataset import ImageSet
-from qattrain.distillation import Teacher
+from qattrain.distillation import Teacher, distilled
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.layers import set_compute_dtype
 from qattrain.quant.native import compiled
@@ -192,7 +192,8 @@ class Trainer:
             logits, self.data.labels.index_select(0, batch), label_smoothing=self.config.label_smoothing
         )
         if self.teacher is not None:
-            loss = self.teacher.mixed(loss, logits, images)
+            answers = self.teacher.answer(images, self.epoch, self.slices[self.step], len(self.data.labels))
+            loss = distilled(loss, logits, answers, self.teacher.config)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip is not None:

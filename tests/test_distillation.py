@@ -1,19 +1,21 @@
-"""Distillation: the loss is Hinton's, the teacher is only asked, and a resumed run has the same one."""
+"""Distillation: the loss is Hinton's, the teacher is only asked, once, and a resumed run has the same one."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from qattrain import experiment, runs
-from qattrain.checkpoint import load_checkpoint, save_checkpoint
+from qattrain.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from qattrain.config import DistillConfig
-from qattrain.distillation import Teacher
+from qattrain.distillation import ANSWERS_FOLDER, Teacher, distilled
 from qattrain.errors import CheckpointError, ConfigError
+from qattrain.model import LeNet
 from qattrain.session import RunResult
 
 Tiny = Callable[..., RunResult]
@@ -26,9 +28,15 @@ def source(tiny: Tiny) -> RunResult:
     return tiny(FLOAT)
 
 
-def teacher(source: RunResult, **settings: float) -> Teacher:
-    checkpoint = source.checkpoint
-    return Teacher(checkpoint, "source", checkpoint.class_names, DistillConfig(**settings), "fp32", "cpu")
+@pytest.fixture
+def teacher(source: RunResult, tiny_config: Any) -> Teacher:
+    path = source.run_dir / runs.LAST_FILE
+    student = tiny_config({"train.precision": "fp32", "train.device": "cpu"})
+    return Teacher(source.checkpoint, path, student, source.checkpoint.class_names)
+
+
+def noise(count: int = 6) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8)
 
 
 def everything(result: RunResult) -> dict[str, Any]:
@@ -37,28 +45,27 @@ def everything(result: RunResult) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.5), (4.0, 0.9), (2.0, 0.0), (2.0, 1.0)])
-def test_the_loss_and_its_gradient_are_those_of_the_definition(
-    source: RunResult, temperature: float, weight: float
-) -> None:
-    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
-    labels, logits = torch.arange(6), torch.randn(6, 10, requires_grad=True)
-    asked = teacher(source, temperature=temperature, weight=weight)
-    loss = asked.mixed(F.cross_entropy(logits, labels), logits, images)
+def test_the_loss_and_its_gradient_are_those_of_the_definition(temperature: float, weight: float) -> None:
+    labels, logits, answers = torch.arange(6), torch.randn(6, 10, requires_grad=True), torch.randn(6, 10)
+    loss = distilled(
+        F.cross_entropy(logits, labels), logits, answers, DistillConfig(temperature=temperature, weight=weight)
+    )
     (gradient,) = torch.autograd.grad(loss, logits)
 
-    theirs = asked.model(images).double()
     wide = logits.detach().double().requires_grad_()
-    p, q = (theirs / temperature).softmax(1), (wide / temperature).softmax(1)
+    p, q = (answers.double() / temperature).softmax(1), (wide / temperature).softmax(1)
     soft = temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
     expected = (1 - weight) * F.cross_entropy(wide, labels) + weight * soft
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, wide)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_the_teacher_is_what_evaluation_sees_and_never_changes(source: RunResult, tiny: Tiny) -> None:
-    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
-    asked = teacher(source)
-    assert torch.equal(asked.model(images), asked.model.eval()(images))
+def test_the_teacher_answers_what_evaluation_sees_and_never_changes(
+    teacher: Teacher, source: RunResult, tiny: Tiny
+) -> None:
+    images = noise()
+    expected = restore_model(source.checkpoint, "").eval()(images)
+    assert torch.equal(teacher.answer(images, 0, slice(0, 6), 6), expected)
     before = (source.run_dir / runs.LAST_FILE).read_bytes()
     taught, alone = tiny({"distill.teacher": str(source.run_dir)}), tiny()
     assert (source.run_dir / runs.LAST_FILE).read_bytes() == before
@@ -72,6 +79,32 @@ def test_a_student_learns_from_the_teacher_alone_where_labels_count_nothing(sour
     assert student[-1]["train_loss"] < 0.5 * student[0]["train_loss"]
 
 
+def test_a_teacher_asked_once_is_not_asked_again_for_the_same_images(
+    source: RunResult, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, assert_same: Callable[..., None]
+) -> None:
+    settings = {"distill.teacher": source.run_dir.name, "train.epochs": 2}
+    first = tiny(settings)
+    other_seed = tiny(settings | {"seed": 1})
+    kept = sorted((source.run_dir / ANSWERS_FOLDER).rglob("*.npy"))
+    assert len(kept) == 4  # two epochs of two seeds
+    asked = Mock(side_effect=AssertionError("asked again"))
+    with monkeypatch.context() as silenced:
+        silenced.setattr(LeNet, "requires_grad_", lambda model, _: setattr(model, "forward", asked) or model)
+        assert_same(everything(first), everything(tiny(settings)), ignore=MEASURED)
+        assert_same(everything(other_seed), everything(tiny(settings | {"seed": 1})), ignore=MEASURED)
+        tiny(settings | {"quant.bits": 2, "model.widths": [2, 3, 4]})
+        for changes in ({"seed": 2}, {"data.augment": "none"}, {"train.batch_size": 50}, {"data.val_split": 10}):
+            with pytest.raises(AssertionError, match="asked again"):
+                tiny(settings | changes)
+    kept[0].write_bytes(b"no array")
+    assert_same(everything(first), everything(tiny(settings)), ignore=MEASURED)
+
+
+def test_answers_that_cannot_be_kept_are_asked_for_every_time(source: RunResult, tiny: Tiny) -> None:
+    (source.run_dir / ANSWERS_FOLDER).write_text("in the way")
+    assert tiny({"distill.teacher": source.run_dir.name}).checkpoint.finished
+
+
 def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
     source: RunResult, tiny: Tiny, silent_display: Any, tmp_path: Path, assert_same: Callable[..., None]
 ) -> None:
@@ -79,7 +112,7 @@ def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
         return experiment.resume(str(result.run_dir), tmp_path, tmp_path / "runs", silent_display(), {}, None)
 
     settings = {"distill.teacher": source.run_dir.name}  # by name: looked up beside the run
-    part = tiny(settings, stop_after=1)
+    part = tiny(settings, display=silent_display(interrupt_at=2))
     file = source.run_dir / runs.LAST_FILE
     original = file.read_bytes()
     source.checkpoint.model["fc2.bias"] += 1
@@ -90,7 +123,10 @@ def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
     with pytest.raises(CheckpointError, match=re.escape(source.run_dir.name)):
         go_on(part)
     file.write_bytes(original)
-    assert_same(everything(tiny(settings)), everything(go_on(part)), ignore=MEASURED)
+    whole = go_on(part)
+    (names,) = {tuple(path.name for path in folder.iterdir()) for folder in (source.run_dir / ANSWERS_FOLDER).iterdir()}
+    assert names == ("epoch-2.npy",)  # of the first epoch nobody knows all
+    assert_same(everything(tiny(settings)), everything(whole), ignore=MEASURED)
 
 
 def test_a_teacher_that_is_none_is_refused_and_leaves_no_folder(source: RunResult, tiny: Tiny, tmp_path: Path) -> None:
@@ -103,7 +139,7 @@ def test_a_teacher_that_is_none_is_refused_and_leaves_no_folder(source: RunResul
     with pytest.raises(CheckpointError, match="nosuch"):
         tiny({"distill.teacher": "nosuch"})
     with pytest.raises(ConfigError, match="other classes"):
-        Teacher(source.checkpoint, "source", ("a", "b"), DistillConfig(), "fp32", "cpu")
+        Teacher(source.checkpoint, source.run_dir / runs.LAST_FILE, source.checkpoint.config, ("a", "b"))
     assert sorted((tmp_path / "runs").iterdir()) == before
 
 

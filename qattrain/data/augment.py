@@ -70,7 +70,7 @@ def elastic(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @cache
 def _bicubic_bases() -> Tensor:
-    """(28, 7): what each point gives to each pixel along one axis; `F.interpolate` itself takes twenty times as long."""
+    """(28, 7): what each point gives to each pixel along an axis; `F.interpolate` itself takes ten times as long."""
     points = torch.eye(ELASTIC_POINTS).view(ELASTIC_POINTS, 1, ELASTIC_POINTS, 1)
     return F.interpolate(points, size=(IMAGE_SIDE, 1), mode="bicubic", align_corners=True).view(-1, IMAGE_SIDE).T
 
