@@ -30,12 +30,13 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The network. `widths` (conv1, conv2, fc1) replaces the preset's."""
+    """The network. `widths` (conv1, conv2, fc1) replaces the preset's; `dropout` is of fc1's outputs, in training."""
 
     name: str = "lenet"
     widths: Annotated[tuple[int, int, int], Field(strict=False)] | None = None
     init: str = "kaiming"
     ops: Literal["torch", "explicit"] = "torch"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @field_validator("widths")
     @classmethod

@@ -49,8 +49,9 @@ class Teacher:
             )
         weights = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in source.model.items())
         self.digest = hashlib.sha256(weights).hexdigest()
-        # A float network does the same in either mode; in training mode its products may be bfloat16.
+        # But for dropout a float network does the same in either mode; in training mode its products may be bfloat16.
         self.model = restore_model(source, str(path)).to(student.train.device).train().requires_grad_(False)
+        self.model.dropout = 0.0
         set_compute_dtype(self.model, torch.bfloat16 if student.train.precision == "bf16" else None)
         self.folder = path.parent / ANSWERS_FOLDER / _views_key(self.digest, student)
         self.config, self.classes = student.distill, len(class_names)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig
@@ -80,16 +81,24 @@ def plan_layers(quant: QuantConfig) -> LayerPlan:
 class LeNet(nn.Module):
     """The network. uint8 images (N, 1, 28, 28) -> logits (N, classes), real values.
 
-    widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: bits of every layer.
+    widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: bits of every layer. dropout: share
+    of fc1's outputs that is 0 in a training step (Srivastava et al. 2014, "Dropout").
     The last layer has one weight scale, so that its integer sums order the classes as the logits do.
     """
 
     input_scale: Tensor
 
     def __init__(
-        self, widths: tuple[int, int, int], classes: int, plan: LayerPlan, quant: QuantConfig, ops: str = "torch"
+        self,
+        widths: tuple[int, int, int],
+        classes: int,
+        plan: LayerPlan,
+        quant: QuantConfig,
+        ops: str = "torch",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         bits, common = plan.layer_bits, {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
         # Every layer is fed codes by the one before it: none needs an input quantizer of its own (act_bits 32).
         weights: dict[str, Any] = common | {"act_bits": 32, "ops": ops}
@@ -116,6 +125,8 @@ class LeNet(nn.Module):
         x = self.act1(self.conv1(x))  # (N, c1, 12, 12)
         x = self.act2(self.conv2(x))  # (N, c2, 4, 4)
         x = self.act3(self.fc1(x.flatten(1)))  # (N, features)
+        if self.dropout > 0:
+            x = x._replace(codes=F.dropout(x.codes, self.dropout, self.training))
         logits: Tensor = self.fc2(x)
         return logits  # (N, classes)
 
@@ -139,6 +150,6 @@ def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
         raise ConfigError(
             f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
         )
-    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops)
+    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops, model.dropout)
     net.apply(INITIALIZERS[model.init])
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -17,6 +17,7 @@ from qattrain.errors import CheckpointError, ConfigError, TrainingError
 from qattrain.files import write_atomically
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
+CELLS_FOLDER = "cells"  # of a sweep, which is itself a folder beside the runs
 
 
 def default_name(model: str, bits: int, act_bits: int, quantizer: str, dataset: str, seed: int) -> str:
@@ -83,15 +84,21 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
-    """The file meant by `text`: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError."""
+    """The file meant by `text`: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError.
+
+    Where `runs_dir` holds the cells of a sweep, the runs beside that sweep have names, too.
+    """
     given = Path(text)
+    folders = [given, runs_dir / text]
+    if runs_dir.name == CELLS_FOLDER:
+        folders.append(runs_dir.parent.parent / text)
     try:
         if given.is_file():
             return given
-        for folder in (given, runs_dir / text):
+        for folder in folders:
             if (folder / LAST_FILE).is_file():
                 return folder / LAST_FILE
-        for folder in (given, runs_dir / text):
+        for folder in folders:
             if folder.is_dir():
                 raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
     except (OSError, ValueError) as error:  # too long, or no path at all

@@ -67,6 +67,25 @@ def test_widths_replace_those_of_the_preset() -> None:
     assert [getattr(net, layer).weight.shape[0] for layer in LAYERS] == [2, 3, 5, 10]
 
 
+def test_dropout_zeroes_its_share_of_what_enters_fc2_in_training_alone() -> None:
+    net, entered = build(model={"widths": (2, 3, 400), "dropout": 0.25}, bits=8), []
+    net.fc2.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].codes.detach()))
+    shown = images(50)
+    net(shown)
+    with_dropout = entered[-1]
+    net.dropout = 0.0
+    net(shown)
+    kept = with_dropout != 0
+    assert torch.allclose(with_dropout[kept], entered[-1][kept] / 0.75)
+    assert (~kept & (entered[-1] != 0)).sum() / (entered[-1] != 0).sum() == pytest.approx(0.25, abs=0.02)
+    net.dropout = 0.25
+    net.eval()
+    net(shown)
+    net.dropout = 0.0
+    net(shown)
+    assert torch.equal(entered[-2], entered[-1])
+
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_all_layers_have_the_default_bits_unless_asked_otherwise(quantizer: str) -> None:
     bits = {"ternary": 2, "binary": 1}.get(quantizer, 4)

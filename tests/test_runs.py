@@ -78,6 +78,18 @@ def test_a_checkpoint_is_found_by_file_by_folder_and_by_name(
     assert runs.find_checkpoint("mine", runs_dir) == expected
 
 
+def test_a_cell_of_a_sweep_finds_the_runs_beside_the_sweep(tmp_path: Path) -> None:
+    expected = tmp_path / "teacher" / runs.LAST_FILE
+    expected.parent.mkdir()
+    expected.write_bytes(b"")
+    cells = tmp_path / "sweep" / runs.CELLS_FOLDER
+    cells.mkdir(parents=True)
+    assert runs.find_checkpoint("teacher", cells) == expected
+    (cells / "teacher").mkdir()
+    (cells / "teacher" / runs.LAST_FILE).write_bytes(b"")  # a cell's own neighbours come first
+    assert runs.find_checkpoint("teacher", cells) == cells / "teacher" / runs.LAST_FILE
+
+
 def test_a_checkpoint_that_is_not_there_is_refused_with_the_runs_there_are(
     tmp_path: Path, config: dict[str, Any]
 ) -> None:

@@ -183,6 +183,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw-shift-pow2": {"train.optimizer": "adamw", "quant.quantizer": "pow2"},
     "sgd-affine-binary": {"data.augment": "affine", "quant.quantizer": "binary"},
     "sgd-none-float": {"data.augment": "none", "quant.bits": 32},
+    "adamw-elastic-dropout": {"train.optimizer": "adamw", "data.augment": "elastic", "model.dropout": 0.3},
 }
 whole_runs: dict[str, dict[str, Any]] = {}
 

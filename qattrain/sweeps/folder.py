@@ -72,7 +72,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cells, self.claims, self.failures = path / "cells", path / "claims", path / "failures"
+        self.cells, self.claims, self.failures = path / runs.CELLS_FOLDER, path / "claims", path / "failures"
 
     def refuse_a_run(self) -> None:
         """Raises ConfigError if a run has the name."""

@@ -1,0 +1,169 @@
+"""Published accuracies: the recipes of configs/published, trained, executed as integers, and written down.
+
+    python tests/recipes.py train [NAME...]      train or go on with these recipes, and their teacher before them
+    python tests/recipes.py collect [NAME...]    execute them on all test images, into runs/published/results.json
+    python tests/recipes.py check NAME...        the same, compared with what is published instead
+
+Each recipe is a sweep, `qattrain sweep --config configs/published/NAME.toml --name NAME`; without a NAME, all of them.
+Runs lie in QATTRAIN_RUNS_DIR (default `runs`), MNIST where QATTRAIN_DATA_DIR says. Nothing is selected: the last epoch,
+every seed.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "configs" / "published"
+RESULTS = ROOT / "runs" / "published" / "results.json"
+RUNS = Path(os.environ.get("QATTRAIN_RUNS_DIR", "runs"))
+TEACHER = "teacher"  # the one recipe that is a single run
+BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # of an output channel, beside its packed weights
+ENVIRONMENT = ("qattrain", "commit", "python", "packages", "cpu", "cpu_cores", "cpu_capability")
+SAME = ("method", "bits", "act_bits", "quantizer", "settings", "epochs")  # in all seeds of a row
+EXECUTED = ("test_accuracy", "integer_accuracy")
+
+
+def names() -> list[str]:
+    """All recipes, the teacher first."""
+    return sorted((path.stem for path in RECIPES.glob("*.toml")), key=lambda name: (name != TEACHER, name))
+
+
+def command(name: str) -> list[str]:
+    """What trains the recipe."""
+    verb = "train" if name == TEACHER else "sweep"
+    return ["qattrain", verb, "--config", f"configs/published/{name}.toml", "--name", name]
+
+
+def train(asked: list[str]) -> None:
+    """Train the recipes one after another; what is finished is kept, what was stopped goes on."""
+    for name in dict.fromkeys([TEACHER, *asked]):
+        line = command(name)
+        if name == TEACHER and (RUNS / name / "last.pt").exists():
+            line = ["qattrain", "train", "--resume", name]
+        sys.stderr.write(f"$ {' '.join(line)}\n")
+        subprocess.run([sys.executable, "-m", *line], cwd=ROOT, check=True)
+
+
+def collect(name: str) -> dict[str, Any]:
+    """All rows of a trained recipe, with what its runs were made by and on."""
+    from qattrain.sweeps.folder import SweepFolder
+    from qattrain.sweeps.results import sweep_document
+
+    if name == TEACHER:
+        config = json.loads((RUNS / name / "config.json").read_text())["config"]
+        row = {"method": "fp32", "bits": 32, "act_bits": 32, "quantizer": "float", "settings": {}}
+        cells = [(RUNS / name, row | {"epochs": config["train"]["epochs"], "seed": config["seed"]})]
+    else:
+        folder = SweepFolder(RUNS / name)
+        plan = folder.read_plan()
+        assert plan is not None, f"{folder.path} holds no sweep: train it first"
+        document = sweep_document(plan, folder, [])
+        assert document["finished"] == document["cells"], f"{name}: not all cells are finished"
+        cells = [(folder.path / row["run_dir"], row) for row in document["rows"]]
+    rows: dict[str, dict[str, Any]] = {}
+    environments = []
+    for run_dir, row in cells:
+        recorded = json.loads((run_dir / "config.json").read_text())
+        environments.append({key: recorded["environment"][key] for key in ENVIRONMENT})
+        same = {key: row[key] for key in SAME if key != "method"}
+        found = rows.setdefault(json.dumps([row["method"], same]), {"method": row["method"], **same, "seeds": []})
+        found["seeds"].append(row["seed"])
+        for key, value in executed(run_dir, recorded["config"]).items():
+            found.setdefault(key, []).append(value)
+    return {
+        "command": " ".join(command(name)),
+        "environment": environments[0],
+        "rows": [summarized(row) for row in rows.values()],
+    }
+
+
+def executed(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """One run on all test images: what torch and the integers predict, sizes in bytes, seconds of training."""
+    from qattrain.export import EXPORTERS
+    from qattrain.export.verified import noise_images, verify
+    from qattrain.model import weight_bytes
+    from qattrain.networks import Trained
+    from qattrain.predicting import evaluate_checkpoint, load_test_data
+    from qattrain.settings import default_data_dir
+
+    path = run_dir / "last.pt"
+    data_dir = Path(os.environ.get("QATTRAIN_DATA_DIR", default_data_dir()))
+    outcome = evaluate_checkpoint(path, data_dir, verify=True)
+    network, result, mismatches = outcome.network, outcome.evaluation, outcome.mismatches
+    assert isinstance(network, Trained)
+    assert (config["data"]["dataset"], result.total) == ("mnist", 10_000), run_dir
+    history = network.checkpoint.history
+    assert history[-1]["test_accuracy"] == result.accuracy, run_dir
+    found: dict[str, Any] = {
+        "test_accuracy": result.accuracy,
+        "val_accuracy": history[-1].get("val_accuracy"),
+        "integer_accuracy": None,
+        "differing_predictions": mismatches and mismatches.predictions,
+        "differing_images": mismatches and mismatches.logits,
+        "c_differing_logits": None,
+        "weight_bytes": weight_bytes(network.model),
+        "other_bytes": None,
+        "train_seconds": None if config["ptq"] else sum(record["epoch_seconds"] for record in history),
+    }
+    if mismatches is not None:
+        integers = network.integers()
+        correct = int((mismatches.integer_predictions == outcome.labels).sum())
+        images = load_test_data(network, path, data_dir).test.images.numpy()
+        files = EXPORTERS["c"].write(integers, network.facts, "packed")
+        verify(EXPORTERS["c"], files, integers, images)  # raises if one logit differs, on noise_images too
+        assert len(noise_images()) > 0
+        channels = [(len(layer.codes), layer.requantization is not None) for layer in integers.layers]
+        found |= {
+            "integer_accuracy": correct / result.total,
+            "c_differing_logits": 0,
+            "other_bytes": sum(
+                count * (BIAS_BYTES + (MULTIPLIER_BYTES + SHIFT_BYTES) * rescaled) for count, rescaled in channels
+            ),
+        }
+    return found
+
+
+def summarized(row: dict[str, Any]) -> dict[str, Any]:
+    """With mean and standard deviation over the seeds of what the network is shipped as: integers, if it has them."""
+    for key in ("weight_bytes", "other_bytes"):
+        (row[key],) = set(row[key])
+    shipped = row["test_accuracy"] if None in row["integer_accuracy"] else row["integer_accuracy"]
+    deviation = statistics.stdev(shipped) if len(shipped) > 1 else None
+    return row | {"mean": statistics.mean(shipped), "standard_deviation": deviation}
+
+
+def differences(found: dict[str, Any], published: dict[str, Any]) -> list[str]:
+    """Where every seed's accuracy is not the published one; for people."""
+    lines = []
+    for mine, theirs in zip(found["rows"], published["rows"], strict=True):
+        for key in EXECUTED:
+            if mine[key] != theirs[key]:
+                bits = f"{mine['bits']}/{mine['act_bits']}"
+                lines.append(f"{mine['method']} {bits} {key}: {mine[key]}, not {theirs[key]}")
+    return lines
+
+
+if __name__ == "__main__":
+    verb, asked = sys.argv[1], sys.argv[2:] or names()
+    if verb == "train":
+        train(asked)
+    elif verb == "collect":
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        for recipe in asked:
+            results[recipe] = collect(recipe)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            for row in results[recipe]["rows"]:
+                bits = f"{row['bits']}/{row['act_bits']}"
+                sys.stderr.write(f"{recipe} {row['method']} {bits} {row['mean']} {row['standard_deviation']}\n")
+    elif verb == "check":
+        published = json.loads(RESULTS.read_text())
+        for recipe in asked:
+            lines = differences(collect(recipe), published[recipe])
+            sys.stderr.write(f"{recipe} {'; '.join(lines) or 'agrees'}\n")
+    else:
+        sys.exit(f"{verb!r}: train, collect or check")
