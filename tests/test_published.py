@@ -6,9 +6,12 @@ import statistics
 
 import publish
 import pytest
+import recipes
 import torch
 
 from qattrain.benchmark import INFERENCE, TRAINING
+from qattrain.settings import build_config
+from qattrain.sweeps.grid import expand, read_grid
 
 
 def test_readme_tables_are_those_of_the_published_json() -> None:
@@ -17,10 +20,35 @@ def test_readme_tables_are_those_of_the_published_json() -> None:
 
 
 def test_published_means_and_deviations_follow_from_every_seed() -> None:
-    for row in json.loads(publish.ACCURACY.read_text())["rows"]:
-        assert len(row["test_accuracy"]) == len(row["seeds"]) >= 3, row["title"]
-        assert row["mean"] == pytest.approx(statistics.mean(row["test_accuracy"]), abs=1e-12)
-        assert row["standard_deviation"] == pytest.approx(statistics.stdev(row["test_accuracy"]), abs=1e-12)
+    results = json.loads(recipes.RESULTS.read_text())
+    assert list(results) == sorted(results) == sorted(recipes.names())
+    for name, result in results.items():
+        for row in result["rows"]:
+            where = (name, row["method"], row["bits"])
+            if name != recipes.TEACHER:
+                assert len(row["seeds"]) == len(set(row["seeds"])) >= 3, where
+                shipped = row["test_accuracy"] if row["method"] == "fp32" else row["integer_accuracy"]
+                assert len(shipped) == len(row["seeds"]), where
+                assert row["mean"] == pytest.approx(statistics.mean(shipped), abs=1e-12), where
+                assert row["standard_deviation"] == pytest.approx(statistics.stdev(shipped), abs=1e-12), where
+            if row["method"] != "fp32":
+                assert row["c_differing_logits"] == [0] * len(row["seeds"]), where
+                assert all(0 <= accuracy <= 1 for accuracy in row["integer_accuracy"]), where
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_is_a_valid_grid_of_three_seeds_that_selects_nothing(name: str) -> None:
+    path = recipes.RECIPES / f"{name}.toml"
+    if name == recipes.TEACHER:
+        points = [build_config(path, [], {}).model_dump(mode="json")]
+    else:
+        points = [point.config for point in expand(read_grid(path, [], {}))]
+        assert {point["seed"] for point in points} >= {0, 1, 2}
+    for point in points:
+        assert point["train"]["threads"] == 1  # sums of floats depend on it
+        held_out = point["data"]["val_split"]
+        assert held_out == (10_000 if name == "ablation" else 0)
+        assert point["data"]["limit_train"] is point["data"]["limit_test"] is None
 
 
 def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender() -> None:

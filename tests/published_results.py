@@ -1,0 +1,115 @@
+"""Tables and pictures of runs/published/results.json, for the README."""
+
+from typing import Any
+
+LENET = ("float", "w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
+FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
+# BitNetMCU's own figures for its convolutional networks: weight bytes -> accuracy on the MNIST test images.
+BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944), (11_000, 0.9955), (13_000, 0.9958))
+METHODS = {"fp32": "float", "qat": "QAT", "ptq": "PTQ"}
+
+Rows = list[dict[str, Any]]
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def spread(row: dict[str, Any]) -> str:
+    return f"{100 * row['standard_deviation']:.2f}"
+
+
+def each(row: dict[str, Any]) -> str:
+    shipped = row["test_accuracy"] if None in row["integer_accuracy"] else row["integer_accuracy"]
+    return ", ".join(f"{100 * accuracy:.2f}" for accuracy in shipped)
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The README's tables by name, Markdown."""
+    lenet = [[recipe, *_figures(results[recipe]["rows"][0])] for recipe in LENET]
+    front = []
+    for recipe in FRONT:
+        (row,) = results[recipe]["rows"]
+        theirs = max(accuracy for size, accuracy in BITNETMCU if size <= _limit(row["weight_bytes"]))
+        front.append([recipe, *_figures(row), percent(theirs)])
+    figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes"]
+    return {
+        "lenet": markdown(["recipe", *figures], lenet),
+        "front": markdown(["recipe", *figures, "BitNetMCU"], front),
+        "widths": _widths_table(results["widths"]["rows"]),
+        "quantizers": markdown(
+            ["quantizer", "mean", "deviation", "seeds 0, 1, 2"],
+            [[f"`{row['quantizer']}`", *_figures(row)[:3]] for row in results["quantizers"]["rows"]],
+        ),
+    }
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    other = "" if row["other_bytes"] is None else f"{row['other_bytes']:,}"
+    return [percent(row["mean"]), spread(row), each(row), f"{row['weight_bytes']:,}", other]
+
+
+def _limit(weight_bytes: int) -> int:
+    """The size of theirs that this network is held against: the smallest it fits into."""
+    return min(size for size, _ in BITNETMCU if weight_bytes <= size)
+
+
+def _widths_table(rows: Rows) -> str:
+    (baseline,) = (row for row in rows if row["method"] == "fp32")
+    bits = sorted({row["bits"] for row in rows if row["method"] != "fp32"}, reverse=True)
+    lines = []
+    for width in bits:
+        found = {row["method"]: row for row in rows if row["bits"] == width}
+        cells = [f"{percent(found[m]['mean'])} | {spread(found[m])}" for m in ("qat", "ptq")]
+        lines.append([str(width), *cells])
+    lines.append(["float", f"{percent(baseline['mean'])} | {spread(baseline)}", " | "])
+    return markdown(["bits", "trained with rounding (QAT)", "deviation", "rounded afterwards (PTQ)", "deviation"], lines)
+
+
+def pictures(results: dict[str, Any]) -> dict[str, bytes]:
+    """File name -> PNG."""
+    from matplotlib.figure import Figure
+
+    from qattrain.report.figures import draw_intervals
+    from qattrain.report.picture import png
+    from qattrain.report.sweep_figures import draw_bits, draw_bytes
+
+    front = [row for recipe in FRONT for row in results[recipe]["rows"]]
+    others = [{"name": "BitNetMCU", "weight_bytes": size, "accuracy": accuracy} for size, accuracy in BITNETMCU]
+    found = {}
+    for name, draw, groups, reference, title in (
+        ("widths", draw_bits, results["widths"]["rows"], [], "rounded while training, and afterwards"),
+        ("front", draw_bytes, front, others, "two convolutions, two fully connected layers"),
+    ):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
+        draw(axes, {"groups": [_group(row) for row in groups], "reference": reference})
+        axes.set_title(f"MNIST, {title}\nmean of 3 seeds, bars one standard deviation")
+        axes.legend(fontsize=9)
+        found[f"{name}.png"] = png(figure)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    rows = results["quantizers"]["rows"]
+    draw_intervals(
+        axes,
+        [
+            (
+                row["quantizer"],
+                row["mean"],
+                (row["mean"] - row["standard_deviation"], row["mean"] + row["standard_deviation"]),
+            )
+            for row in rows
+        ],
+    )
+    axes.set_title("MNIST, 4-bit weights and activations\nmean of 3 seeds, bars one standard deviation")
+    return found | {"quantizers.png": png(figure)}
+
+
+def _group(row: dict[str, Any]) -> dict[str, Any]:
+    """As in `sweep.json`."""
+    facts = {"n": len(row["seeds"]), "model": "lenet", "dataset": "mnist", "settings": {}, "epochs": 0}
+    return row | facts | {"accuracy_mean": row["mean"], "accuracy_std": row["standard_deviation"]}
