@@ -4,7 +4,8 @@ Stored is the code minus the smallest of its grid, in the form that makes the sm
 
     8 bits            a UINT8 initializer
     4, 2 bits         a UINT4 or UINT2 initializer, and Cast
-    1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packing`) in a UINT8 initializer
+    1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packing`) in a UINT8 initializer; also 2 and 4
+                      bits of odd numbers, whose digits are worth twice as much
     -1, 0, 1          five base-3 digits a byte, 1.6 bits a weight, where that saves more than its operators cost
 
 The last two are unpacked by one chain of operators for all layers that share a form:
@@ -41,7 +42,8 @@ class Digits:
 
     @property
     def name(self) -> str:
-        return {2: f"{len(self.places)}bit", 3: "ternary"}[self.base]
+        odd = ".odd" if len(self.places) > 1 and self.places[0] > 1 else ""
+        return {2: f"{len(self.places)}bit{odd}", 3: "ternary"}[self.base]
 
     def pack(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         """codes: (n,), as many as fill whole bytes -> (bytes,)."""
@@ -69,9 +71,9 @@ class StoredWeight:
 
     def digits(self, ternary: bool) -> Digits | None:
         """How they are packed; None where an initializer's own type does it. ternary: in base 3 where that can be."""
-        if ternary and self.bits == 2 and self.codes.max() < 3:
+        if ternary and self.bits == 2 and self.step == 1 and self.codes.max() < 3:
             return Digits(3, (1,))
-        if self.bits in INITIALIZERS:
+        if self.bits in INITIALIZERS and self.step == 1:
             return None
         return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
 

@@ -79,6 +79,7 @@ MIXED: list[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = [
     (("affine", "affine", "lsq", "lsq"), (7, 3, 3, 5), (8, 8, 7)),
     (("binary", "lsq", "binary", "lsq"), (1, 6, 1, 6), (6, 4, 2)),
     (("dorefa", "dorefa", "binary", "dorefa"), (8, 3, 1, 8), (6, 4, 8)),
+    (("dorefa", "lsq", "ternary", "dorefa"), (3, 3, 2, 2), (6, 4, 8)),
 ]
 
 
