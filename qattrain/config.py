@@ -85,7 +85,8 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The training loop. `init` is a float checkpoint to start from; weight decay spares quantizer scales.
+    """The training loop. `init` is a float checkpoint to start from; weight decay spares what quantizers learn, but for
+    pact's clipping level.
 
     `compile`: whether the elementwise kernels run compiled from C; `auto` is on where a C compiler is, on a CPU, unless
     the run is too short to pay for compiling.

@@ -22,6 +22,7 @@ from qattrain.data.dataset import ImageSet
 from qattrain.distillation import Teacher, distilled
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.layers import set_compute_dtype
+from qattrain.quant import Quantizer
 from qattrain.quant.native import compiled
 
 STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
@@ -248,9 +249,9 @@ class Trainer:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights and biases decay; the quantizers' learned scales do not: pulling a grid to zero is no regularization."""
-    named = list(model.named_parameters())
-    scales = [p for name, p in named if "quantizer." in name]
-    others = [p for name, p in named if "quantizer." not in name]
-    groups = [{"params": others, "weight_decay": weight_decay}, {"params": scales, "weight_decay": 0.0}]
+    """Weights and biases decay; what quantizers learn does so only where they say it (`Quantizer.decays`)."""
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer) and not module.decays]
+    spared = {id(p) for quantizer in quantizers for p in quantizer.parameters()}
+    decaying, constant = ([p for p in model.parameters() if (id(p) in spared) == kept] for kept in (False, True))
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -18,6 +18,7 @@ KINDS: list[dict[str, Any]] = [
     {"quantizers": ("ternary",) * 4, "bits": (2,) * 4, "act_bits": (8, 2, 1)},
     {"quantizers": ("binary",) * 4, "bits": (1,) * 4, "act_bits": (1, 1, 1)},
     {"quantizers": ("lsq", "binary", "ternary", "affine"), "bits": (8, 1, 2, 3), "act_bits": (8, 1, 5)},
+    {"quantizers": ("dorefa",) * 4, "bits": (8, 2, 5, 3), "act_bits": (8, 1, 3)},
     {"classes": 47, "widths": (4, 3, 7)},
     {"classes": 2, "extreme": True},
 ]
@@ -25,8 +26,8 @@ KINDS: list[dict[str, Any]] = [
 
 def grid(quantizer: str, bits: int) -> NDArray[np.int64]:
     """All codes of that grid, as in section 3 of the design."""
-    if quantizer == "binary":
-        return np.array([-1, 1])
+    if quantizer in ("binary", "dorefa"):
+        return np.arange(1 - 2**bits, 2**bits, 2)
     if quantizer == "ternary":
         return np.array([-1, 0, 1])
     low = 0 if quantizer == "affine" else -(2 ** (bits - 1))

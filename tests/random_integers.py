@@ -12,6 +12,7 @@ Images = NDArray[np.uint8]
 NANO, LENET = (8, 16, 32), (20, 50, 500)
 GRID = [  # every quantizer at every width it allows
     *((quantizer, bits) for quantizer in ("lsq", "affine", "pow2") for bits in range(1, 9)),
+    *(("dorefa", bits) for bits in range(2, 9)),
     ("ternary", 2),
     ("binary", 1),
 ]
@@ -28,8 +29,8 @@ def noise(count: int, seed: int = 0) -> Images:
 
 def weight_grid(quantizer: str, bits: int) -> NDArray[np.int64]:
     """All codes a weight can have (DESIGN section 3)."""
-    if bits == 1:
-        return np.array([-1, 1])
+    if quantizer == "dorefa" or bits == 1:
+        return np.arange(1 - 2**bits, 2**bits, 2)
     if quantizer == "ternary":
         return np.arange(-1, 2)
     return np.arange(2**bits) - (0 if quantizer == "affine" else 2 ** (bits - 1))

@@ -124,7 +124,7 @@ def test_minmax_and_percentile_take_the_ranges_they_name() -> None:
     assert lsq.scale.flatten().tolist() == pytest.approx(np.maximum(high / 127, low / -128).tolist(), rel=1e-5)
 
 
-@names
+@pytest.mark.parametrize("name", [*FREE, "dorefa", "pact"])
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 def test_8_bits_stay_within_a_point_of_the_float_network(
     ptq: Callable[..., Any], float_run: RunResult, name: str, calibration: str
@@ -176,7 +176,7 @@ def test_what_cannot_be_quantized_is_refused_by_name(
         ({"bits": 8, "source": trained.run_dir / LAST_FILE}, "already quantized"),
         ({"bits": 32}, "--bits 32"),
         ({"bits": 8, "calibration": "entropy"}, "minmax, percentile, mse"),
-        ({"bits": 8, "quantizer": "dorefa"}, "lsq"),
+        ({"bits": 8, "quantizer": "dorefax"}, "lsq"),
         ({"bits": 8, "quantizer": "binary"}, "binary"),
     ):
         with pytest.raises(ConfigError) as caught:

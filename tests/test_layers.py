@@ -120,7 +120,7 @@ def test_layers_equal_the_formula_in_output_and_gradients(kind: str, bits: Any, 
     assert_equal_outcome(layer.eval(), Reference(layer), x, tolerance=1e-9)
 
 
-@pytest.mark.parametrize("quantizer", PLAIN)
+@pytest.mark.parametrize("quantizer", [*PLAIN, "dorefa", "pact"])
 def test_a_plain_input_equals_the_qtensor_of_it(quantizer: str) -> None:
     layer: Any = QuantConv2d(2, 3, 3, quantizer=quantizer, padding=1).eval()
     y = layer(x := randn(2, 2, 6, 6))
@@ -195,7 +195,7 @@ def guest_net(quantizer: str) -> nn.Sequential:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("quantizer", PLAIN)
+@pytest.mark.parametrize("quantizer", [*PLAIN, "dorefa", "pact"])
 def test_a_guest_trains_and_survives_state_dict_deepcopy_and_double(quantizer: str) -> None:
     net, other, x, losses = guest_net(quantizer), guest_net(quantizer).eval(), randn(24, 1, 14, 14), []
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)

@@ -88,10 +88,10 @@ def test_dropout_zeroes_its_share_of_what_enters_fc2_in_training_alone() -> None
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_all_layers_have_the_default_bits_unless_asked_otherwise(quantizer: str) -> None:
-    bits = {"ternary": 2, "binary": 1}.get(quantizer, 4)
+    bits, ran = {"ternary": 2, "binary": 1}.get(quantizer, 4), "dorefa" if quantizer == "pact" else quantizer
     plan = plan_layers(QuantConfig(quantizer=quantizer))
     assert plan.layer_bits == dict.fromkeys(LAYERS + ACTS, bits)
-    assert (plan.bits, plan.act_bits, plan.quantizer, plan.weight_quantizer) == (bits, bits, quantizer, quantizer)
+    assert (plan.bits, plan.act_bits, plan.quantizer, plan.weight_quantizer) == (bits, bits, quantizer, ran)
     plan = plan_layers(QuantConfig(quantizer=quantizer, act_bits=7))
     assert plan.layer_bits == dict.fromkeys(LAYERS, bits) | dict.fromkeys(ACTS, 7)
 
@@ -112,6 +112,7 @@ def test_exempt_layers_alone_have_other_bits_and_the_network_is_built_so() -> No
         ({"quantizer": "pow2", "bits": 1, "layer_bits": {"conv1": 8}}, "pow2+binary"),
         ({"bits": 4, "layer_bits": {"fc1": 32}}, "lsq+float"),
         ({"quantizer": "ternary"}, "ternary"),
+        ({"quantizer": "pact", "layer_bits": {"fc1": 1}}, "dorefa+binary"),
     ],
 )
 def test_what_runs_is_recorded_beside_what_was_asked(quant: dict[str, Any], expected: str) -> None:
@@ -122,7 +123,7 @@ def test_what_runs_is_recorded_beside_what_was_asked(quant: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("quant", "model", "message"),
     [
-        ({"quantizer": "dorefa"}, {}, "dorefa.*allowed: lsq, affine, pow2, ternary, binary"),
+        ({"quantizer": "dorefax"}, {}, "dorefax.*allowed: lsq, affine, pow2, dorefa, pact, ternary, binary"),
         ({"quantizer": "ternary", "bits": 4}, {}, "ternary.*4 bits: allowed.*2"),
         ({"quantizer": "binary", "bits": 2}, {}, "binary.*2 bits: allowed.*1"),
         ({"quantizer": "binary", "layer_bits": {"fc1": 4}}, {}, "binary.*4 bits"),
@@ -153,7 +154,7 @@ def test_surrogate_and_n_reach_every_quantizer(quantizer: str, surrogate: str) -
 def test_hidden_layers_have_a_scale_per_channel_and_the_last_one_in_all(quantizer: str) -> None:
     net = build(quantizer=quantizer)
     counts = [getattr(net, layer).quantized_weight().scale.numel() for layer in LAYERS]
-    assert counts == ([1, 1, 1, 1] if quantizer == "affine" else [8, 16, 32, 1])
+    assert counts == ([1, 1, 1, 1] if quantizer in ("affine", "dorefa", "pact") else [8, 16, 32, 1])
 
 
 @pytest.mark.parametrize("init", INITIALIZERS)
@@ -207,7 +208,7 @@ def accumulate(layer: Any, x: np.ndarray[Any, Any], s_x: float) -> tuple[np.ndar
 
 
 ORACLE: list[dict[str, Any]] = [
-    *({"quantizer": q, "bits": b} for q in ("lsq", "affine", "pow2") for b in (1, 2, 3, 4, 8)),
+    *({"quantizer": q, "bits": b} for q in ("lsq", "affine", "pow2", "dorefa", "pact") for b in (1, 2, 3, 4, 8)),
     *({"quantizer": q, "act_bits": a} for q in ("ternary", "binary") for a in (1, 2, 8)),
     {"quantizer": "lsq", "bits": 2, "layer_bits": {"conv1": 8, "act1": 5, "fc1": 1, "act3": 8, "fc2": 7}},
     {"quantizer": "affine", "bits": 6, "layer_bits": {"conv2": 1, "act2": 1, "fc2": 8}},

@@ -40,7 +40,7 @@ SETTINGS: dict[str, Setting] = {
     "quantizer": Setting(
         ("quant", "quantizer"),
         str,
-        typer.Option(metavar="Q", help="lsq, affine, pow2, ternary or binary. [default: lsq]"),
+        typer.Option(metavar="Q", help="lsq, affine, pow2, dorefa, pact, ternary or binary. [default: lsq]"),
     ),
     "model": Setting(
         ("model", "name"),

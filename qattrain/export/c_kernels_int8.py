@@ -41,7 +41,8 @@ struct layer {
     uint32_t inputs;                 /* weights in a row */
     uint32_t stride;                 /* bytes in a row, its zeros included */
     uint32_t outputs;                /* rows, without those of zeros */
-    int16_t rest;                    /* a weight is its byte plus rest: 0 unless the weights span more than a byte */
+    uint8_t step;                    /* a weight is step * byte + rest: 1 and 0 unless that does not fit a byte */
+    int16_t rest;
     uint8_t largest;                 /* largest output code */
 };
 """
@@ -68,23 +69,23 @@ INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
 INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* without a branch, which nobody could predict */
 
 /* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
-INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, const int32_t start[4],
-                             int32_t largest[2]) {
+INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
+                             const int32_t start[4], int32_t largest[2]) {
     uint32_t row, window;
     for (row = 0; row < 2; row++) {
         int32_t sums[4];
         for (window = 0; window < 4; window++) {
-            sums[window] = start[window] + dot(weights + row * stride, inputs + window * stride, stride);
+            sums[window] = start[window] + step * dot(weights + row * stride, inputs + window * stride, stride);
         }
         largest[row] = larger(larger(sums[0], sums[1]), larger(sums[2], sums[3]));
     }
 }
 
 /* Eight rows of weights times the same inputs. */
-INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t start,
+INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step, int32_t start,
                           int32_t sums[8]) {
     uint32_t row;
-    for (row = 0; row < 8; row++) sums[row] = start + dot(weights + row * stride, inputs, stride);
+    for (row = 0; row < 8; row++) sums[row] = start + step * dot(weights + row * stride, inputs, stride);
 }
 """
 
@@ -123,6 +124,9 @@ INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #endif
 }
 
+/* Eight sums times a step, which the compiler knows: mostly 1, and nothing to do. */
+INLINE vector stepped(vector sums, int32_t step) { return _mm256_mullo_epi32(sums, _mm256_set1_epi32(step)); }
+
 /* Eight vectors of eight sums -> the total of each: neighbours are added three times over. */
 INLINE vector totals(const vector sums[8]) {
     const vector a = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
@@ -131,8 +135,8 @@ INLINE vector totals(const vector sums[8]) {
 }
 
 /* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
-INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, const int32_t start[4],
-                             int32_t largest[2]) {
+INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
+                             const int32_t start[4], int32_t largest[2]) {
     vector sums[8], all;
     uint32_t i, window;
     for (i = 0; i < 8; i++) sums[i] = _mm256_setzero_si256();
@@ -146,7 +150,8 @@ INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint3
         }
     }
     /* The first row's four sums, then the second's; each half is compared with itself turned by two, then by one. */
-    all = _mm256_add_epi32(totals(sums), _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)start)));
+    all = stepped(totals(sums), step);
+    all = _mm256_add_epi32(all, _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)start)));
     all = _mm256_max_epi32(all, _mm256_shuffle_epi32(all, 0x4e));
     all = _mm256_max_epi32(all, _mm256_shuffle_epi32(all, 0xb1));
     largest[0] = _mm256_extract_epi32(all, 0);
@@ -154,7 +159,7 @@ INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint3
 }
 
 /* Eight rows of weights times the same inputs. */
-INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t start,
+INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step, int32_t start,
                           int32_t sums[8]) {
     vector each[8];
     uint32_t i, row;
@@ -163,7 +168,7 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
         const vector x = load(inputs + i);
         for (row = 0; row < 8; row++) each[row] = accumulate(each[row], x, load(weights + row * stride + i));
     }
-    _mm256_storeu_si256((vector *)sums, _mm256_add_epi32(totals(each), _mm256_set1_epi32(start)));
+    _mm256_storeu_si256((vector *)sums, _mm256_add_epi32(stepped(totals(each), step), _mm256_set1_epi32(start)));
 }
 #endif
 """
@@ -182,8 +187,8 @@ INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
     }
 }
 
-/* What all weights of a layer have beyond their bytes, times the sum of the inputs: in most models 0. What lies behind
- * the inputs is cleared, so that whole vectors can be added. */
+/* What all weights of a layer have beyond step times their bytes, times the sum of the inputs: in most models 0. What
+ * lies behind the inputs is cleared, so that whole vectors can be added. */
 INLINE int32_t correction(const struct layer *layer, uint8_t *inputs) {
     uint32_t i;
     if (layer->rest == 0) return 0;
@@ -212,7 +217,8 @@ INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
                 start[window] = correction(layer, patch);
             }
             for (channel = 0; channel < layer->outputs; channel += %(conv_rows)d) {
-                multiply_windows(layer->weights + channel * stride, arena.patches, stride, start, arena.sums + channel);
+                multiply_windows(layer->weights + channel * stride, arena.patches, stride, layer->step, start,
+                                 arena.sums + channel);
             }
             requantize(layer, output);
             output += layer->outputs;
@@ -226,7 +232,7 @@ INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, 
     const int32_t start = correction(layer, inputs);
     uint32_t channel;
     for (channel = 0; channel < outputs; channel += %(linear_rows)d) {
-        multiply_rows(layer->weights + channel * stride, inputs, stride, start, arena.sums + channel);
+        multiply_rows(layer->weights + channel * stride, inputs, stride, layer->step, start, arena.sums + channel);
     }
     if (codes) {
         requantize(layer, codes);

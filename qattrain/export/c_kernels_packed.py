@@ -19,7 +19,7 @@ struct layer {
     uint32_t inputs;                 /* weights in a row */
     uint32_t outputs;                /* rows */
     uint8_t bits;                    /* of a weight: 1 .. 8 */
-    uint8_t step;                    /* weight = lowest + step * number; step is 2 where weights are -1 and +1 */
+    uint8_t step;                    /* weight = lowest + step * number; step is 2 where weights are odd numbers */
     int16_t lowest;
     uint8_t largest;                 /* largest output code */
 };

@@ -95,15 +95,15 @@ def tables(model: IntegerModel, layout: str) -> Iterator[str]:
         yield f"\n/* {layer.name}: {shape} weights, {layer.quantizer}, {layer.bits} bits{zero} */\n"
         fields: dict[str, Any]
         if layout == "packed":
-            packed, lowest, step = packed_codes(layer)
+            packed = pack_codes(ordered_rows(layer, layer.numbers), layer.bits, 0)
             yield _array("uint8_t", f"{layer.name}_codes", (f"0x{value:02x}" for value in packed.tolist()))
             fields = {"codes": f"{layer.name}_codes"}
-            own = {"bits": layer.bits, "step": step, "lowest": lowest - layer.zero_point}
+            own = {"bits": layer.bits, "step": layer.grid.step, "lowest": layer.grid.start - layer.zero_point}
         else:
-            rows, rest = int8_rows(layer)
+            rows, step, rest = int8_rows(layer)
             yield _array("int8_t", f"{layer.name}_weights", map(str, rows.ravel().tolist()), "ALIGNED ")
             fields = {"weights": f"{layer.name}_weights"}
-            own = {"stride": rows.shape[1], "rest": rest}
+            own = {"stride": rows.shape[1], "step": step, "rest": rest}
         yield _array("bias_t", f"{layer.name}_bias", map(str, layer.bias.tolist()))
         fields["bias"] = f"{layer.name}_bias"
         pair = reduced(layer)
@@ -130,30 +130,24 @@ def ordered_rows(layer: IntegerLayer, codes: IntArray) -> IntArray:
     return codes.reshape(len(codes), -1, SIDE2, SIDE2).transpose(0, 2, 3, 1).reshape(len(codes), -1)
 
 
-def packed_codes(layer: IntegerLayer) -> tuple[NDArray[np.uint8], int, int]:
-    """The stream of bits, and (lowest, step) with code = lowest + step * number."""
-    rows = ordered_rows(layer, layer.codes)
-    if layer.quantizer == "binary":
-        return pack_codes((rows + 1) // 2, 1, 0), -1, 2
-    lowest = {"affine": 0, "ternary": -1}.get(layer.quantizer, -(2 ** (layer.bits - 1)))
-    return pack_codes(rows, layer.bits, lowest), lowest, 1
-
-
-def int8_rows(layer: IntegerLayer) -> tuple[IntArray, int]:
-    """Rows of bytes (D or more, stride), and `rest` with q_w - z_w = byte + rest. Raises ExportError.
+def int8_rows(layer: IntegerLayer) -> tuple[IntArray, int, int]:
+    """Rows of bytes (D or more, stride), and (step, rest) with q_w - z_w = step * byte + rest. Raises ExportError.
 
     Affine weights of 8 bits can be -255 .. 255 away from their zero point: then rest is not 0, and the kernel adds
-    rest times the sum of the inputs. That takes room in int32 beyond the layer's own bound.
+    rest times the sum of the inputs. That takes room in int32 beyond the layer's own bound. The odd numbers of 8 bits
+    span more than a byte by themselves: then step is 2, and rest 1.
     """
     low, high = int(layer.codes.min()), int(layer.codes.max())
-    center = int(np.clip(layer.zero_point, high - 127, low + 128))
+    step = 1 if high - low <= 255 else layer.grid.step
+    center = int(np.clip(layer.zero_point, high - 127 * step, low + 128 * step))
+    center += (low - center) % step
     rest = center - layer.zero_point
-    rows = ordered_rows(layer, layer.codes - center)
-    sums = np.abs(rows).sum(1) + abs(rest) * rows.shape[1]
+    rows = ordered_rows(layer, (layer.codes - center) // step)
+    sums = step * np.abs(rows).sum(1) + abs(rest) * rows.shape[1]
     bound = int((sums * layer.input_max + np.abs(layer.bias)).max())
     if bound > INT32_MAX:
         raise ExportError(f"{layer.name}: a sum in layout int8 could reach {bound}, beyond int32; use layout packed")
-    return np.pad(rows, ((0, _rows(layer) - len(rows)), (0, _stride(layer) - rows.shape[1]))), rest
+    return np.pad(rows, ((0, _rows(layer) - len(rows)), (0, _stride(layer) - rows.shape[1]))), step, rest
 
 
 def two_products_fit_16_bits(model: IntegerModel) -> bool:

@@ -24,10 +24,12 @@ WINDOW = 6  # pixels in a row that the four 5x5 kernels of a 2x2 window see
 def convolve(graph: Graph, image: str, weight: StoredWeight, value: str, side: int) -> str:
     """(N, C, 2 side + 4, 2 side + 4) -> pooled sums (N, D, side, side)."""
     outputs, channels = weight.codes.shape[:2]
-    kernels = _four_kernels(graph, weight, value, (2, 4, 0, 1, 3, 5), (4 * outputs, channels, WINDOW, WINDOW))
-    zero_point = graph.scalar(weight.zero_point, np.uint8)
-    sums = graph.node("ConvInteger", [image, kernels, "", zero_point], strides=[2, 2])
-    return _maximum(graph, graph.reshape(sums, (0, 4, outputs, side, side)), 1)
+    shape, sums = (4 * outputs, channels, WINDOW, WINDOW), []
+    for zero_point in weight.zero_points:
+        kernels = _four_kernels(graph, zero_point, value, (2, 4, 0, 1, 3, 5), shape)
+        operands = [image, kernels, "", graph.scalar(zero_point, np.uint8)]
+        sums.append(graph.node("ConvInteger", operands, strides=[2, 2]))
+    return _maximum(graph, graph.reshape(_added(graph, sums), (0, 4, outputs, side, side)), 1)
 
 
 def convolve_gathered(graph: Graph, codes: str, weight: StoredWeight, value: str, side: int, input_max: int) -> str:
@@ -44,28 +46,43 @@ def convolve_gathered(graph: Graph, codes: str, weight: StoredWeight, value: str
     ]
     pairs = graph.reshape(graph.node("Transpose", [codes], perm=[0, 2, 3, 1]), (0, -1, 2 * channels))
     windows = graph.node("Gather", [pairs, graph.node("Add", places)], axis=1)
-    kernels = _four_kernels(graph, weight, value, (3, 5, 1, 2, 4, 0), (in_kernel, 4 * outputs))
-    sums = multiply(graph, graph.reshape(windows, (0, side * side, in_kernel)), weight, kernels, input_max)
+    order, shape = (3, 5, 1, 2, 4, 0), (in_kernel, 4 * outputs)
+    kernels = [_four_kernels(graph, zero_point, value, order, shape) for zero_point in weight.zero_points]
+    sums = _multiply(graph, graph.reshape(windows, (0, side * side, in_kernel)), weight, kernels, input_max)
     return _maximum(graph, graph.reshape(sums, (0, side * side, 4, outputs)), 2)
 
 
 def multiply(graph: Graph, codes: str, weight: StoredWeight, value: str, input_max: int) -> str:
     """(..., inputs) times (inputs, D) -> sums (..., D)."""
-    signed = weight.two_products_fit_16_bits(input_max)
-    zero_point = graph.scalar(weight.zero_point, np.int8 if signed else np.uint8)
-    return graph.node("MatMulInteger", [codes, graph.cast(value, "INT8") if signed else value, "", zero_point])
+    return _multiply(graph, codes, weight, [value] * len(weight.zero_points), input_max)
 
 
-def _four_kernels(
-    graph: Graph, weight: StoredWeight, value: str, order: tuple[int, ...], shape: tuple[int, ...]
-) -> str:
+def _multiply(graph: Graph, codes: str, weight: StoredWeight, values: list[str], input_max: int) -> str:
+    """The same of a value for each zero point."""
+    signed, sums = weight.two_products_fit_16_bits(input_max), []
+    for zero_point, value in zip(weight.zero_points, values, strict=True):
+        operands = [graph.cast(value, "INT8") if signed else value, ""]
+        operands.append(graph.scalar(zero_point, np.int8 if signed else np.uint8))
+        sums.append(graph.node("MatMulInteger", [codes, *operands]))
+    return _added(graph, sums)
+
+
+def _added(graph: Graph, sums: list[str]) -> str:
+    """The total of one or more."""
+    first, *others = sums
+    for other in others:
+        first = graph.node("Add", [first, other])
+    return first
+
+
+def _four_kernels(graph: Graph, zero_point: int, value: str, order: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """(D, C, 5, 5) -> (D, C, corner's row, row, corner's column, column), transposed to `order`, in `shape`.
 
     With a margin on all sides, a kernel's rows and columns 1 .. 6 put it into the first corner, 0 .. 5 into the second.
     """
     margins = graph.constant("margins", np.array([0, 0, 1, 1] * 2, np.int64))
     corners = graph.constant("corners", np.array([[1], [0]], np.int32) + np.arange(WINDOW, dtype=np.int32))
-    value = graph.node("Pad", [value, margins, graph.scalar(weight.zero_point, np.uint8)])
+    value = graph.node("Pad", [value, margins, graph.scalar(zero_point, np.uint8)])
     for axis in (2, 4):
         value = graph.node("Gather", [value, corners], axis=axis)
     return graph.reshape(graph.node("Transpose", [value], perm=order), shape)

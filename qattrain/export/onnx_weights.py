@@ -4,7 +4,8 @@ Stored is the code minus the smallest of its grid, in the form that makes the sm
 
     8 bits            a UINT8 initializer
     4, 2 bits         a UINT4 or UINT2 initializer, and Cast
-    1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packing`) in a UINT8 initializer
+    1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packing`) in a UINT8 initializer; also 2 and 4
+                      bits of odd numbers, whose digits are worth twice as much
     -1, 0, 1          five base-3 digits a byte, 1.6 bits a weight, where that saves more than its operators cost
 
 The last two are unpacked by one chain of operators for all layers that share a form:
@@ -41,7 +42,8 @@ class Digits:
 
     @property
     def name(self) -> str:
-        return {2: f"{len(self.places)}bit", 3: "ternary"}[self.base]
+        odd = ".odd" if len(self.places) > 1 and self.places[0] > 1 else ""
+        return {2: f"{len(self.places)}bit{odd}", 3: "ternary"}[self.base]
 
     def pack(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         """codes: (n,), as many as fill whole bytes -> (bytes,)."""
@@ -55,26 +57,29 @@ class Digits:
 class StoredWeight:
     """One layer's codes as numbers from 0 up: (D, C, K, J), or (C, D) with fc1's inputs pixel by pixel.
 
-    q_w - z_w = step * codes - zero_point
+    q_w - z_w = sum over zero points of (step * codes - zero_point)
+
+    One zero point is enough but for the odd numbers of 8 bits, which are 2 codes - 255 = (codes - 127) + (codes - 128):
+    neither 2 codes nor a product by them would fit uint8.
     """
 
     name: str
     codes: NDArray[np.int64]
     bits: int
     step: int
-    zero_point: int
+    zero_points: tuple[int, ...]
 
     def digits(self, ternary: bool) -> Digits | None:
         """How they are packed; None where an initializer's own type does it. ternary: in base 3 where that can be."""
-        if ternary and self.bits == 2 and self.codes.max() < 3:
+        if ternary and self.bits == 2 and self.step == 1 and self.codes.max() < 3:
             return Digits(3, (1,))
-        if self.bits in INITIALIZERS:
+        if self.bits in INITIALIZERS and self.step == 1:
             return None
         return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
 
     def two_products_fit_16_bits(self, input_max: int) -> bool:
         """Of inputs up to input_max and numbers of int8: step * codes, or the zero point, which fills up kernels."""
-        largest = max(self.step * int(self.codes.max()), self.zero_point)
+        largest = max(self.step * int(self.codes.max()), *self.zero_points)
         return largest < 2**7 and 2 * input_max * largest < 2**15
 
 
@@ -82,15 +87,15 @@ def stored_weight(layer: IntegerLayer) -> StoredWeight:
     codes = layer.codes if layer.kind == "conv" else layer.codes.T
     if layer.name == "fc1":  # its inputs are conv2's map: (channel, pixel) in IntegerModel, (pixel, channel) here
         codes = codes.reshape(-1, PIXELS, codes.shape[1]).swapaxes(0, 1).reshape(codes.shape)
-    if layer.bits == 1:  # -1 and 1 are two apart: bit 0 and 1, times 2, minus 1
-        lowest, step = -1, 2
-        assert set(np.unique(codes)) <= {-1, 1}, (layer.name, np.unique(codes))
-    else:
-        lowest, step = min(int(codes.min()), layer.zero_point), 1
+    step = layer.grid.step  # 2 for odd numbers, which no zero point lies among
+    lowest = layer.grid.start if step > 1 else min(int(codes.min()), layer.zero_point)
     stored, zero_point = (codes - lowest) // step, layer.zero_point - lowest
-    assert 0 <= stored.max() < 2**layer.bits, (layer.name, layer.bits, codes.min(), codes.max(), layer.zero_point)
+    assert np.array_equal(lowest + step * stored, codes), (layer.name, np.unique(codes))
+    assert 0 <= stored.min() <= stored.max() < 2**layer.bits, (layer.name, layer.bits, codes.min(), codes.max())
     assert 0 <= zero_point <= 255, (layer.name, layer.zero_point, lowest)
-    return StoredWeight(layer.name, stored, layer.bits, step, zero_point)
+    if step * (2**layer.bits - 1) > 255:
+        return StoredWeight(layer.name, stored, layer.bits, 1, (zero_point // step, zero_point - zero_point // step))
+    return StoredWeight(layer.name, stored, layer.bits, step, (zero_point,))
 
 
 def add_weights(graph: Graph, weights: Iterable[StoredWeight], ternary: bool) -> dict[str, str]:

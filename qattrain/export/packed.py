@@ -4,8 +4,9 @@ Tensors <layer>.weight (uint8: the packed codes), .bias, and for hidden layers .
 smallest type that holds it. One metadata key, "qattrain": JSON with the version, each layer's shape, bits and
 quantizer, `logit_scale`, the facts, and a SHA-256 over all that and over names, types, shapes and bytes of the tensors.
 
-A weight's code is `lowest + step * stored`: step 2 at one bit, where codes are -1 and 1, else 1; the order of the bits
-is that of `integer.packing`. Any safetensors reader can read it. Left out: real weights, scales, training.
+A weight's code is `lowest + step * stored`: step 2 at one bit and for `dorefa`, where codes are odd numbers, else 1;
+the order of the bits is that of `integer.packing`. Any safetensors reader can read it. Left out: real weights, scales,
+training.
 """
 
 import hashlib
@@ -23,7 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qattrain.errors import CheckpointError
 from qattrain.export.base import Exporter, Files, ModelFacts, Runner
-from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, Requantization, pack_codes, unpack_codes
+from qattrain.integer import (
+    INT32_MAX,
+    IntegerLayer,
+    IntegerModel,
+    Requantization,
+    pack_codes,
+    unpack_codes,
+    weight_grid,
+)
 
 FORMAT_VERSION = 1
 FILE_NAME = "model.safetensors"
@@ -46,13 +55,13 @@ class LayerHeader(_Section):
     shape: tuple[Count, Count] | tuple[Count, Count, Count, Count]
     bits: Bits
     quantizer: str
-    lowest: Annotated[int, Field(ge=-128, le=0)]
+    lowest: Annotated[int, Field(ge=-255, le=0)]
     zero_point: Annotated[int, Field(ge=0, le=255)]
     activation_bits: Bits | None
 
     @property
     def step(self) -> int:
-        return 2 if self.bits == 1 else 1
+        return weight_grid(self.quantizer, self.bits).step
 
     @property
     def count(self) -> int:
@@ -78,13 +87,12 @@ def write_packed(model: IntegerModel, facts: ModelFacts, _layout: str) -> Files:
             shape=layer.codes.shape,
             bits=layer.bits,
             quantizer=layer.quantizer,
-            lowest=min(int(layer.codes.min()), 0),
+            lowest=layer.grid.start,
             zero_point=layer.zero_point,
             activation_bits=layer.requantization.bits if layer.requantization else None,
         )
         layers.append(entry)
-        stored = (layer.codes - entry.lowest) // entry.step
-        tensors[f"{layer.name}.weight"] = pack_codes(stored, layer.bits, 0)
+        tensors[f"{layer.name}.weight"] = pack_codes(layer.numbers, layer.bits, 0)
         tensors[f"{layer.name}.bias"] = _narrowed(layer.bias)
         if layer.requantization:
             tensors[f"{layer.name}.multiplier"] = _narrowed(layer.requantization.multiplier)

@@ -15,7 +15,8 @@ class LayerReport:
 
     levels: codes there are; codes_used: different ones that occur. entropy_bits: of the codes' frequencies, what an
     ideal code would need for each. clipped_share: of the values, those outside the grid. sqnr_db: signal-to-
-    quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_hat)^2); None also where nothing was lost.
+    quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_hat)^2); None also where nothing was lost,
+    and for dorefa's weights, which are rescaled.
     accumulator_bound: no integer sum of the layer is larger in magnitude; accumulator_bits: of the signed integer that
     holds it. weight_bytes: of the packed codes, 4 a weight if float.
 
@@ -70,7 +71,7 @@ def entropy_bits(counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
 
 def sqnr_db(seen: Observed) -> float | None:
     """Signal-to-quantization-noise ratio in dB; None where it is unknown, or infinite, or of nothing."""
-    if seen.values is None or seen.codes is None or seen.scale is None:
+    if seen.values is None or seen.codes is None or seen.scale is None or not seen.approximates:
         return None
     x = seen.values.astype(np.float64)
     signal, noise = float((x**2).sum()), float(((x - seen.codes * seen.scale) ** 2).sum())

@@ -14,7 +14,7 @@ from qattrain.evaluation import EVALUATION_BATCH
 from qattrain.integer import IntegerModel
 from qattrain.model import LeNet
 from qattrain.networks import Network, Packed
-from qattrain.quant import QUANTIZERS, QTensor, Quantizer
+from qattrain.quant import QTensor, Quantizer
 
 INSPECTED_IMAGES = 1000  # on which activations are observed
 
@@ -29,6 +29,7 @@ class Observed:
     scale: of the codes, broadcasts against them; None if float or unknown.
     grid: all codes there are, ascending, zero point subtracted; () if float or not yet set.
     clipped_share: of the values, those outside the grid; None where unknown, or where the design clips nothing.
+    approximates: whether scale times code is meant to be near the value.
     """
 
     layer: str
@@ -41,6 +42,7 @@ class Observed:
     scale: NDArray[np.float64] | None = None
     grid: tuple[int, ...] = ()
     clipped_share: float | None = None
+    approximates: bool = True
 
 
 def observe(network: Network, images: Tensor | None) -> list[Observed]:
@@ -55,7 +57,7 @@ def observe_integers(model: IntegerModel, images: Tensor | None) -> list[Observe
     traced = [None] * len(model.layers) if images is None else model.trace(images.cpu().numpy())
     found = []
     for number, (layer, codes) in enumerate(zip(model.layers, traced, strict=True), start=1):
-        grid = tuple(code - layer.zero_point for code in _codes(layer.quantizer, layer.bits))
+        grid = tuple(code - layer.zero_point for code in layer.grid)
         found.append(
             Observed(
                 layer.name,
@@ -109,13 +111,12 @@ def _observed(
     if quantizer is None:
         return Observed(layer, kind, shape, FLOAT_BITS, None, values)
     name = type(quantizer).__name__.removesuffix("Quantizer").lower()
+    grid = range(quantizer.qmin, quantizer.qmax + 1, quantizer.step)
     if pair is None:
-        grid = _codes(name, quantizer.bits) if kind == "weight" else tuple(range(quantizer.qmin, quantizer.qmax + 1))
-        return Observed(layer, kind, shape, quantizer.bits, name, grid=grid)
+        return Observed(layer, kind, shape, quantizer.bits, name, grid=tuple(grid))
     x, q = pair
     assert q.scale is not None, layer
     zero_point = int(q.zero_point)
-    every = _codes(name, quantizer.bits) if kind == "weight" else range(quantizer.qmin, quantizer.qmax + 1)
     return Observed(
         layer,
         kind,
@@ -125,16 +126,10 @@ def _observed(
         values,
         q.centered().contiguous().cpu().numpy().astype(np.int64),
         q.scale.double().cpu().numpy(),
-        tuple(code - zero_point for code in every),
+        tuple(code - zero_point for code in grid),
         quantizer.clipped_share(x, q),
+        quantizer.approximates,
     )
-
-
-def _codes(quantizer: str, bits: int) -> tuple[int, ...]:
-    """All codes of a weight grid."""
-    grid = QUANTIZERS[quantizer](bits, role="weight")
-    codes = range(grid.qmin, grid.qmax + 1)
-    return tuple(codes) if len(codes) == grid.levels else (grid.qmin, grid.qmax)  # binary has no 0 in between
 
 
 def probabilities(network: Network, images: Tensor) -> Tensor:

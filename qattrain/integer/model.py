@@ -15,6 +15,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from qattrain.integer.packing import weight_grid
+
 IntArray = NDArray[np.int64]
 INT32_MAX = 2**31 - 1
 EXACT_FLOAT32 = 2**24
@@ -58,6 +60,16 @@ class IntegerLayer:
     bias: IntArray
     input_max: int
     requantization: Requantization | None
+
+    @property
+    def grid(self) -> range:
+        """All codes its weights can have, ascending."""
+        return weight_grid(self.quantizer, self.bits)
+
+    @property
+    def numbers(self) -> IntArray:
+        """Which code of the grid each weight is, 0 .. 2^bits - 1: what files store. Of the shape of `codes`."""
+        return (self.codes - self.grid.start) // self.grid.step
 
     @property
     def centered(self) -> IntArray:

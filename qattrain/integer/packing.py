@@ -2,11 +2,24 @@
 
 Bit order: code i takes the bits i*b .. i*b + b - 1 of the stream, its least significant bit first; bit j of the stream
 is bit j % 8 of byte j // 8, counted from the least significant. So two 4-bit codes share a byte, the first in its low
-half. Stored is the code minus the smallest code of its grid; the last byte is filled up with zeros.
+half. Stored is which code of its grid it is, counted from 0; the last byte is filled up with zeros.
 """
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def weight_grid(quantizer: str, bits: int) -> range:
+    """All codes that weights of that quantizer and width can have, ascending. bits: 1..8.
+
+    `dorefa`, and every quantizer at one bit, has the odd numbers, 2^bits of them evenly around 0.
+    """
+    if quantizer == "dorefa" or bits == 1:
+        return range(1 - 2**bits, 2**bits, 2)
+    if quantizer == "ternary":
+        return range(-1, 2)
+    lowest = 0 if quantizer == "affine" else -(2 ** (bits - 1))
+    return range(lowest, lowest + 2**bits)
 
 
 def pack_codes(codes: NDArray[np.int64], bits: int, lowest: int) -> NDArray[np.uint8]:

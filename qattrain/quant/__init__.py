@@ -8,8 +8,10 @@ from qattrain.errors import ConfigError
 from qattrain.quant.affine import AffineQuantizer
 from qattrain.quant.base import Quantizer, check_surrogate
 from qattrain.quant.binary import BinaryQuantizer
+from qattrain.quant.dorefa import DorefaQuantizer
 from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
 from qattrain.quant.lsq import LSQQuantizer
+from qattrain.quant.pact import PactQuantizer
 from qattrain.quant.pow2 import Pow2Quantizer
 from qattrain.quant.surrogates import SURROGATES
 from qattrain.quant.ternary import TernaryQuantizer
@@ -18,6 +20,8 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "lsq": LSQQuantizer,
     "affine": AffineQuantizer,
     "pow2": Pow2Quantizer,
+    "dorefa": DorefaQuantizer,
+    "pact": PactQuantizer,
     "ternary": TernaryQuantizer,
     "binary": BinaryQuantizer,
 }
@@ -59,7 +63,7 @@ def weight_quantizer_name(name: str, bits: int) -> str:
     if bits not in quantizer.weight_bits:
         allowed = ", ".join(map(str, quantizer.weight_bits))
         raise ConfigError(f"quantizer {name!r} with {bits} bits: allowed for its weights: {allowed}, or 32 for float")
-    return name
+    return quantizer.weights or name
 
 
 def weight_quantizer(
@@ -95,7 +99,7 @@ def activation_quantizer(
         raise ConfigError("1 bit for signed values: their codes would be -1 and 0; allowed: 2 to 8, or unsigned values")
     if bits == FLOAT_BITS:
         return None
-    chosen = QUANTIZERS[quantizer.activations] if quantizer.activations else quantizer
-    result = chosen(bits, role="activation", signed=signed, surrogate=surrogate)
+    chosen = (quantizer.signed_activations if signed else None) or quantizer.activations or name
+    result = QUANTIZERS[chosen](bits, role="activation", signed=signed, surrogate=surrogate)
     result.rectify = rectify
     return result

@@ -36,10 +36,15 @@ class Quantizer(nn.Module, ABC):
 
     weight_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)  # widths at which it can hold weights
     default_bits: ClassVar[int] = 4
+    weights: ClassVar[str | None] = None  # name of the quantizer that takes its weights; None: itself
     activations: ClassVar[str | None] = None  # name of the quantizer that takes its activations; None: itself
+    signed_activations: ClassVar[str | None] = None  # the same for signed values, if its own are never negative
+    decays: ClassVar[bool] = False  # whether weight decay acts on what it learns: on a scale, it only narrows the grid
 
     qmin: int
     qmax: int
+    step: int = 1  # between neighbouring codes
+    approximates: bool = True  # whether the real value of a code is meant to be near x, so that an error can be told
     rectify: bool = False  # quantize max(x, 0): the ReLU in front of an activation's quantizer is part of it
     codes_dtype: torch.dtype | None = None  # of codes while training; None: float32 or wider
 
@@ -51,6 +56,11 @@ class Quantizer(nn.Module, ABC):
         if role == "weight" and bits not in self.weight_bits:
             allowed = ", ".join(map(str, self.weight_bits))
             raise ConfigError(f"{type(self).__name__} with {bits} bits for weights: allowed: {allowed}")
+        if role == "activation" and signed and self.signed_activations:
+            raise ConfigError(
+                f"{type(self).__name__} for signed activations: its codes are never negative; "
+                f"allowed: signed=False, or quantizer {self.signed_activations!r}"
+            )
         self.bits, self.role, self.shape, self.signed, self.surrogate = bits, role, shape, signed, surrogate
         self.setup()
 
@@ -77,7 +87,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def levels(self) -> int:
         """How many different codes there are."""
-        return self.qmax - self.qmin + 1
+        return (self.qmax - self.qmin) // self.step + 1
 
     def shared_dims(self, x: Tensor) -> list[int]:
         """Dimensions of x over which a scale is shared."""
@@ -90,6 +100,19 @@ class Quantizer(nn.Module, ABC):
     def mean_magnitude(self, x: Tensor) -> Tensor:
         """Mean of |x| over the elements that share a scale; of `shape`."""
         return x.detach().abs().mean(self.shared_dims(x), keepdim=bool(self.shape))
+
+    def on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor | int) -> QTensor:
+        """x as codes qmin..qmax of this scale and zero point, with the surrogate's gradient."""
+        with torch.no_grad():
+            codes = native.run(
+                native.is_compiled(),
+                kernels.grid_codes,
+                *(x.detach(), scale, zero_point, self.qmin, self.qmax, self.training_dtype()),
+            )
+        codes = Staircase.apply(  # type: ignore[no-untyped-call]
+            *(x, codes, scale, scale, zero_point, self.qmin, self.qmax, self.surrogate, self.rectify)
+        )
+        return QTensor(codes, scale, zero_point)
 
     def clipped_share(self, x: Tensor, q: QTensor) -> float | None:
         """Share of x that lies outside the grid, so that `q` has it clipped; None where the design clips nothing."""
@@ -169,19 +192,6 @@ class RangeQuantizer(InitializedQuantizer):
                 share = 1.0 if self.role == "weight" else self.momentum
                 for kept, new in zip((self.low, self.high), self._range_of(self.rectified(x)), strict=True):
                     kept.lerp_(new.to(kept.dtype), share)
-
-    def on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor | int) -> QTensor:
-        """x as codes qmin..qmax of this scale and zero point, with the surrogate's gradient."""
-        with torch.no_grad():
-            codes = native.run(
-                native.is_compiled(),
-                kernels.grid_codes,
-                *(x.detach(), scale, zero_point, self.qmin, self.qmax, self.training_dtype()),
-            )
-        codes = Staircase.apply(  # type: ignore[no-untyped-call]
-            *(x, codes, scale, scale, zero_point, self.qmin, self.qmax, self.surrogate, self.rectify)
-        )
-        return QTensor(codes, scale, zero_point)
 
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.bits == 1:

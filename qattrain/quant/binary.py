@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qattrain.quant.base import Quantizer
 from qattrain.quant.functional import Staircase
-from qattrain.quant.grid import MIN_SCALE, QTensor, nearest_power_of_two
+from qattrain.quant.grid import MIN_SCALE, QTensor, nearest_power_of_two, odd_code_range
 
 
 class BinaryQuantizer(Quantizer):
@@ -25,11 +25,7 @@ class BinaryQuantizer(Quantizer):
     power_of_two: bool = False
 
     def setup(self) -> None:
-        self.qmin, self.qmax = -1, 1
-
-    @property
-    def levels(self) -> int:
-        return 2
+        self.qmin, self.qmax, self.step = odd_code_range(self.bits)
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Nothing to set: the scale is a closed form of the weights."""

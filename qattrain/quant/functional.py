@@ -3,12 +3,14 @@
 - `Round`         rounding with a straight-through gradient
 - `Staircase`     any codes computed from x, with a surrogate gradient
 - `LearnedStep`   quantization whose step size is trained (LSQ)
+- `LearnedClip`   quantization whose clipping level is trained (PACT; `clipping.py`)
+- `TanhCodes`     weights squeezed into [-1, 1] by a tanh, then quantized (DoReFa; `clipping.py`)
 - `Rescale`       integer accumulators to real values, `(acc + bias) * scale`
 - `Linear`        the matrix product of a fully connected layer (`products.py`)
 - `Conv2d`        convolution as unfold and einsum (`products.py`)
 
-**Where the surrogate is.** In the backward of the first three: the line that says `SURROGATES[...]`. `Round` applies it
-there; the other two hand it to the function of `kernels.py` that computes their gradient in one pass.
+**Where the surrogate is.** In the backward of all but the last three: the line that says `SURROGATES[...]`. `Round`
+applies it there; the others hand it to the function of `kernels.py` that computes their gradient.
 
 **Where the factor 2^n goes.** With `w_hat = 2^-n round(2^n w)` the chain rule gives `2^-n * 1 * 2^n = 1`: the scale of
 the forward cancels the scale of the inner derivative. A layer that returns the raw `round(2^n w)` has the gradient
@@ -27,17 +29,20 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from qattrain.quant import kernels, native
+from qattrain.quant.clipping import LearnedClip, TanhCodes
 from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
 from qattrain.quant.products import Conv2d, Gradients, Linear, conv2d, linear
 from qattrain.quant.surrogates import SURROGATES
 
 __all__ = [
     "Conv2d",
+    "LearnedClip",
     "LearnedStep",
     "Linear",
     "Rescale",
     "Round",
     "Staircase",
+    "TanhCodes",
     "conv2d",
     "fake_quantize_learned",
     "linear",
@@ -104,7 +109,7 @@ class Staircase(Function):
         if not ctx.needs_input_grad[0]:
             return (None,) * 9
         x, scale = ctx.saved_tensors
-        grad_codes = _formatted_as(grad_codes, x)
+        grad_codes = kernels.formatted_as(grad_codes, x)
         surrogate = SURROGATES[ctx.surrogate]
         grad_x = native.run(
             ctx.compiled, kernels.staircase_gradient, grad_codes, x, scale, *ctx.map, surrogate, ctx.rectify
@@ -153,7 +158,7 @@ class LearnedStep(Function):
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         x, step = ctx.saved_tensors
-        grad_codes = _formatted_as(grad_codes, x)
+        grad_codes = kernels.formatted_as(grad_codes, x)
         grad_x, grad_step = native.run(
             ctx.compiled,
             kernels.learned_step_gradients,
@@ -204,8 +209,3 @@ class Rescale(Function):
         )
         needs_acc, needs_bias, *_ = ctx.needs_input_grad
         return grad_acc if needs_acc else None, grad_bias if needs_bias else None, *(None,) * 4
-
-
-def _formatted_as(grad: Tensor, x: Tensor) -> Tensor:
-    """The same numbers in the memory format of x: elementwise work on two formats at once is several times slower."""
-    return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)

@@ -64,6 +64,46 @@ def learned_step_gradients(
     return (grad_v / s).to(x.dtype), per_element.sum_to_size(s.shape) / s * gradient_scale
 
 
+def learned_clip_gradients(
+    grad_codes: Tensor, x: Tensor, step: Tensor, qmax: int, surrogate: Surrogate, rectify: bool
+) -> tuple[Tensor, Tensor]:
+    """(g_x, g_alpha) of `functional.LearnedClip`, g_alpha of the shape of `step`, which has one element."""
+    s = step.clamp_min(MIN_SCALE)
+    grad_x = staircase_gradient(grad_codes, x, s, s, 0, 0, qmax, surrogate, rectify)
+    beyond = torch.where(widened(x) / s >= qmax, grad_codes, 0.0)
+    return grad_x, widened(beyond).sum().to(s.dtype).view_as(s) / s
+
+
+def tanh_codes(x: Tensor, bits: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, t, m) with t = tanh(x), m = max|t|, codes = 2 round((2^b - 1) (t / 2m + 1/2)) - (2^b - 1) as `dtype`."""
+    levels, tanh = 2**bits - 1, torch.tanh(widened(x))
+    largest = tanh.abs().amax().clamp_min(MIN_SCALE)  # of zeros, or nearly: gradients stay bounded
+    codes = 2 * round_half_up(levels * (tanh / (2 * largest) + 0.5)) - levels
+    return codes if dtype is None else codes.to(dtype), tanh, largest
+
+
+def tanh_codes_gradient(grad_codes: Tensor, tanh: Tensor, largest: Tensor, bits: int, surrogate: Surrogate) -> Tensor:
+    """g_x of `functional.TanhCodes`, in the dtype of t.
+
+    With v = (2^b - 1) (t / 2m + 1/2) and the surrogate's derivative Q'(v), codes have
+        d q / d t = Q'(v) (2^b - 1) / m          d q / d m = -Q'(v) (2^b - 1) t / m^2          d t / d x = 1 - t^2,
+    and m is t itself, up to the sign, at the largest; several equal ones share its gradient.
+    """
+    levels = 2**bits - 1
+    v = levels * (tanh / (2 * largest) + 0.5)
+    grad_tanh = surrogate(grad_codes.to(tanh.dtype), v, 0, levels) * (levels / largest)
+    at_largest = (tanh.abs() == largest).to(tanh.dtype)
+    grad_largest = -(grad_tanh * tanh).sum() / largest
+    grad_tanh = grad_tanh + grad_largest / at_largest.sum().clamp_min(1) * at_largest * tanh.sign()
+    grad_x: Tensor = grad_tanh * (1 - tanh * tanh)
+    return grad_x
+
+
+def formatted_as(grad: Tensor, x: Tensor) -> Tensor:
+    """The same numbers in the memory format of x: elementwise work on two formats at once is several times slower."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+
+
 # --- accumulators to real values ----------------------------------------------------------------------------------
 
 

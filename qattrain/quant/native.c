@@ -96,6 +96,30 @@ void learned_step_gradients(const VALUE *grad_codes, const float *x, int64_t row
         else grad_step[0] += sums[r] * gradient_scale;
 }
 
+/* g_x, and the gradient of the level at which all rows are clipped, qmax steps. sums: room for a number a row. */
+void learned_clip_gradients(const VALUE *grad_codes, const float *x, int64_t rows, int64_t columns, const float *step,
+                            float qmax, int64_t clipped, int64_t rectify, float *grad_x, float *grad_alpha, float *sums,
+                            int64_t threads) {
+    float s = *step < MIN_SCALE ? MIN_SCALE : *step, inverse = 1 / s;
+    PARALLEL(threads) {
+        int64_t first, last;
+        share(rows, &first, &last);
+        for (int64_t r = first; r < last; r++) {
+            float sum = 0;
+            SIMD_SUM(sum)
+            for (int64_t i = r * columns; i < (r + 1) * columns; i++) {
+                float g = load(grad_codes[i]), v = x[i] / s;
+                int passes = ((clipped == 0) | ((v >= 0) & (v <= qmax))) & ((rectify == 0) | (x[i] > 0));
+                sum += v >= qmax ? g : 0;
+                grad_x[i] = passes ? g * inverse : 0;
+            }
+            sums[r] = sum * inverse;
+        }
+    }
+    *grad_alpha = 0;
+    for (int64_t r = 0; r < rows; r++) *grad_alpha += sums[r];
+}
+
 /* g_x = surrogate(g_q, x / unit + offset) / scale; bounds[2 r], bounds[2 r + 1]: the range of the staircase. */
 void staircase_gradient(const VALUE *grad_codes, const float *x, int64_t rows, int64_t columns, const float *scale,
                         const float *unit, float offset, const float *bounds, int64_t per_row, int64_t clipped, int64_t rectify,

@@ -85,6 +85,18 @@ def _learned_step_gradients(
     return grad_x, grad_step
 
 
+def _learned_clip_gradients(
+    grad_codes: Tensor, x: Tensor, step: Tensor, qmax: int, surrogate: Surrogate, rectify: bool
+) -> tuple[Tensor, Tensor] | None:
+    layout = _rows(x, step)
+    if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
+        return None
+    grad_x, grad_alpha, sums = torch.empty_like(x), torch.empty_like(step), torch.empty(layout[0])
+    args = (grad_codes, x, *layout[:2], step, float(qmax), int(surrogate is clipped), int(rectify))
+    _call(grad_codes.dtype, "learned_clip_gradients", *args, grad_x, grad_alpha, sums)
+    return grad_x, grad_alpha
+
+
 def _staircase_gradient(
     grad_codes: Tensor,
     x: Tensor,
@@ -155,6 +167,7 @@ def _rescale_gradients(
 NATIVE: dict[Callable[..., Any], Callable[..., Any]] = {
     kernels.grid_codes: _grid_codes,
     kernels.learned_step_gradients: _learned_step_gradients,
+    kernels.learned_clip_gradients: _learned_clip_gradients,
     kernels.staircase_gradient: _staircase_gradient,
     kernels.rescale: _rescale,
     kernels.rescale_gradients: _rescale_gradients,

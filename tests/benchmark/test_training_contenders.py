@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from qattrain import compiling
 from qattrain.benchmark.contender import Contender, Ready, Workload, synthetic_images
-from qattrain.benchmark.training import EAGER, TRAINING
+from qattrain.benchmark.training import COMPARED_QUANTIZERS, EAGER, TRAINING
 from qattrain.quant import QUANTIZERS
 
 NAMED = {contender.name: contender for contender in TRAINING}
@@ -58,9 +58,9 @@ def test_the_loss_falls(name: str) -> None:
     assert loss() < before
 
 
-def test_every_quantizer_and_every_width_is_there_compiled_and_eager() -> None:
-    for name, quantizer in QUANTIZERS.items():
-        for bits in {8, 4, 2, 1} & set(quantizer.weight_bits):
+def test_every_compared_quantizer_and_every_width_is_there_compiled_and_eager() -> None:
+    for name in COMPARED_QUANTIZERS:
+        for bits in {8, 4, 2, 1} & set(QUANTIZERS[name].weight_bits):
             assert {f"{name}-w{bits}a{bits}", f"{name}-w{bits}a{bits}{EAGER}"} <= set(NAMED)
     assert {f"lsq-w{bits}a{bits}" for bits in range(1, 9)} <= set(NAMED)
     assert len(NAMED) == len(TRAINING)

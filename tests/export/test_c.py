@@ -28,7 +28,7 @@ LAYOUTS = C_EXPORTER.layouts
 STRICT = ("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 EXTREME_BIAS = 2**22 - 1
 GRIDS = [
-    *((quantizer, bits) for quantizer in ("lsq", "pow2", "affine") for bits in range(2, 9)),
+    *((quantizer, bits) for quantizer in ("lsq", "pow2", "affine", "dorefa") for bits in range(2, 9)),
     ("ternary", 2),
     ("binary", 1),
 ]
@@ -37,7 +37,9 @@ Pixels = NDArray[np.uint8]
 
 
 def grid(quantizer: str, bits: int) -> NDArray[np.int64]:
-    special = {"binary": [-1, 1], "ternary": [-1, 0, 1], "affine": list(range(2**bits))}
+    if quantizer in ("binary", "dorefa"):
+        return np.arange(1 - 2**bits, 2**bits, 2)
+    special = {"ternary": [-1, 0, 1], "affine": list(range(2**bits))}
     return np.array(special.get(quantizer, range(-(2 ** (bits - 1)), 2 ** (bits - 1))))
 
 
@@ -69,7 +71,7 @@ def random_layer(
     bias, odd = random.integers(-9, 10, shape[0]) - middle.astype(np.int64), shape[0] > 12
     if odd:
         bias[3:5] = EXTREME_BIAS, -EXTREME_BIAS
-        if quantizer != "binary":
+        if quantizer not in ("binary", "dorefa"):  # they have no 0
             codes[2], bias[2] = zero_point, 0  # a dead channel
     requantization = None
     if name != "fc2":
@@ -188,7 +190,9 @@ def test_affine_weights_of_8_bits_for_which_a_byte_is_too_small(zero_point: int)
     assert_equal_logits(IntegerModel(layers, 1.0))
 
 
-@pytest.mark.parametrize("quant", [{"bits": 2, "act_bits": 4}, {"quantizer": "affine", "bits": 8}], ids=str)
+@pytest.mark.parametrize(
+    "quant", [{"bits": 2, "act_bits": 4}, {"quantizer": "affine", "bits": 8}, {"quantizer": "pact", "bits": 8}], ids=str
+)
 def test_a_trained_network_is_equal_once_lowered(quant: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net = build_model(ModelConfig(name="lenet-nano"), QuantConfig(**quant), 10)
@@ -212,7 +216,9 @@ def test_ties_go_to_the_lowest_class(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0] == b"1"
 
 
-@pytest.mark.parametrize(("quantizer", "bits"), [("lsq", 3), ("ternary", 2), ("binary", 1), ("affine", 5)])
+@pytest.mark.parametrize(
+    ("quantizer", "bits"), [("lsq", 3), ("ternary", 2), ("binary", 1), ("affine", 5), ("dorefa", 3)]
+)
 def test_packed_weights_lie_in_the_documented_order_without_gaps(quantizer: str, bits: int) -> None:
     model = random_model((quantizer, bits))
     source = export(model)["model.c"].decode()
@@ -227,7 +233,7 @@ def test_packed_weights_lie_in_the_documented_order_without_gaps(quantizer: str,
             codes = codes.reshape(len(codes), -1, 4, 4)
         if codes.ndim == 4:
             codes = codes.transpose(0, 2, 3, 1)
-        expected = (codes + 1) // 2 if quantizer == "binary" else codes - grid(quantizer, bits)[0]
+        expected = np.searchsorted(grid(quantizer, bits), codes)
         assert np.array_equal(numbers, expected.ravel())
 
 

@@ -50,6 +50,9 @@ MODELS = {
     "all -128": worst("lsq", (-128, 127)),
     "255 above the zero point": worst("affine", (255, 0)),
     "255 below it": worst("affine", (0, 255), 255),
+    "odd": random_model("dorefa", 8, 8),
+    "odd, all 255": worst("dorefa", (255, -255)),
+    "odd, but not all of them": worst("dorefa", (-255, 101)),
     "conv1's pixels behind conv2's": worst("affine", (255, 0), widths=(2, 3, 5)),
 }
 

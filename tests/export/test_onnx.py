@@ -78,6 +78,8 @@ MIXED: list[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = [
     (("ternary", "lsq", "ternary", "lsq"), (2, 2, 2, 4), (2, 3, 1)),
     (("affine", "affine", "lsq", "lsq"), (7, 3, 3, 5), (8, 8, 7)),
     (("binary", "lsq", "binary", "lsq"), (1, 6, 1, 6), (6, 4, 2)),
+    (("dorefa", "dorefa", "binary", "dorefa"), (8, 3, 1, 8), (6, 4, 8)),
+    (("dorefa", "lsq", "ternary", "dorefa"), (3, 3, 2, 2), (6, 4, 8)),
 ]
 
 
@@ -125,14 +127,22 @@ def test_no_optimization_level_thread_count_or_batch_size_changes_a_logit(
         np.testing.assert_array_equal(run(images[index : index + 1]), expected[index : index + 1])
 
 
-@pytest.mark.parametrize(("quantizer", "bits"), [("binary", 1), ("ternary", 2), ("lsq", 7), ("affine", 8)])
+@pytest.mark.parametrize(
+    ("quantizer", "bits"), [("binary", 1), ("ternary", 2), ("lsq", 7), ("affine", 8), ("dorefa", 8)]
+)
 def test_the_default_net_equals_the_integers(quantizer: str, bits: int) -> None:
     check(random_model(quantizer, bits, bits, LENET), noise(100), ("DISABLE_ALL", "ENABLE_ALL"))
 
 
 def test_sums_beyond_what_float32_and_16_bits_hold_equal_the_integers() -> None:
     """The largest weights on the largest codes: where kernels for u8 x s8 would saturate, or just not."""
-    for quantizer, code, bits in (("lsq", 127, 8), ("lsq", -128, 8), ("affine", 255, 8), ("affine", 127, 7)):
+    for quantizer, code, bits in (
+        ("lsq", 127, 8),
+        ("lsq", -128, 8),
+        ("affine", 255, 8),
+        ("affine", 127, 7),
+        ("dorefa", 255, 8),
+    ):
         model = random_model(quantizer, bits, bits, LENET, zero_point=0)
         for index in (1, 2):
             codes = model.layers[index].codes.copy()
@@ -211,6 +221,7 @@ def test_every_zero_point_equals_the_integers(zero_point: int) -> None:
 
 
 TRAINED = [{"bits": 4}, {"quantizer": "ternary"}, {"quantizer": "affine", "bits": 3}, {"bits": 1, "act_bits": 2}]
+TRAINED += [{"quantizer": "dorefa", "bits": 8}, {"quantizer": "pact"}]
 
 
 @pytest.mark.parametrize("quant", TRAINED, ids=str)

@@ -58,7 +58,7 @@ def test_a_weight_takes_its_bits_and_all_else_4_kib_and_16_bytes_a_channel(
     assert len(packed(model)) <= weights * bits / 8 + 4096 + 16 * channels
 
 
-@pytest.mark.parametrize("quantizer", ["lsq", "affine", "pow2"])
+@pytest.mark.parametrize("quantizer", ["lsq", "affine", "pow2", "dorefa"])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_every_grid_comes_back(quantizer: str, bits: int) -> None:
     model = random_model(bits, quantizers=(quantizer,) * 4, bits=(bits,) * 4)
@@ -72,7 +72,7 @@ def test_mixed_bits_take_each_layers_own() -> None:
 
 
 def test_any_safetensors_reader_finds_what_the_documentation_says() -> None:
-    model = random_model(0, bits=(4, 1, 2, 3), quantizers=("lsq", "binary", "ternary", "affine"))
+    model = random_model(0, bits=(4, 1, 2, 3), quantizers=("dorefa", "binary", "ternary", "affine"))
     data = packed(model)
     tensors = safetensors.numpy.load(data)
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -82,7 +82,7 @@ def test_any_safetensors_reader_finds_what_the_documentation_says() -> None:
     for layer, entry in zip(model.layers, content["layers"], strict=True):
         assert (entry["name"], tuple(entry["shape"]), entry["bits"]) == (layer.name, layer.codes.shape, layer.bits)
         stored = unpack_codes(tensors[f"{layer.name}.weight"], layer.bits, 0, layer.codes.size)
-        step = 2 if layer.bits == 1 else 1
+        step = 2 if layer.bits == 1 or layer.quantizer == "dorefa" else 1
         assert np.array_equal((entry["lowest"] + step * stored).reshape(layer.codes.shape), layer.codes)
         assert np.array_equal(tensors[f"{layer.name}.bias"], layer.bias)
     # One bit: 0 means -1.

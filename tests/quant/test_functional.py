@@ -13,7 +13,17 @@ from torch import Tensor
 from qattrain.errors import ConfigError
 from qattrain.layers import QuantConv2d
 from qattrain.quant import functional
-from qattrain.quant.functional import Conv2d, LearnedStep, Linear, Rescale, Round, Staircase, fake_quantize_learned
+from qattrain.quant.functional import (
+    Conv2d,
+    LearnedClip,
+    LearnedStep,
+    Linear,
+    Rescale,
+    Round,
+    Staircase,
+    TanhCodes,
+    fake_quantize_learned,
+)
 from qattrain.quant.grid import MIN_SCALE
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -184,6 +194,43 @@ def test_learned_step_never_rounds_in_half_precision(dtype: torch.dtype) -> None
     codes = LearnedStep.apply(x, torch.tensor(0.1), 0, 255, 1.0, "clipped")
     assert codes.dtype == torch.float32
     assert torch.equal(codes, torch.floor(x.detach().float() / 0.1 + 0.5).clamp(0, 255))
+
+
+# --- learned clip and tanh ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("qmax", [1, 3, 15, 255])
+@pytest.mark.parametrize("rectify", [True, False])
+def test_learned_clip_has_the_gradients_of_the_paper(qmax: int, rectify: bool) -> None:
+    x, g = (3 * randn(4, 50, grad=False)).requires_grad_(), randn(4, 50, seed=5, grad=False)
+    alpha = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+    codes = LearnedClip.apply(x, alpha, qmax, "clipped", rectify)
+    step = alpha.detach() / qmax
+    torch.testing.assert_close(codes * step, torch.floor(x.clamp(torch.tensor(0.0), alpha) / step + 0.5) * step)
+    grad_x, grad_alpha = torch.autograd.grad(codes * step, (x, alpha), g)
+    plain = 0.5 * (x.abs() - (x - alpha).abs() + alpha)  # the paper's eq. 1
+    expected_x, expected_alpha = torch.autograd.grad(plain, (x, alpha), g)
+    torch.testing.assert_close(grad_x, expected_x)
+    torch.testing.assert_close(grad_alpha, expected_alpha)
+
+
+def test_a_clipping_level_below_the_smallest_acts_as_the_smallest() -> None:
+    x = torch.tensor([1.4, 100.0]) * MIN_SCALE
+    assert LearnedClip.apply(x, torch.tensor(-1.0), 15, "clipped").tolist() == [1, 15]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("surrogate", ["clipped", "tanh"])
+def test_tanh_codes_have_the_gradient_of_autograd_through_the_largest_too(bits: int, surrogate: str) -> None:
+    x, g, levels = randn(4, 7), randn(4, 7, seed=3, grad=False), 2**bits - 1
+    with torch.no_grad():
+        x[0, 0], x[1, 1] = 3.0, -3.0  # the two largest share the gradient
+    codes = TanhCodes.apply(x, bits, surrogate)
+    t = torch.tanh(x)
+    v = levels * (t / (2 * t.abs().amax()) + 0.5)
+    reference = 2 * Round.apply(v, surrogate, 0, levels) - levels
+    assert torch.equal(codes, reference)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, g)[0] for y in (codes, reference)), rtol=1e-10, atol=1e-10)
 
 
 # --- Staircase, Rescale, the factor 2^n --------------------------------------------------------------------------

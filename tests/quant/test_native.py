@@ -93,6 +93,21 @@ def test_learned_step_gradients_are_the_same_numbers(
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("dtype", VALUES)
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("surrogate", ["clipped", "identity"])
+@pytest.mark.parametrize(("qmax", "rectify"), [(1, True), (15, True), (3, False)])
+def test_gradients_of_a_learned_clip_are_the_same_numbers(
+    shape: Any, dtype: torch.dtype, surrogate: str, qmax: int, rectify: bool
+) -> None:
+    args = (randn(shape, 1, dtype), randn(shape), torch.tensor(0.05), qmax, SURROGATES[surrogate], rectify)
+    for one, other in zip(
+        native_only(kernels.learned_clip_gradients, *args), kernels.learned_clip_gradients(*args), strict=True
+    ):
+        assert_close(one, other)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("dtype", VALUES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("per_row", [True, False])
 @pytest.mark.parametrize("surrogate", ["clipped", "identity"])
 def test_staircase_gradients_are_the_same_numbers(

@@ -9,13 +9,24 @@ import torch
 from torch import Tensor
 
 from qattrain.errors import ConfigError
-from qattrain.quant import QUANTIZERS, QTensor, activation_quantizer, dequantize, weight_quantizer
+from qattrain.integer import weight_grid
+from qattrain.quant import (
+    QUANTIZERS,
+    QTensor,
+    activation_quantizer,
+    dequantize,
+    weight_quantizer,
+    weight_quantizer_name,
+)
 from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.grid import MIN_SCALE
+from qattrain.quant.lsq import LSQQuantizer
 
-ALLOWED = {  # DESIGN section 3; at one bit lsq, affine and pow2 take binary weights
-    "lsq": range(1, 9), "affine": range(1, 9), "pow2": range(1, 9), "ternary": [2], "binary": [1],
+ALLOWED = {  # at one bit all but ternary take binary weights
+    "lsq": range(1, 9), "affine": range(1, 9), "pow2": range(1, 9), "dorefa": range(1, 9), "pact": range(1, 9),
+    "ternary": [2], "binary": [1],
 }  # fmt: skip
+TANH = ("dorefa", "pact")  # whose weights are DoReFa's
 WEIGHTS = [(name, bits) for name in QUANTIZERS for bits in ALLOWED[name]]
 ACTIVATIONS = [(name, bits) for name in QUANTIZERS for bits in range(1, 9)]
 SHAPE = (3, 1, 1, 1)
@@ -31,9 +42,9 @@ TENSORS = {
 
 
 def codes_of(name: str, bits: int) -> list[int]:
-    """The table of DESIGN section 3."""
-    if name == "binary" or bits == 1:
-        return [-1, 1]
+    """All codes of a weight."""
+    if name in ("binary", *TANH) or bits == 1:
+        return list(range(1 - 2**bits, 2**bits, 2))
     if name == "ternary":
         return [-1, 0, 1]
     return list(range(2**bits)) if name == "affine" else list(range(-(2 ** (bits - 1)), 2 ** (bits - 1)))
@@ -60,11 +71,11 @@ def test_weight_codes_scale_and_gradients_hold_for_every_tensor(name: str, bits:
     q = quantizer(x)
     assert set(q.codes.unique().tolist()) <= set(allowed)
     assert (quantizer.qmin, quantizer.qmax, quantizer.levels) == (allowed[0], allowed[-1], len(allowed))
-    assert q.scale.shape == (() if name == "affine" and bits > 1 else SHAPE)
+    assert q.scale.shape == (() if name in ("affine", *TANH) and bits > 1 else SHAPE)
     assert not q.scale.requires_grad
     assert bool(q.scale.isfinite().all())
     assert bool((q.scale >= MIN_SCALE).all())
-    if len(allowed) > 3:
+    if len(allowed) > 3 and name not in TANH:
         error = (dequantize(q) - x).abs() - q.scale / 2 * (1 + 1e-4)
         assert bool((error <= 0)[unclipped(x, q, allowed[0], allowed[-1])].all())
     dequantize(q).sum().backward()
@@ -104,7 +115,7 @@ def test_bits_that_a_quantizer_cannot_have_are_refused_with_the_allowed_ones(nam
             ConfigError, match=f"{bits} bits.*allowed.*{', '.join(map(str, QUANTIZERS[name].weight_bits))}"
         ):
             weight_quantizer(name, bits, ())
-    with pytest.raises(ConfigError, match="allowed: lsq, affine, pow2, ternary, binary"):
+    with pytest.raises(ConfigError, match="allowed: lsq, affine, pow2, dorefa, pact, ternary, binary"):
         weight_quantizer(name + "x", 4, ())
 
 
@@ -128,7 +139,7 @@ def test_a_state_dict_reproduces_the_codes_in_evaluation(name: str, bits: int, r
     assert torch.equal(torch.as_tensor(a.zero_point), torch.as_tensor(b.zero_point))
 
 
-@pytest.mark.parametrize("name", ["lsq", "affine", "pow2"])
+@pytest.mark.parametrize("name", ["lsq", "affine", "pow2", "pact"])
 def test_loading_a_fresh_state_dict_makes_a_used_quantizer_fresh_again(name: str) -> None:
     used, fresh = activations(name, 4), activations(name, 4)
     used(TENSORS["gaussian"].relu())
@@ -235,7 +246,7 @@ def test_binary_takes_zero_as_plus_one_and_the_mean_magnitude_as_scale() -> None
     assert float(q.scale) == 1
 
 
-@pytest.mark.parametrize("name", ["binary", "lsq", "affine", "pow2"])
+@pytest.mark.parametrize("name", [name for name in QUANTIZERS if name != "ternary"])
 @pytest.mark.parametrize("factor", [1e-9, 0.013, 1.0, 1.4, 1.5, 700.0])
 def test_one_bit_weights_are_binary_and_those_of_pow2_have_the_nearest_power_of_two(name: str, factor: float) -> None:
     x = torch.tensor([[-1.0, 1.0, 1.0], [-2.0, 2.0, -2.0]]) * factor
@@ -244,3 +255,56 @@ def test_one_bit_weights_are_binary_and_those_of_pow2_have_the_nearest_power_of_
     mean = x.abs().mean(1, keepdim=True).clamp_min(MIN_SCALE)
     expected = 2.0 ** torch.log2(mean.double()).round() if name == "pow2" else mean.double()
     torch.testing.assert_close(q.scale.double(), expected, rtol=0 if name == "pow2" else 1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("name", "bits"), WEIGHTS)
+def test_the_integers_know_every_grid(name: str, bits: int) -> None:
+    ran = weight_quantizer_name(name, bits)
+    assert list(weight_grid(ran, bits)) == codes_of(name, bits)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_dorefa_weights_are_the_formula_of_the_paper_with_the_variance_of_the_layers_inputs(bits: int) -> None:
+    x, levels = TENSORS["gaussian"], 2**bits - 1
+    q = weights("dorefa", bits)(x)
+    t = torch.tanh(x)
+    paper = 2 * torch.floor(levels * (t / (2 * t.abs().max()) + 0.5) + 0.5) / levels - 1
+    torch.testing.assert_close(q.codes / levels, paper)
+    assert {float(q.codes.max().abs()), float(q.codes.min().abs())} & {levels}
+    assert float((q.codes * q.scale).square().mean()) == pytest.approx(2 / 100, rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_dorefa_activations_are_clipped_to_one_with_a_fixed_scale_and_pass_gradients_inside(bits: int) -> None:
+    x = torch.tensor([-1.0, 0.2, 0.5, 0.9, 1.0, 1.1, 7.0], requires_grad=True)
+    q = activations("dorefa", bits)(x)
+    levels = 2**bits - 1
+    assert float(q.scale) == pytest.approx(1 / levels)
+    assert torch.equal(q.codes, torch.floor(x.detach().clamp(0, 1) / q.scale + 0.5))
+    dequantize(q).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.tensor([0.0, 1, 1, 1, 1, 0, 0]))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_pact_starts_at_the_largest_value_and_at_one_bit_at_twice_the_mean(bits: int) -> None:
+    x = TENSORS["gaussian"].relu()
+    expected = float(2 * x.mean() if bits == 1 else x.max())
+    assert float(activations("pact", bits)(x).scale) * (2**bits - 1) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TANH)
+def test_a_range_set_from_outside_is_where_the_largest_code_lies(name: str) -> None:
+    for quantizer in (weights(name, 4), activations(name, 4)):
+        quantizer.set_range(torch.tensor(-0.4), torch.tensor(0.9))
+        assert float(quantizer(TENSORS["gaussian"]).scale) * 15 == pytest.approx(0.9)
+    quantizer.set_range(torch.tensor(0.0), torch.tensor(0.0))
+    assert float(quantizer(TENSORS["gaussian"]).scale) == MIN_SCALE
+
+
+@pytest.mark.parametrize("name", TANH)
+def test_signed_activations_are_lsqs_where_a_quantizers_own_are_never_negative(name: str) -> None:
+    assert isinstance(activations(name, 4, signed=True), LSQQuantizer)
+    assert not isinstance(activations(name, 4), LSQQuantizer)
+    with pytest.raises(ConfigError, match=r"signed activations.*signed=False.*'lsq'"):
+        QUANTIZERS[name](4, role="activation")
