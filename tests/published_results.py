@@ -67,7 +67,9 @@ def _widths_table(rows: Rows) -> str:
         cells = [f"{percent(found[m]['mean'])} | {spread(found[m])}" for m in ("qat", "ptq")]
         lines.append([str(width), *cells])
     lines.append(["float", f"{percent(baseline['mean'])} | {spread(baseline)}", " | "])
-    return markdown(["bits", "trained with rounding (QAT)", "deviation", "rounded afterwards (PTQ)", "deviation"], lines)
+    return markdown(
+        ["bits", "trained with rounding (QAT)", "deviation", "rounded afterwards (PTQ)", "deviation"], lines
+    )
 
 
 def pictures(results: dict[str, Any]) -> dict[str, bytes]:
