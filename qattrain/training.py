@@ -78,13 +78,13 @@ class OptimizerChoice:
 
     build: Callable[[list[dict[str, Any]], float, TrainConfig], torch.optim.Optimizer]
     lr: float
-    one_bit_lr: float  # where any weight has one bit: its sign flips make the loss rougher
+    one_bit_lr: float  # where any weight has one bit: of the signs SGD flips too many otherwise, AdamW too few
     weight_decay: float
 
 
 OPTIMIZERS: dict[str, OptimizerChoice] = {
     "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
-    "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=1e-3, weight_decay=1e-2),
+    "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
 }
 
 

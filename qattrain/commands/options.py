@@ -58,7 +58,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "epochs": Setting(("train", "epochs"), int, typer.Option(help="Passes over the training images. [default: 10]")),
     "lr": Setting(
-        ("train", "lr"), float, typer.Option(help="Peak learning rate. [default: by optimizer; smaller at 1 bit]")
+        ("train", "lr"), float, typer.Option(help="Peak learning rate. [default: by optimizer; another at 1 bit]")
     ),
     "batch_size": Setting(
         ("train", "batch_size"),
