@@ -86,7 +86,7 @@ class DataConfig(_Section):
 
 class TrainConfig(_Section):
     """The training loop. `init` is a float checkpoint to start from; weight decay spares what quantizers learn, but for
-    pact's clipping level.
+    pact's clipping level; `scale_lr` is the learning rate of what they learn, as a share of the weights'.
 
     `compile`: whether the elementwise kernels run compiled from C; `auto` is on where a C compiler is, on a CPU, unless
     the run is too short to pay for compiling.
@@ -99,6 +99,7 @@ class TrainConfig(_Section):
     schedule: str = "one-cycle"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Auto = "auto"
+    scale_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

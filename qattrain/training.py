@@ -140,7 +140,7 @@ class Trainer:
         self.augment, self.schedule = AUGMENTATIONS[augment], SCHEDULES[config.schedule]
         self.slices = batch_slices(len(data.labels), config.batch_size)
         self.optimizer = OPTIMIZERS[config.optimizer].build(
-            parameter_groups(model, config.weight_decay), config.lr, config
+            parameter_groups(model, config.weight_decay, config.scale_lr), config.lr, config
         )
         self.learning_rate = config.lr
         self.epoch = 0  # finished ones
@@ -183,7 +183,7 @@ class Trainer:
         step, steps = self.epoch * len(self.slices) + self.step, self.config.epochs * len(self.slices)
         lr = self.config.lr * self.schedule(step, steps, self.config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self.learning_rate = lr
         images = self.augment(self.data.images.index_select(0, batch), self.generator)
         logits = self.model(images)
@@ -248,10 +248,19 @@ class Trainer:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights and biases decay; what quantizers learn does so only where they say it (`Quantizer.decays`)."""
-    quantizers = [module for module in model.modules() if isinstance(module, Quantizer) and not module.decays]
-    spared = {id(p) for quantizer in quantizers for p in quantizer.parameters()}
-    decaying, constant = ([p for p in model.parameters() if (id(p) in spared) == kept] for kept in (False, True))
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
+def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Weights and biases, and what quantizers learn, which decays only where they say it (`Quantizer.decays`).
+
+    share: of the learning rate. That of the quantizers' parameters is `scale_lr`.
+    """
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    learned = {id(p): quantizer.decays for quantizer in quantizers for p in quantizer.parameters()}
+    groups = [
+        {
+            "params": [p for p in model.parameters() if learned.get(id(p)) is decays],
+            "weight_decay": weight_decay if decays is not False else 0.0,
+            "share": 1.0 if decays is None else scale_lr,
+        }
+        for decays in (None, True, False)  # None: not of a quantizer
+    ]
     return [group for group in groups if group["params"]]

@@ -134,6 +134,24 @@ def test_weight_decay_spares_what_quantizers_learn_but_pacts_clipping_levels(
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+def test_what_quantizers_learn_has_its_own_share_of_the_learning_rate(make: Callable[..., Trainer]) -> None:
+    def moved(share: float) -> dict[str, float]:
+        changes = {"train.optimizer": "adamw", "train.lr": 1e-3, "train.scale_lr": share, "train.epochs": 1}
+        trainer = make(STEADY | changes, images=32)  # one step: Adam's first one has the length of the learning rate
+        trainer.model(trainer.data.images)  # scales come from the first batch
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        Recorder().run(trainer)
+        return {name: (p - before[name]).abs().max().item() for name, p in trainer.model.named_parameters()}
+
+    whole, tenth, none = moved(1.0), moved(0.1), moved(0.0)
+    for name, distance in whole.items():
+        if "quantizer." in name:
+            assert tenth[name] == pytest.approx(0.1 * distance, rel=1e-2), name
+            assert none[name] == 0, name
+        else:
+            assert tenth[name] == distance, name
+
+
 @pytest.mark.parametrize("images", [1, 31, 33, 100])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_training_loss_is_the_mean_over_all_images_partial_batch_included(
