@@ -1,6 +1,6 @@
 """Published accuracies: the recipes of configs/published, trained, executed as integers, and written down.
 
-    python tests/recipes.py train [NAME...]      train or go on with these recipes, and their teacher before them
+    python tests/recipes.py train [NAME...]      train or go on with these recipes, a teacher before those it teaches
     python tests/recipes.py collect [NAME...]    execute them on all test images, into runs/published/results.json
     python tests/recipes.py check NAME...        the same, compared with what is published instead
 
@@ -14,13 +14,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "configs" / "published"
 RESULTS = ROOT / "runs" / "published" / "results.json"
-RUNS = Path(os.environ.get("QATTRAIN_RUNS_DIR", "runs"))
+RUNS = ROOT / os.environ.get("QATTRAIN_RUNS_DIR", "runs")
 TEACHER = "teacher"  # the one recipe that is a single run
 BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # of an output channel, beside its packed weights
 ENVIRONMENT = ("qattrain", "commit", "python", "packages", "cpu", "cpu_cores", "cpu_capability")
@@ -41,7 +42,8 @@ def command(name: str) -> list[str]:
 
 def train(asked: list[str]) -> None:
     """Train the recipes one after another; what is finished is kept, what was stopped goes on."""
-    for name in dict.fromkeys([TEACHER, *asked]):
+    taught = any("distill" in tomllib.loads((RECIPES / f"{name}.toml").read_text()) for name in asked)
+    for name in dict.fromkeys([TEACHER] * taught + asked):
         line = command(name)
         if name == TEACHER and (RUNS / name / "last.pt").exists():
             line = ["qattrain", "train", "--resume", name]

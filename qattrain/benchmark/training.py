@@ -47,28 +47,13 @@ TRAINING: tuple[Contender, ...] = (
     Contender("plain", "the float net in plain PyTorch, images resident in memory, fp32", (AUTO_BATCH,), plain_loop),
     *_own("float", "lsq", FLOAT_BITS),
     *_quantized(),
-    Contender(
-        "brevitas-w4a4",
-        "Brevitas, 4-bit weights and activations, in the plain loop, fp32",
-        (AUTO_BATCH,),
-        partial(brevitas_training, tuned=False, quantized_image=True),
-    ),
-    Contender(
-        "brevitas-w4a4-tuned",
-        "the same with our memory layout (channels last) and our precision",
-        (AUTO_BATCH,),
-        partial(brevitas_training, tuned=True, quantized_image=True),
-    ),
-    Contender(
-        "brevitas-w4a4-raw",
-        "brevitas-w4a4 with the image left as it is",
-        (AUTO_BATCH,),
-        partial(brevitas_training, tuned=False, quantized_image=False),
-    ),
-    Contender(
-        "brevitas-w4a4-raw-tuned",
-        "brevitas-w4a4-tuned with the image left as it is",
-        (AUTO_BATCH,),
-        partial(brevitas_training, tuned=True, quantized_image=False),
+    *(
+        Contender(f"brevitas-w4a4{name}", what, (AUTO_BATCH,), partial(brevitas_training, tuned=t, quantized_image=q))
+        for name, what, t, q in (
+            ("", "Brevitas, 4-bit weights and activations, in the plain loop, fp32", False, True),
+            ("-tuned", "the same with our memory layout (channels last) and our precision", True, True),
+            ("-raw", "brevitas-w4a4 with the image left as it is", False, False),
+            ("-raw-tuned", "brevitas-w4a4-tuned with the image left as it is", True, False),
+        )
     ),
 )

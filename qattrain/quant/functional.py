@@ -94,12 +94,8 @@ class Staircase(Function):
         surrogate: str,
         rectify: bool = False,
     ) -> Tensor:
-        ctx.compiled, ctx.map, ctx.surrogate, ctx.rectify = (
-            native.is_compiled(),
-            (unit, offset, low, high),
-            surrogate,
-            rectify,
-        )
+        ctx.compiled, ctx.surrogate, ctx.rectify = native.is_compiled(), surrogate, rectify
+        ctx.map = (unit, offset, low, high)
         ctx.save_for_backward(x, scale)
         return codes.view_as(codes)
 
@@ -142,14 +138,8 @@ class LearnedStep(Function):
         rectify: bool = False,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        ctx.compiled = native.is_compiled()
-        ctx.qmin, ctx.qmax, ctx.gradient_scale, ctx.surrogate, ctx.rectify = (
-            qmin,
-            qmax,
-            gradient_scale,
-            surrogate,
-            rectify,
-        )
+        ctx.compiled, ctx.surrogate, ctx.rectify = native.is_compiled(), surrogate, rectify
+        ctx.grid = (qmin, qmax, gradient_scale)
         ctx.save_for_backward(x, step)
         codes: Tensor = native.run(ctx.compiled, kernels.grid_codes, x, step, 0, qmin, qmax, dtype)
         return codes
@@ -162,7 +152,7 @@ class LearnedStep(Function):
         grad_x, grad_step = native.run(
             ctx.compiled,
             kernels.learned_step_gradients,
-            *(grad_codes, x, step, ctx.qmin, ctx.qmax, ctx.gradient_scale, SURROGATES[ctx.surrogate], ctx.rectify),
+            *(grad_codes, x, step, *ctx.grid, SURROGATES[ctx.surrogate], ctx.rectify),
         )
         return grad_x, grad_step, *(None,) * 6
 
