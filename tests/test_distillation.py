@@ -16,6 +16,7 @@ from qattrain.config import DistillConfig
 from qattrain.distillation import ANSWERS_FOLDER, Teacher, distilled
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.model import LeNet
+from qattrain.report.display import describe
 from qattrain.session import RunResult
 
 Tiny = Callable[..., RunResult]
@@ -71,6 +72,9 @@ def test_the_teacher_answers_what_evaluation_sees_and_never_changes(
     assert (source.run_dir / runs.LAST_FILE).read_bytes() == before
     assert not torch.equal(taught.checkpoint.model["fc2.weight"], alone.checkpoint.model["fc2.weight"])
     assert taught.checkpoint.model.keys() == alone.checkpoint.model.keys()
+    said = describe(taught.run_dir, taught.checkpoint, 200, 360)
+    assert f"distilled from {source.run_dir} (T 2, weight 0.7)" in said
+    assert "distilled" not in describe(alone.run_dir, alone.checkpoint, 200, 360)
 
 
 def test_a_student_learns_from_the_teacher_alone_where_labels_count_nothing(source: RunResult, tiny: Tiny) -> None:

@@ -1,8 +1,8 @@
 """What the autograd functions compute, element by element: pure functions, each forward beside its backward.
 
 They run as written here, or in one pass over memory each where `native.c` has been compiled; the functions of
-`functional.py` let `native.run` choose. Only elementwise work is here; products are fast
-already. Nothing here knows autograd, modules or layers.
+`functional.py` let `native.run` choose. Only elementwise work is here; products are fast already. Nothing here knows
+autograd, modules or layers.
 """
 
 import torch

@@ -146,12 +146,15 @@ def describe(run_dir: Path, checkpoint: Checkpoint, train_images: int, test_imag
     if quant.bits == quant.act_bits == FLOAT_BITS:
         bits = "float"
     bits += "".join(f", {layer} {bits} bits" for layer, bits in quant.layer_bits.items())
+    distill = config.distill
+    teacher = f", distilled from {distill.teacher} (T {distill.temperature:g}, weight {distill.weight:g})"
     return (
         f"{run_dir.name}: {config.model.name}, {weights:,} weights, {bits}\n"
         f"{config.data.dataset}: {train_images:,} training and {test_images:,} test images, "
         f"{config.data.augment} augmentation\n"
         f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, {train.optimizer} {train.lr:g} {train.schedule}, "
         f"{train.precision} on {train.device}, {counted(train.threads or 0, 'thread')}, seed {config.seed}"
+        f"{teacher if distill.teacher is not None else ''}"
     )
 
 
