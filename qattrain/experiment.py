@@ -20,8 +20,8 @@ from qattrain.distillation import Teacher
 from qattrain.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.model import build_model, plan_layers
+from qattrain.optimization import OPTIMIZERS
 from qattrain.session import Display, RunResult, Session
-from qattrain.training import OPTIMIZERS
 
 SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
 AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32

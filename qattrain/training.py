@@ -5,7 +5,6 @@ between any two steps: a resumed run equals the uninterrupted one tensor for ten
 evaluating, saving and showing, which `qattrain.session` does between epochs.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,70 +21,10 @@ from qattrain.data.dataset import ImageSet
 from qattrain.distillation import Teacher, distilled
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.layers import set_compute_dtype
-from qattrain.quant import Quantizer
+from qattrain.optimization import OPTIMIZERS, SCHEDULES, parameter_groups
 from qattrain.quant.native import compiled
 
 STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
-
-Schedule = Callable[[int, int, float], float]  # (step from 0, steps of the run, warm-up share) -> factor on the rate
-
-
-def one_cycle(step: int, steps: int, warmup: float) -> float:
-    """Cosine from 1/25 up to 1 over the warm-up, then cosine down to 1/250,000 at the last step.
-
-    Source: Smith, Topin 2018, "Super-Convergence"; equal to `torch.optim.lr_scheduler.OneCycleLR` at every step.
-    """
-    peak, last = warmup * steps - 1, steps - 1
-    if peak > 0 and step <= peak:
-        return _cosine(1 / 25, 1.0, step / peak)
-    return _cosine(1.0, 1 / 250_000, (step - peak) / (last - peak))
-
-
-def cosine(step: int, steps: int, warmup: float) -> float:
-    """Linear up to 1 over the warm-up, times cosine from 1 to 0 over the run.
-
-    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
-    """
-    return constant(step, steps, warmup) * _cosine(1.0, 0.0, step / steps)
-
-
-def constant(step: int, steps: int, warmup: float) -> float:
-    """1, after a linear warm-up."""
-    return min(1.0, (step + 1) / max(warmup * steps, 1.0))
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
-SCHEDULES: dict[str, Schedule] = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
-
-
-def sgd(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum."""
-    momentum = config.momentum
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-
-
-def adamw(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch.optim.Optimizer:  # noqa: ARG001
-    """AdamW. Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization"."""
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
-
-
-@dataclass(frozen=True)
-class OptimizerChoice:
-    """How to build an optimizer, and its defaults where the config says `auto`."""
-
-    build: Callable[[list[dict[str, Any]], float, TrainConfig], torch.optim.Optimizer]
-    lr: float
-    one_bit_lr: float  # where any weight has one bit: of the signs SGD flips too many otherwise, AdamW too few
-    weight_decay: float
-
-
-OPTIMIZERS: dict[str, OptimizerChoice] = {
-    "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
-    "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
-}
 
 
 def check_names(config: TrainConfig, augment: str) -> None:
@@ -142,6 +81,7 @@ class Trainer:
         self.optimizer = OPTIMIZERS[config.optimizer].build(
             parameter_groups(model, config.weight_decay, config.scale_lr), config.lr, config
         )
+        self.shares = [group["share"] for group in self.optimizer.param_groups]  # of the learning rate
         self.learning_rate = config.lr
         self.epoch = 0  # finished ones
         self.step = 0  # finished ones of the epoch under way
@@ -182,8 +122,8 @@ class Trainer:
         assert self.config.lr != "auto"
         step, steps = self.epoch * len(self.slices) + self.step, self.config.epochs * len(self.slices)
         lr = self.config.lr * self.schedule(step, steps, self.config.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["share"]
+        for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
+            group["lr"] = lr * share
         self.learning_rate = lr
         images = self.augment(self.data.images.index_select(0, batch), self.generator)
         logits = self.model(images)
@@ -246,21 +186,3 @@ class Trainer:
         self.generator.set_state(state["augmentation_rng"])
         torch.set_rng_state(state["torch_rng"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Weights and biases, and what quantizers learn, which decays only where they say it (`Quantizer.decays`).
-
-    share: of the learning rate. That of the quantizers' parameters is `scale_lr`.
-    """
-    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
-    learned = {id(p): quantizer.decays for quantizer in quantizers for p in quantizer.parameters()}
-    groups = [
-        {
-            "params": [p for p in model.parameters() if learned.get(id(p)) is decays],
-            "weight_decay": weight_decay if decays is not False else 0.0,
-            "share": 1.0 if decays is None else scale_lr,
-        }
-        for decays in (None, True, False)  # None: not of a quantizer
-    ]
-    return [group for group in groups if group["params"]]

@@ -18,9 +18,9 @@ from qattrain.config import parse_config
 from qattrain.data import load_dataset, split_validation
 from qattrain.errors import CheckpointError, ConfigError, DataError, QattrainError, TrainingError
 from qattrain.evaluation import evaluate
+from qattrain.optimization import OPTIMIZERS
 from qattrain.predicting import evaluate_checkpoint
 from qattrain.session import RunResult
-from qattrain.training import OPTIMIZERS
 
 Tiny = Callable[..., RunResult]
 MEASURED = ("seconds", "epoch_seconds", "images_per_second")  # by the clock: differs between equal runs

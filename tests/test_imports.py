@@ -25,7 +25,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("layers",),
     ("model",),
     ("checkpoint",),
-    ("distillation",),
+    ("distillation", "optimization"),
     ("calibration", "training", "evaluation"),
     ("lowering",),
     ("export",),

@@ -19,8 +19,9 @@ from qattrain.data.augment import AUGMENTATIONS
 from qattrain.environment import has_fast_bf16
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.model import build_model
+from qattrain.optimization import OPTIMIZERS, SCHEDULES, parameter_groups
 from qattrain.quant import QUANTIZERS, Quantizer
-from qattrain.training import OPTIMIZERS, SCHEDULES, STEPS_BETWEEN_CHECKS, EpochResult, Trainer, parameter_groups
+from qattrain.training import STEPS_BETWEEN_CHECKS, EpochResult, Trainer
 
 SETTLED = {"train.lr": 0.05, "train.batch_size": 32, "train.weight_decay": 1e-4, "train.precision": "fp32"}
 FLOAT = {"quant.bits": 32, "data.augment": "none", "train.momentum": 0.0, "train.weight_decay": 0.0}

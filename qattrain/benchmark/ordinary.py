@@ -14,7 +14,7 @@ from qattrain.data import ImageSet, batch_slices
 from qattrain.data.torchvision_sets import import_torchvision_datasets
 from qattrain.experiment import AUTO_BATCH
 from qattrain.model import PRESETS
-from qattrain.training import OPTIMIZERS
+from qattrain.optimization import OPTIMIZERS
 
 EXAMPLE_BATCH = 64
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # MNIST's, as every example has them

@@ -8,8 +8,9 @@ from qattrain.benchmark.contender import CLASSES, SEED, Ready, Workload
 from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.experiment import AUTO_BATCH
 from qattrain.model import build_model, plan_layers
+from qattrain.optimization import OPTIMIZERS
 from qattrain.quant import native
-from qattrain.training import OPTIMIZERS, Trainer
+from qattrain.training import Trainer
 
 
 class Silent:

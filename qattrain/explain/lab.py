@@ -18,7 +18,8 @@ from qattrain.engines import torch_predictor
 from qattrain.evaluation import evaluate
 from qattrain.experiment import AUTO_BATCH_SMALL
 from qattrain.model import LeNet, build_model, plan_layers
-from qattrain.training import OPTIMIZERS, Trainer
+from qattrain.optimization import OPTIMIZERS
+from qattrain.training import Trainer
 
 MODEL = ModelConfig(name="lenet-nano")
 TRAIN_IMAGES, TEST_IMAGES = 1500, 1000  # of a larger dataset than the digits: seconds, not minutes

@@ -1,0 +1,90 @@
+"""How weights are moved: learning-rate schedules, optimizers and their defaults, who decays and at what pace."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qattrain.config import TrainConfig
+from qattrain.quant import Quantizer
+
+Schedule = Callable[[int, int, float], float]  # (step from 0, steps of the run, warm-up share) -> factor on the rate
+
+
+def one_cycle(step: int, steps: int, warmup: float) -> float:
+    """Cosine from 1/25 up to 1 over the warm-up, then cosine down to 1/250,000 at the last step.
+
+    Source: Smith, Topin 2018, "Super-Convergence"; equal to `torch.optim.lr_scheduler.OneCycleLR` at every step.
+    """
+    peak, last = warmup * steps - 1, steps - 1
+    if peak > 0 and step <= peak:
+        return _cosine(1 / 25, 1.0, step / peak)
+    return _cosine(1.0, 1 / 250_000, (step - peak) / (last - peak))
+
+
+def cosine(step: int, steps: int, warmup: float) -> float:
+    """Linear up to 1 over the warm-up, times cosine from 1 to 0 over the run.
+
+    Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
+    """
+    return constant(step, steps, warmup) * _cosine(1.0, 0.0, step / steps)
+
+
+def constant(step: int, steps: int, warmup: float) -> float:
+    """1, after a linear warm-up."""
+    return min(1.0, (step + 1) / max(warmup * steps, 1.0))
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+SCHEDULES: dict[str, Schedule] = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
+
+
+def sgd(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum."""
+    momentum = config.momentum
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+
+def adamw(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch.optim.Optimizer:  # noqa: ARG001
+    """AdamW. Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization"."""
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """How to build an optimizer, and its defaults where the config says `auto`."""
+
+    build: Callable[[list[dict[str, Any]], float, TrainConfig], torch.optim.Optimizer]
+    lr: float
+    one_bit_lr: float  # where any weight has one bit: of the signs SGD flips too many otherwise, AdamW too few
+    weight_decay: float
+
+
+OPTIMIZERS: dict[str, OptimizerChoice] = {
+    "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
+    "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
+}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Weights and biases, and what quantizers learn, which decays only where they say it (`Quantizer.decays`).
+
+    share: of the learning rate. That of the quantizers' parameters is `scale_lr`.
+    """
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    learned = {id(p): quantizer.decays for quantizer in quantizers for p in quantizer.parameters()}
+    groups = [
+        {
+            "params": [p for p in model.parameters() if learned.get(id(p)) is decays],
+            "weight_decay": weight_decay if decays is not False else 0.0,
+            "share": 1.0 if decays is None else scale_lr,
+        }
+        for decays in (None, True, False)  # None: not of a quantizer
+    ]
+    return [group for group in groups if group["params"]]
