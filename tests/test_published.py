@@ -37,6 +37,23 @@ def test_published_means_and_deviations_follow_from_every_seed() -> None:
                 assert all(0 <= accuracy <= 1 for accuracy in row["integer_accuracy"]), where
 
 
+def test_check_tells_every_accuracy_that_is_not_the_published_one() -> None:
+    row = {"method": "qat", "bits": 2, "act_bits": 3, "test_accuracy": [0.5, 0.6], "integer_accuracy": [0.5, 0.6]}
+    mine = {"rows": [row, row | {"integer_accuracy": [0.5, 0.7]}]}
+    assert recipes.differences({"rows": [row, row]}, {"rows": [row, row]}) == []
+    assert recipes.differences(mine, {"rows": [row, row]}) == ["qat 2/3 integer_accuracy: [0.5, 0.7], not [0.5, 0.6]"]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(["w2a2"], ["teacher", "w2a2"]), (["widths"], ["widths"])])
+def test_a_teacher_is_trained_before_those_it_teaches_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, asked: list[str], expected: list[str]
+) -> None:
+    lines: list[list[str]] = []
+    monkeypatch.setattr(recipes.subprocess, "run", lambda line, **_: lines.append(line))
+    recipes.train(asked)
+    assert [line[-1] for line in lines] == expected
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_a_valid_grid_of_three_seeds_that_selects_nothing(name: str) -> None:
     path = recipes.RECIPES / f"{name}.toml"
