@@ -13,10 +13,13 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import published_results
 from recipes import RESULTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES_FILE = ROOT / "runs" / "published" / "sizes.json"
@@ -76,15 +79,11 @@ def size_table(document: dict[str, Any]) -> str:
 
 def pictures() -> dict[str, Any]:
     """Writes one small PNG a topic beside EXPLAIN; returns what the README says of them."""
-    from PIL import Image
-
     from qattrain.explain import TOPICS, Lab, scale
-    from qattrain.report.picture import png
 
     found = {topic: TOPICS[topic].explain(Lab(ROOT, "digits")) for topic in PICTURES}
     for topic, explanation in found.items():
-        image = Image.open(io.BytesIO(png(explanation.figure))).convert("RGB").quantize(PICTURE_COLORS, dither=0)
-        image.save(EXPLAIN.parent / f"{topic}.png", optimize=True)
+        save_small(topic, explanation.figure)
     courses = found["scale"].numbers["courses"]
     ptq = found["ptq"].numbers
     return {
@@ -104,6 +103,16 @@ def pictures() -> dict[str, Any]:
         "ptq": ptq["ptq"],
         "qat": ptq["qat"],
     }
+
+
+def save_small(name: str, figure: "Figure") -> None:
+    """The figure as a PNG of few colors, beside the JSON."""
+    from PIL import Image
+
+    from qattrain.report.picture import png
+
+    image = Image.open(io.BytesIO(png(figure))).convert("RGB").quantize(PICTURE_COLORS, dither=0)
+    image.save(EXPLAIN.parent / f"{name}.png", optimize=True)
 
 
 def explain_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -203,6 +212,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "pictures":
         EXPLAIN.write_text(json.dumps(pictures(), indent=1) + "\n")
     if sys.argv[1] == "render":
-        for file, content in published_results.pictures(json.loads(RESULTS.read_text())).items():
-            (RESULTS.parent / file).write_bytes(content)
+        for name, draw in published_results.PICTURES.items():
+            save_small(name, draw(json.loads(RESULTS.read_text())))
     README.write_text(rendered(README.read_text()))

@@ -1,6 +1,10 @@
 """Tables and pictures of runs/published/results.json, for the README."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LENET = ("float", "w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
@@ -72,43 +76,47 @@ def _widths_table(rows: Rows) -> str:
     )
 
 
-def pictures(results: dict[str, Any]) -> dict[str, bytes]:
-    """File name -> PNG."""
+def _axes(height: float, title: str) -> "Axes":
     from matplotlib.figure import Figure
 
-    from qattrain.report.figures import draw_intervals
-    from qattrain.report.picture import png
-    from qattrain.report.sweep_figures import draw_bits, draw_bytes
+    axes = Figure(figsize=(8, height), layout="constrained").subplots()
+    axes.set_title(f"MNIST, {title}\nmean of 3 seeds, bars one standard deviation")
+    return axes
 
-    front = [row for recipe in FRONT for row in results[recipe]["rows"]]
+
+def draw_front(results: dict[str, Any]) -> "Figure":
+    """Accuracy against bytes of the weights, beside BitNetMCU's."""
+    from qattrain.report.sweep_figures import draw_bytes
+
+    axes = _axes(5, "two convolutions and two fully connected layers")
+    groups = [_group(row) for recipe in FRONT for row in results[recipe]["rows"]]
     others = [{"name": "BitNetMCU", "weight_bytes": size, "accuracy": accuracy} for size, accuracy in BITNETMCU]
-    found = {}
-    for name, draw, groups, reference, title in (
-        ("widths", draw_bits, results["widths"]["rows"], [], "rounded while training, and afterwards"),
-        ("front", draw_bytes, front, others, "two convolutions, two fully connected layers"),
-    ):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
-        draw(axes, {"groups": [_group(row) for row in groups], "reference": reference})
-        axes.set_title(f"MNIST, {title}\nmean of 3 seeds, bars one standard deviation")
-        axes.legend(fontsize=9)
-        found[f"{name}.png"] = png(figure)
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    rows = results["quantizers"]["rows"]
-    draw_intervals(
-        axes,
-        [
-            (
-                row["quantizer"],
-                row["mean"],
-                (row["mean"] - row["standard_deviation"], row["mean"] + row["standard_deviation"]),
-            )
-            for row in rows
-        ],
-    )
-    axes.set_title("MNIST, 4-bit weights and activations\nmean of 3 seeds, bars one standard deviation")
-    return found | {"quantizers.png": png(figure)}
+    draw_bytes(axes, {"groups": groups, "reference": others})
+    axes.legend(fontsize=9)
+    return axes.get_figure()
+
+
+def draw_widths(results: dict[str, Any]) -> "Figure":
+    """Accuracy against bits, trained with rounding and rounded afterwards."""
+    from qattrain.report.sweep_figures import draw_bits
+
+    axes = _axes(5, "rounded while training, and afterwards")
+    draw_bits(axes, {"groups": [_group(row) for row in results["widths"]["rows"]], "reference": []})
+    axes.legend(fontsize=9)
+    return axes.get_figure()
+
+
+def draw_quantizers(results: dict[str, Any]) -> "Figure":
+    """Accuracy of every quantizer."""
+    from qattrain.report.figures import draw_intervals
+
+    axes = _axes(3.5, "4-bit weights and activations")
+    rows = [(row["quantizer"], row["mean"], row["standard_deviation"]) for row in results["quantizers"]["rows"]]
+    draw_intervals(axes, [(name, mean, (mean - spread, mean + spread)) for name, mean, spread in rows])
+    return axes.get_figure()
+
+
+PICTURES = {"front": draw_front, "widths": draw_widths, "quantizers": draw_quantizers}
 
 
 def _group(row: dict[str, Any]) -> dict[str, Any]:
