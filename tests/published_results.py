@@ -39,11 +39,11 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     for recipe in FRONT:
         (row,) = results[recipe]["rows"]
         theirs = max(accuracy for size, accuracy in BITNETMCU if size <= _limit(row["weight_bytes"]))
-        front.append([recipe, *_figures(row), percent(theirs)])
+        front.append([recipe, _network(row), *_figures(row), percent(theirs)])
     figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes"]
     return {
         "lenet": markdown(["recipe", *figures], lenet),
-        "front": markdown(["recipe", *figures, "BitNetMCU"], front),
+        "front": markdown(["recipe", "network", *figures, "BitNetMCU"], front),
         "widths": _widths_table(results["widths"]["rows"]),
         "quantizers": markdown(
             ["quantizer", "mean", "deviation", "seeds 0, 1, 2"],
@@ -55,6 +55,12 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 def _figures(row: dict[str, Any]) -> list[str]:
     other = "" if row["other_bytes"] is None else f"{row['other_bytes']:,}"
     return [percent(row["mean"]), spread(row), each(row), f"{row['weight_bytes']:,}", other]
+
+
+def _network(row: dict[str, Any]) -> str:
+    """`12-34-24, bits 4 1 1 4`: widths; bits of the weights of conv1, conv2, fc1, fc2."""
+    bits = " ".join(str(row["layer_bits"].get(layer, row["bits"])) for layer in ("conv1", "conv2", "fc1", "fc2"))
+    return f"{'-'.join(map(str, row['widths']))}, bits {bits}"
 
 
 def _limit(weight_bytes: int) -> int:

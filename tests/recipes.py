@@ -73,8 +73,8 @@ def collect(name: str) -> dict[str, Any]:
     for run_dir, row in cells:
         recorded = json.loads((run_dir / "config.json").read_text())
         environments.append({key: recorded["environment"][key] for key in ENVIRONMENT})
-        same = {key: row[key] for key in SAME if key != "method"}
-        found = rows.setdefault(json.dumps([row["method"], same]), {"method": row["method"], **same, "seeds": []})
+        same = {key: row[key] for key in SAME} | network(recorded["config"])
+        found = rows.setdefault(json.dumps(same), {**same, "seeds": []})
         found["seeds"].append(row["seed"])
         for key, value in executed(run_dir, recorded["config"], name not in COMPARISONS).items():
             found.setdefault(key, []).append(value)
@@ -83,6 +83,14 @@ def collect(name: str) -> dict[str, Any]:
         "environment": environments[0],
         "rows": [summarized(row) for row in rows.values()],
     }
+
+
+def network(config: dict[str, Any]) -> dict[str, Any]:
+    """What tells the network beside its bits: channels of conv1 and conv2, features of fc1; layers of other bits."""
+    from qattrain.model import PRESETS
+
+    widths = config["model"]["widths"] or PRESETS[config["model"]["name"]]
+    return {"widths": list(widths), "layer_bits": config["quant"]["layer_bits"]}
 
 
 def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any]:
