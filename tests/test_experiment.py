@@ -192,7 +192,7 @@ def test_what_was_auto_is_settled_and_recorded(tiny: Tiny, tiny_config: Any, tmp
 WRONG: dict[str, tuple[dict[str, Any], type[QattrainError], str]] = {
     "model": ({"model.name": "alexnet"}, ConfigError, "lenet-nano"),
     "initializer": ({"model.init": "zeros"}, ConfigError, "kaiming"),
-    "quantizer": ({"quant.quantizer": "dorefa"}, ConfigError, "lsq"),
+    "quantizer": ({"quant.quantizer": "xnor"}, ConfigError, "lsq"),
     "surrogate": ({"quant.surrogate": "sigmoid"}, ConfigError, "clipped"),
     "dataset": ({"data.dataset": "cifar10"}, ConfigError, "digits"),
     "augmentation": ({"data.augment": "flip"}, ConfigError, "shift"),
