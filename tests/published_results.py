@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LENET = ("float", "w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
+LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2")
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
 # BitNetMCU's own figures for its convolutional networks: weight bytes -> accuracy on the MNIST test images.
 BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944), (11_000, 0.9955), (13_000, 0.9958))

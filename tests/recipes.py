@@ -167,7 +167,7 @@ if __name__ == "__main__":
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         for recipe in asked:
             results[recipe] = collect(recipe)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
             for row in results[recipe]["rows"]:
                 bits = f"{row['bits']}/{row['act_bits']}"
                 sys.stderr.write(f"{recipe} {row['method']} {bits} {row['mean']} {row['standard_deviation']}\n")
