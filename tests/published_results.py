@@ -96,8 +96,14 @@ def draw_front(results: dict[str, Any]) -> "Figure":
 
     axes = _axes(5, "two convolutions and two fully connected layers")
     groups = [_group(row) for recipe in FRONT for row in results[recipe]["rows"]]
-    others = [{"name": "BitNetMCU", "weight_bytes": size, "accuracy": accuracy} for size, accuracy in BITNETMCU]
+    others = [{"name": "", "weight_bytes": size, "accuracy": accuracy} for size, accuracy in BITNETMCU]
     draw_bytes(axes, {"groups": groups, "reference": others})
+    for text in list(axes.texts):  # bits, which differ from layer to layer here
+        text.remove()
+    for recipe, group in zip(FRONT, groups, strict=True):
+        where = (group["weight_bytes"], 1 - group["mean"])
+        axes.annotate(recipe, where, xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.lines[-len(others)].set_label("BitNetMCU")
     axes.legend(fontsize=9)
     return axes.get_figure()
 
