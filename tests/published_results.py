@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from recipes import shipped
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -10,7 +12,6 @@ LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2")
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
 # BitNetMCU's own figures for its convolutional networks: weight bytes -> accuracy on the MNIST test images.
 BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944), (11_000, 0.9955), (13_000, 0.9958))
-METHODS = {"fp32": "float", "qat": "QAT", "ptq": "PTQ"}
 
 Rows = list[dict[str, Any]]
 
@@ -24,8 +25,7 @@ def spread(row: dict[str, Any]) -> str:
 
 
 def each(row: dict[str, Any]) -> str:
-    shipped = row["test_accuracy"] if None in row["integer_accuracy"] else row["integer_accuracy"]
-    return ", ".join(f"{100 * accuracy:.2f}" for accuracy in shipped)
+    return ", ".join(f"{100 * accuracy:.2f}" for accuracy in shipped(row))
 
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:
@@ -38,7 +38,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     front = []
     for recipe in FRONT:
         (row,) = results[recipe]["rows"]
-        theirs = max(accuracy for size, accuracy in BITNETMCU if size <= _limit(row["weight_bytes"]))
+        theirs = next(
+            accuracy for size, accuracy in BITNETMCU if row["weight_bytes"] <= size
+        )  # the smallest it fits in
         front.append([recipe, _network(row), *_figures(row), percent(theirs)])
     figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes"]
     return {
@@ -63,20 +65,14 @@ def _network(row: dict[str, Any]) -> str:
     return f"{'-'.join(map(str, row['widths']))}, bits {bits}"
 
 
-def _limit(weight_bytes: int) -> int:
-    """The size of theirs that this network is held against: the smallest it fits into."""
-    return min(size for size, _ in BITNETMCU if weight_bytes <= size)
-
-
 def _widths_table(rows: Rows) -> str:
     (baseline,) = (row for row in rows if row["method"] == "fp32")
     bits = sorted({row["bits"] for row in rows if row["method"] != "fp32"}, reverse=True)
     lines = []
     for width in bits:
         found = {row["method"]: row for row in rows if row["bits"] == width}
-        cells = [f"{percent(found[m]['mean'])} | {spread(found[m])}" for m in ("qat", "ptq")]
-        lines.append([str(width), *cells])
-    lines.append(["float", f"{percent(baseline['mean'])} | {spread(baseline)}", " | "])
+        lines.append([str(width), *_figures(found["qat"])[:2], *_figures(found["ptq"])[:2]])
+    lines.append(["float", *_figures(baseline)[:2], "", ""])
     return markdown(
         ["bits", "trained with rounding (QAT)", "deviation", "rounded afterwards (PTQ)", "deviation"], lines
     )

@@ -69,23 +69,23 @@ def collect(name: str) -> dict[str, Any]:
         assert document["finished"] == document["cells"], f"{name}: not all cells are finished"
         cells = [(folder.path / row["run_dir"], row) for row in document["rows"]]
     rows: dict[str, dict[str, Any]] = {}
-    environments = []
+    environment: dict[str, Any] = {}  # of the first run
     for run_dir, row in cells:
         recorded = json.loads((run_dir / "config.json").read_text())
-        environments.append({key: recorded["environment"][key] for key in ENVIRONMENT})
-        same = {key: row[key] for key in SAME} | network(recorded["config"])
+        environment = environment or {key: recorded["environment"][key] for key in ENVIRONMENT}
+        same = {key: row[key] for key in SAME} | shape(recorded["config"])
         found = rows.setdefault(json.dumps(same), {**same, "seeds": []})
         found["seeds"].append(row["seed"])
         for key, value in executed(run_dir, recorded["config"], name not in COMPARISONS).items():
             found.setdefault(key, []).append(value)
     return {
         "command": " ".join(command(name)),
-        "environment": environments[0],
+        "environment": environment,
         "rows": [summarized(row) for row in rows.values()],
     }
 
 
-def network(config: dict[str, Any]) -> dict[str, Any]:
+def shape(config: dict[str, Any]) -> dict[str, Any]:
     """What tells the network beside its bits: channels of conv1 and conv2, features of fc1; layers of other bits."""
     from qattrain.model import PRESETS
 
@@ -112,7 +112,6 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
     assert history[-1]["test_accuracy"] == result.accuracy, run_dir
     found: dict[str, Any] = {
         "test_accuracy": result.accuracy,
-        "val_accuracy": history[-1].get("val_accuracy"),
         "integer_accuracy": None,
         "differing_predictions": mismatches and mismatches.predictions,
         "differing_images": mismatches and mismatches.logits,
@@ -139,13 +138,19 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
     return found
 
 
+def shipped(row: dict[str, Any]) -> list[float]:
+    """Accuracy of every seed as what the network is shipped as: integers, if it has them."""
+    found: list[float] = row["test_accuracy" if None in row["integer_accuracy"] else "integer_accuracy"]
+    return found
+
+
 def summarized(row: dict[str, Any]) -> dict[str, Any]:
-    """With mean and standard deviation over the seeds of what the network is shipped as: integers, if it has them."""
+    """With mean and standard deviation over the seeds."""
     for key in ("weight_bytes", "other_bytes"):
         (row[key],) = set(row[key])
-    shipped = row["test_accuracy"] if None in row["integer_accuracy"] else row["integer_accuracy"]
-    deviation = statistics.stdev(shipped) if len(shipped) > 1 else None
-    return row | {"mean": statistics.mean(shipped), "standard_deviation": deviation}
+    accuracies = shipped(row)
+    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    return row | {"mean": statistics.mean(accuracies), "standard_deviation": deviation}
 
 
 def differences(found: dict[str, Any], published: dict[str, Any]) -> list[str]:

@@ -65,8 +65,7 @@ def test_every_recipe_is_a_valid_grid_of_three_seeds_that_selects_nothing(name: 
         assert {point["seed"] for point in points} >= {0, 1, 2}
     for point in points:
         assert point["train"]["threads"] == 1  # sums of floats depend on it
-        held_out = point["data"]["val_split"]
-        assert held_out == (10_000 if name == "ablation" else 0)
+        assert point["data"]["val_split"] == 0
         assert point["data"]["limit_train"] is point["data"]["limit_test"] is None
 
 
