@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -19,11 +20,11 @@ LOW, HIGH = -4, 3  # the codes of 3 bits
 SHOWN = {"below": -5.2, "code": 1.0, "half": 1.5, "above": 4.2}
 BARE = "bare round"
 EPOCHS, FRACTION_BITS = 3, 4
-STYLES = ("-", "--", ":", "-.")
+STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)))
 
 
 def explain(lab: Lab) -> Explanation:
-    """Gradients as numbers, then four trainings that differ only in the surrogate."""
+    """Gradients as numbers, then trainings that differ only in the surrogate."""
     gradients = measured_gradients()
     at = surrogate_gradients()
     trained = trainings(lab)
@@ -69,14 +70,16 @@ def explain(lab: Lab) -> Explanation:
             "as they were born. A falling loss is no proof that the rounded layers learn; look whether their codes "
             "move.",
             "Outside the range the staircase is flat for good. identity pushes such weights on although nothing "
-            "changes; clipped and tanh stop them there (the clip zones of the picture).",
+            "changes; clipped and tanh stop them there (the clip zones of the picture); polynomial fades out within "
+            "half a step on either side of the range's ends.",
         ],
         look=[
             "qattrain/quant/functional.py, class Round: backward calls SURROGATES[...]; that line is the surrogate",
             "qattrain/quant/surrogates.py: write your own function there, add a line to SURROGATES, and choose it "
             "with --set quant.surrogate=NAME",
         ],
-        paper="Bengio, Leonard, Courville 2013, section 4; clipping: Hubara et al. 2016; tanh: Gong et al. 2019",
+        paper="Bengio, Leonard, Courville 2013, section 4; clipping: Hubara et al. 2016; tanh: Gong et al. 2019; "
+        "polynomial: Liu et al. 2018",
         figure=_figure(),
     )
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qattrain.quant.grid import MIN_SCALE, round_half_up, widened
-from qattrain.quant.surrogates import Surrogate
+from qattrain.quant.surrogates import STAND_FOR_RELU, Surrogate
 
 MAX_BIAS_CODE = 2**22 - 1
 
@@ -39,7 +39,12 @@ def staircase_gradient(
     """g_x = surrogate(g_q, v) / s with v = x / unit + offset; zero where a ReLU in front lets nothing through."""
     wide = widened(x)
     grad_x = surrogate(grad_codes.to(wide.dtype), wide / unit + offset, low, high) / scale
-    return (torch.where(x > 0, grad_x, 0.0) if rectify else grad_x).to(x.dtype)
+    return through_relu(grad_x, x, surrogate, rectify).to(x.dtype)
+
+
+def through_relu(grad_x: Tensor, x: Tensor, surrogate: Surrogate, rectify: bool) -> Tensor:
+    """What a ReLU in front of the staircase, if there is one, lets through of its surrogate's gradient."""
+    return torch.where(x > 0, grad_x, 0.0) if rectify and surrogate not in STAND_FOR_RELU else grad_x
 
 
 def learned_step_gradients(
@@ -56,9 +61,7 @@ def learned_step_gradients(
     s, wide = step.clamp_min(MIN_SCALE), widened(x)
     grad_codes = grad_codes.to(wide.dtype)
     v = wide / s
-    grad_v = surrogate(grad_codes, v, qmin, qmax)
-    if rectify:
-        grad_v = torch.where(x > 0, grad_v, 0.0)
+    grad_v = through_relu(surrogate(grad_codes, v, qmin, qmax), x, surrogate, rectify)
     codes = round_half_up(v).clamp_(qmin, qmax)
     per_element = grad_codes * codes - grad_v * v
     return (grad_v / s).to(x.dtype), per_element.sum_to_size(s.shape) / s * gradient_scale

@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 
 from qattrain.explain import TOPICS, Explanation, Lab, latent, ptq, scale
-from qattrain.explain.ste import BARE
+from qattrain.explain.ste import BARE, HIGH, LOW
 from qattrain.quant import SURROGATES
 from qattrain.report.picture import png, svg
 
@@ -55,6 +55,7 @@ def test_ste_shows_every_surrogate_and_its_clip_zones(explained: Any) -> None:
     for name in ("clipped", "tanh"):
         assert (surrogates[name]["below"], surrogates[name]["above"]) == (0, 0)
         assert surrogates[name]["mean inside"] == pytest.approx(1, abs=1e-3)
+    assert surrogates["polynomial"]["mean inside"] == pytest.approx(1 - 2 * 0.125 / (HIGH - LOW), abs=1e-3)
     assert surrogates["tanh"]["half"] > 1 > surrogates["tanh"]["code"] > 0
 
 

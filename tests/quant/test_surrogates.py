@@ -63,6 +63,31 @@ def test_tanh_is_steepest_at_the_rounding_threshold_and_flattest_on_a_code() -> 
     assert at[0] > at[1] > at[2] > 0
 
 
+def test_polynomial_is_the_sum_of_a_triangle_two_steps_wide_at_every_threshold() -> None:
+    thresholds = torch.arange(LOW, HIGH, dtype=torch.float64) + 0.5
+    triangles = (1 - (V[:, None] - thresholds).abs()).clamp_min(0)
+    torch.testing.assert_close(derivative("polynomial"), triangles.sum(1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+@pytest.mark.parametrize("name", ["lsq", "affine", "pow2", "dorefa", "pact"])
+def test_behind_a_relu_only_polynomial_reaches_below_zero_and_no_further_than_half_a_step(name: str, bits: int) -> None:
+    x = torch.linspace(-2, 2, 4001).view(1, -1)
+    below = {}
+    for surrogate in SURROGATES:
+        quantizer = activation_quantizer(name, bits, surrogate, rectify=True)
+        assert quantizer is not None
+        leaf = x.clone().requires_grad_()
+        q = quantizer(leaf)
+        q.codes.sum().backward()
+        assert leaf.grad is not None
+        assert q.scale is not None
+        reached = x[(leaf.grad != 0) & (x <= 0)] / q.scale
+        below[surrogate] = float(reached.min()) if reached.numel() else 0.0
+    assert below.pop("polynomial") == pytest.approx(-0.5, abs=0.02)
+    assert set(below.values()) == {0.0}
+
+
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_a_new_entry_of_the_table_changes_the_gradient_of_every_quantizer(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -96,16 +121,16 @@ def test_replacing_an_entry_of_the_table_acts_on_functions_already_recorded(monk
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_an_unknown_surrogate_is_refused_with_the_allowed_ones(name: str) -> None:
-    with pytest.raises(ConfigError, match="identity, clipped, tanh") as caught:
+    with pytest.raises(ConfigError, match="identity, clipped, tanh, polynomial") as caught:
         weight_quantizer(name, QUANTIZERS[name].default_bits, (), "sigmoid")
     assert "sigmoid" in str(caught.value)
-    with pytest.raises(ConfigError, match="identity, clipped, tanh"):
+    with pytest.raises(ConfigError, match="identity, clipped, tanh, polynomial"):
         activation_quantizer(name, 4, "sigmoid")
 
 
 @pytest.mark.parametrize("bits", [4, 32])
 def test_layers_refuse_an_unknown_surrogate_also_where_they_quantize_nothing(bits: int) -> None:
-    with pytest.raises(ConfigError, match="identity, clipped, tanh"):
+    with pytest.raises(ConfigError, match="identity, clipped, tanh, polynomial"):
         QuantLinear(3, 2, bits=bits, surrogate="sigmoid")
-    with pytest.raises(ConfigError, match="identity, clipped, tanh"):
+    with pytest.raises(ConfigError, match="identity, clipped, tanh, polynomial"):
         QuantReLU(bits, surrogate="sigmoid")
