@@ -37,6 +37,7 @@ class ModelConfig(_Section):
     init: str = "kaiming"
     ops: Literal["torch", "explicit"] = "torch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    norm: Literal["none", "batch"] = "none"
 
     @field_validator("widths")
     @classmethod
@@ -102,6 +103,8 @@ class TrainConfig(_Section):
     scale_lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    start_bits: int | None = None
     grad_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"

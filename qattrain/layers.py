@@ -37,6 +37,29 @@ class _QuantLayer(nn.Module, ABC):
     bias: Any  # nn.Parameter or None: torch's two base classes declare it differently
     compute_dtype: torch.dtype | None  # of the product while training; None: that of the weights
     pool: int = 1
+    norm: nn.BatchNorm2d | None = None  # between the product and the pooling, folded into weight and bias
+
+    def _folded(self, x: Tensor, scale: Tensor | None) -> tuple[Tensor, Any]:
+        """Weight and bias with the normalization in them: batch statistics in training, running ones in evaluation.
+
+        x: the input's codes less their zero point, times `scale`.
+        """
+        norm = self.norm
+        if norm is None:
+            return self.weight, self.bias
+        if self.training:
+            dtype = self._dtype(x, self.weight, None)
+            z = self._product(x.to(dtype), self.weight.to(dtype)).float()
+            factor = 1.0 if scale is None else scale.float()
+            var, mean = torch.var_mean(z, (0, 2, 3), correction=0)
+            mean, var = mean * factor, var * factor**2
+            with torch.no_grad():
+                norm.running_mean.lerp_(mean, norm.momentum)
+                norm.running_var.lerp_(var, norm.momentum)
+        else:
+            mean, var = norm.running_mean, norm.running_var
+        gain = norm.weight * (var + norm.eps).rsqrt()
+        return self.weight * gain.view(-1, 1, 1, 1), norm.bias - mean * gain
 
     def _setup(
         self,
@@ -57,9 +80,10 @@ class _QuantLayer(nn.Module, ABC):
         input_bits = bits if act_bits is None else act_bits
         self.input_quantizer = activation_quantizer(quantizer, input_bits, surrogate, signed=signed_input)
 
-    def quantized_weight(self) -> QTensor:
+    def quantized_weight(self, weight: Tensor | None = None) -> QTensor:
         """The weights as codes and scale; scale None at 32 bits."""
-        return self.weight_quantizer(self.weight) if self.weight_quantizer else QTensor(self.weight, None)
+        weight = self._folded(torch.empty(0), None)[0] if weight is None else weight
+        return self.weight_quantizer(weight) if self.weight_quantizer else QTensor(weight, None)
 
     @abstractmethod
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -72,7 +96,8 @@ class _QuantLayer(nn.Module, ABC):
         return y if self.training else y.to(self.weight.dtype)  # other modules cannot follow into float64
 
     def _multiply(self, x: QTensor) -> Tensor:
-        w = self.quantized_weight()
+        weight, bias = self._folded(x.centered(), x.scale)
+        w = self.quantized_weight(weight)
         scale, on_grid = joint_scale(x.scale, w.scale), x.scale is not None and w.scale is not None
         codes_x, codes_w = x.centered(), w.centered()
         dtype = self._dtype(codes_x, codes_w, scale if on_grid else None)
@@ -80,7 +105,7 @@ class _QuantLayer(nn.Module, ABC):
         if pool > 1 and not native.is_compiled():  # compiled, pooling is one pass with what follows
             acc, pool = F.max_pool2d(acc, pool), 1
         trailing = self.weight.dim() - 2  # dimensions behind the channel
-        y: Tensor = functional.Rescale.apply(acc, self.bias, scale, on_grid, trailing, pool)  # type: ignore[no-untyped-call]
+        y: Tensor = functional.Rescale.apply(acc, bias, scale, on_grid, trailing, pool)  # type: ignore[no-untyped-call]
         return y
 
     def _dtype(self, x: Tensor, w: Tensor, scale: Tensor | None) -> torch.dtype:

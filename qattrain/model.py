@@ -96,6 +96,7 @@ class LeNet(nn.Module):
         quant: QuantConfig,
         ops: str = "torch",
         dropout: float = 0.0,
+        norm: str = "none",
     ) -> None:
         super().__init__()
         self.dropout = dropout
@@ -115,6 +116,8 @@ class LeNet(nn.Module):
         self.fc1 = QuantLinear(c2 * 4 * 4, features, **own("fc1"))
         self.act3 = QuantReLU(bits["act3"], **common)
         self.fc2 = QuantLinear(features, classes, per_channel=False, **own("fc2"))
+        if norm == "batch":
+            self.conv1.norm, self.conv2.norm = nn.BatchNorm2d(c1), nn.BatchNorm2d(c2)
         self.register_buffer("input_scale", torch.tensor(INPUT_SCALE), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -150,6 +153,6 @@ def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
         raise ConfigError(
             f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
         )
-    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops, model.dropout)
+    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops, model.dropout, model.norm)
     net.apply(INITIALIZERS[model.init])
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

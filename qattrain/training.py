@@ -22,6 +22,8 @@ from qattrain.distillation import Teacher, distilled
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.layers import set_compute_dtype
 from qattrain.optimization import OPTIMIZERS, SCHEDULES, parameter_groups
+from qattrain.quant import weight_quantizer
+from qattrain.quant.binary import BinaryQuantizer
 from qattrain.quant.native import compiled
 
 STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
@@ -78,6 +80,12 @@ class Trainer:
         self.model, self.data, self.config, self.seed, self.teacher = model, data, config, seed, teacher
         self.augment, self.schedule = AUGMENTATIONS[augment], SCHEDULES[config.schedule]
         self.slices = batch_slices(len(data.labels), config.batch_size)
+        self.binary: dict[Any, Any] = {}  # layer -> its quantizer, put aside for the first half
+        for layer in model.modules():
+            if config.start_bits is not None and isinstance(getattr(layer, "weight_quantizer", None), BinaryQuantizer):
+                own: Any = layer.weight_quantizer
+                self.binary[layer] = own
+                layer.weight_quantizer = weight_quantizer("lsq", config.start_bits, own.shape)
         self.optimizer = OPTIMIZERS[config.optimizer].build(
             parameter_groups(model, config.weight_decay, config.scale_lr), config.lr, config
         )
@@ -86,6 +94,7 @@ class Trainer:
         self.epoch = 0  # finished ones
         self.step = 0  # finished ones of the epoch under way
         self.seconds = 0.0  # of the epoch under way
+        self.averages: list[Tensor] | None = None
         self.generator = torch.Generator()
         self.losses = torch.zeros(len(self.slices), device=data.labels.device)
 
@@ -121,6 +130,10 @@ class Trainer:
     def _train_step(self, batch: Tensor) -> Tensor:
         assert self.config.lr != "auto"
         step, steps = self.epoch * len(self.slices) + self.step, self.config.epochs * len(self.slices)
+        if step >= steps // 2:
+            for layer, own in self.binary.items():
+                layer.weight_quantizer = own
+            self.binary = {}
         lr = self.config.lr * self.schedule(step, steps, self.config.warmup)
         for group, share in zip(self.optimizer.param_groups, self.shares, strict=True):
             group["lr"] = lr * share
@@ -140,7 +153,19 @@ class Trainer:
         if self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
+        if self.config.ema > 0:
+            self._average(step, steps)
         return loss.detach()
+
+    @torch.no_grad()
+    def _average(self, step: int, steps: int) -> None:
+        """The moving average of all parameters; after the last step of the run it takes their place."""
+        own = list(self.model.parameters())
+        if self.averages is None:
+            self.averages = [p.clone() for p in own]
+        torch._foreach_lerp_(self.averages, own, 1 - min(self.config.ema, (1 + step) / (10 + step)))
+        if step == steps - 1:
+            torch._foreach_copy_(own, self.averages)
 
     def _check_finite(self) -> None:
         finite = torch.isfinite(self.losses[: self.step])
