@@ -37,7 +37,7 @@ class _QuantLayer(nn.Module, ABC):
     bias: Any  # nn.Parameter or None: torch's two base classes declare it differently
     compute_dtype: torch.dtype | None  # of the product while training; None: that of the weights
     pool: int = 1
-    norm: nn.BatchNorm2d | None = None  # between the product and the pooling, folded into weight and bias
+    norm: nn.BatchNorm2d | None  # between the product and the pooling, folded into weight and bias
 
     def _folded(self, x: Tensor, scale: Tensor | None) -> tuple[Tensor, Any]:
         """Weight and bias with the normalization in them: batch statistics in training, running ones in evaluation.
@@ -74,6 +74,7 @@ class _QuantLayer(nn.Module, ABC):
     ) -> None:
         shape = (self.weight.shape[0], *(1,) * (self.weight.dim() - 1)) if per_channel else ()
         self.bits, self.ops, self.compute_dtype = bits, ops, None
+        self.norm = None
         if ops not in ("torch", "explicit"):
             raise ConfigError(f"ops {ops!r}: allowed: torch, explicit")
         self.weight_quantizer = weight_quantizer(quantizer, bits, shape, surrogate, fraction_bits)
