@@ -4,9 +4,9 @@
     python tests/recipes.py collect [NAME...]    execute them on all test images, into runs/published/results.json
     python tests/recipes.py check NAME...        the same, compared with what is published instead
 
-Each recipe is a sweep, `qattrain sweep --config configs/published/NAME.toml --name NAME`; without a NAME, all of them.
-Runs lie in QATTRAIN_RUNS_DIR (default `runs`), MNIST where QATTRAIN_DATA_DIR says. Nothing is selected: the last epoch,
-every seed.
+Each recipe is a sweep, `qattrain sweep --config configs/published/NAME.toml --name NAME`, or, as a teacher is, a single
+run; without a NAME, all of them. Runs lie in QATTRAIN_RUNS_DIR (default `runs`), MNIST where QATTRAIN_DATA_DIR says.
+Nothing is selected: the last epoch, every seed.
 """
 
 import json
@@ -22,8 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "configs" / "published"
 RESULTS = ROOT / "runs" / "published" / "results.json"
 RUNS = ROOT / os.environ.get("QATTRAIN_RUNS_DIR", "runs")
-TEACHER = "teacher"  # the one recipe that is a single run
-COMPARISONS = ("widths", "quantizers")  # many rows, of which none is meant to be shipped: not exported
+COMPARISONS = (
+    "widths",
+    "quantizers",
+    "ablation",
+    "trials",
+)  # many rows, of which none is meant to be shipped: not exported
+# What was tried and taken out again: its recipe and code lie at the commit its environment names.
+LEFT_OUT = "trials"
 BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # of an output channel, beside its packed weights
 ENVIRONMENT = ("qattrain", "commit", "python", "packages", "cpu", "cpu_cores", "cpu_capability")
 SAME = ("method", "bits", "act_bits", "quantizer", "settings", "epochs")  # in all seeds of a row
@@ -31,22 +37,42 @@ EXECUTED = ("test_accuracy", "integer_accuracy")
 
 
 def names() -> list[str]:
-    """All recipes, the teacher first."""
-    return sorted((path.stem for path in RECIPES.glob("*.toml")), key=lambda name: (name != TEACHER, name))
+    """All recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The recipe as it was written."""
+    return tomllib.loads((RECIPES / f"{name}.toml").read_text())
+
+
+def is_single(name: str) -> bool:
+    """Whether the recipe is one run, as a teacher is, and not a sweep."""
+    return name != LEFT_OUT and "sweep" not in read(name)
+
+
+def teachers(name: str) -> list[str]:
+    """The recipes that this one learns from."""
+    recipe = read(name)
+    tables = recipe.get("sweep", [])
+    named = [recipe.get("distill", {}).get("teacher")]
+    for table in tables if isinstance(tables, list) else [tables]:
+        named += table.get("distill", {}).get("teacher", [])
+    return [teacher for teacher in named if teacher is not None]
 
 
 def command(name: str) -> list[str]:
     """What trains the recipe."""
-    verb = "train" if name == TEACHER else "sweep"
+    verb = "train" if is_single(name) else "sweep"
     return ["qattrain", verb, "--config", f"configs/published/{name}.toml", "--name", name]
 
 
 def train(asked: list[str]) -> None:
     """Train the recipes one after another; what is finished is kept, what was stopped goes on."""
-    taught = any("distill" in tomllib.loads((RECIPES / f"{name}.toml").read_text()) for name in asked)
-    for name in dict.fromkeys([TEACHER] * taught + asked):
+    first = [teacher for name in asked for teacher in teachers(name)]
+    for name in dict.fromkeys(first + asked):
         line = command(name)
-        if name == TEACHER and (RUNS / name / "last.pt").exists():
+        if is_single(name) and (RUNS / name / "last.pt").exists():
             line = ["qattrain", "train", "--resume", name]
         sys.stderr.write(f"$ {' '.join(line)}\n")
         subprocess.run([sys.executable, "-m", *line], cwd=ROOT, check=True)
@@ -57,7 +83,7 @@ def collect(name: str) -> dict[str, Any]:
     from qattrain.sweeps.folder import SweepFolder
     from qattrain.sweeps.results import sweep_document
 
-    if name == TEACHER:
+    if is_single(name):
         config = json.loads((RUNS / name / "config.json").read_text())["config"]
         row = {"method": "fp32", "bits": 32, "act_bits": 32, "quantizer": "float", "settings": {}}
         cells = [(RUNS / name, row | {"epochs": config["train"]["epochs"], "seed": config["seed"]})]
@@ -120,6 +146,8 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
         "other_bytes": None,
         "train_seconds": None if config["ptq"] else sum(record["epoch_seconds"] for record in history),
     }
+    if config["data"]["val_split"]:
+        found["held_out_accuracy"] = history[-1]["val_accuracy"]
     if mismatches is not None:
         integers = network.integers()
         correct = int((mismatches.integer_predictions == outcome.labels).sum())
@@ -138,9 +166,10 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
     return found
 
 
-def shipped(row: dict[str, Any]) -> list[float]:
-    """Accuracy of every seed as what the network is shipped as: integers, if it has them."""
-    found: list[float] = row["test_accuracy" if None in row["integer_accuracy"] else "integer_accuracy"]
+def accuracies(row: dict[str, Any]) -> list[float]:
+    """Every seed's: on held-out images where the recipe holds some back, else of the integers, if there are any."""
+    key = "test_accuracy" if None in row["integer_accuracy"] else "integer_accuracy"
+    found: list[float] = row.get("held_out_accuracy", row[key])
     return found
 
 
@@ -148,9 +177,9 @@ def summarized(row: dict[str, Any]) -> dict[str, Any]:
     """With mean and standard deviation over the seeds."""
     for key in ("weight_bytes", "other_bytes"):
         (row[key],) = set(row[key])
-    accuracies = shipped(row)
-    deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-    return row | {"mean": statistics.mean(accuracies), "standard_deviation": deviation}
+    found = accuracies(row)
+    deviation = statistics.stdev(found) if len(found) > 1 else None
+    return row | {"mean": statistics.mean(found), "standard_deviation": deviation}
 
 
 def differences(found: dict[str, Any], published: dict[str, Any]) -> list[str]:

@@ -14,6 +14,8 @@ from qattrain.benchmark import INFERENCE, TRAINING
 from qattrain.settings import build_config
 from qattrain.sweeps.grid import expand, read_grid
 
+HELD_OUT = ("ablation", "teacher-split", recipes.LEFT_OUT)  # measured on training images that were held back
+
 
 def test_readme_tables_are_those_of_the_published_json() -> None:
     text = publish.README.read_text()
@@ -22,16 +24,18 @@ def test_readme_tables_are_those_of_the_published_json() -> None:
 
 def test_published_means_and_deviations_follow_from_every_seed() -> None:
     results = json.loads(recipes.RESULTS.read_text())
-    assert list(results) == sorted(results) == sorted(recipes.names())
+    assert list(results) == sorted(results) == sorted({*recipes.names(), recipes.LEFT_OUT})
     for name, result in results.items():
         for row in result["rows"]:
             where = (name, row["method"], row["bits"])
-            if name != recipes.TEACHER:
+            if not recipes.is_single(name):
                 assert len(row["seeds"]) == len(set(row["seeds"])) >= 3, where
-                shipped = row["test_accuracy"] if row["method"] == "fp32" else row["integer_accuracy"]
-                assert len(shipped) == len(row["seeds"]), where
-                assert row["mean"] == pytest.approx(statistics.mean(shipped), abs=1e-12), where
-                assert row["standard_deviation"] == pytest.approx(statistics.stdev(shipped), abs=1e-12), where
+                counted = row["test_accuracy"] if row["method"] == "fp32" else row["integer_accuracy"]
+                if name in HELD_OUT:
+                    counted = row["held_out_accuracy"]
+                assert len(counted) == len(row["seeds"]), where
+                assert row["mean"] == pytest.approx(statistics.mean(counted), abs=1e-12), where
+                assert row["standard_deviation"] == pytest.approx(statistics.stdev(counted), abs=1e-12), where
             if row["method"] != "fp32":
                 exported = None if name in recipes.COMPARISONS else 0
                 assert row["c_differing_logits"] == [exported] * len(row["seeds"]), where
@@ -45,7 +49,14 @@ def test_check_tells_every_accuracy_that_is_not_the_published_one() -> None:
     assert recipes.differences(mine, {"rows": [row, row]}) == ["qat 2/3 integer_accuracy: [0.5, 0.7], not [0.5, 0.6]"]
 
 
-@pytest.mark.parametrize(("asked", "expected"), [(["w2a2"], ["teacher", "w2a2"]), (["widths"], ["widths"])])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["w2a2"], ["teacher", "w2a2"]),
+        (["widths"], ["widths"]),
+        (["ablation", "kb11"], ["teacher-split", "teacher", "ablation", "kb11"]),
+    ],
+)
 def test_a_teacher_is_trained_before_those_it_teaches_and_only_then(
     monkeypatch: pytest.MonkeyPatch, asked: list[str], expected: list[str]
 ) -> None:
@@ -58,14 +69,14 @@ def test_a_teacher_is_trained_before_those_it_teaches_and_only_then(
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_a_valid_grid_of_three_seeds_that_selects_nothing(name: str) -> None:
     path = recipes.RECIPES / f"{name}.toml"
-    if name == recipes.TEACHER:
+    if recipes.is_single(name):
         points = [build_config(path, [], {}).model_dump(mode="json")]
     else:
         points = [point.config for point in expand(read_grid(path, [], {}))]
         assert {point["seed"] for point in points} >= {0, 1, 2}
     for point in points:
         assert point["train"]["threads"] == 1  # sums of floats depend on it
-        assert point["data"]["val_split"] == 0
+        assert point["data"]["val_split"] == (10_000 if name in HELD_OUT else 0)
         assert point["data"]["limit_train"] is point["data"]["limit_test"] is None
 
 
