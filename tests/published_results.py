@@ -1,17 +1,38 @@
 """Tables and pictures of runs/published/results.json, for the README."""
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
-from recipes import shipped
+from recipes import accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2")
+LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
 # BitNetMCU's own figures for its convolutional networks: weight bytes -> accuracy on the MNIST test images.
 BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944), (11_000, 0.9955), (13_000, 0.9958))
+
+# What the rows of these recipes are called, in their order.
+ABLATION = (
+    "**kb03**, ten epochs",
+    "the quantizers' own parameters at the full rate",
+    "shifted images instead of affine distortions",
+    "elastic distortions instead",
+    "2 bits instead of 1 in the middle, fewer channels",
+    "2 bits, with as many weights as ternary ones, at 1.6 bits each, would be",
+    "with the teacher",
+    "**kb11**, ten epochs, without its teacher",
+    "with the teacher",
+    "**w1a1**, ten epochs, with the polynomial gradient",
+    "with the clipped one",
+)
+TRIALS = (
+    "moving average of the weights, 0.998 a step",
+    "batch normalization folded into the weight, five epochs",
+    "4 bits in the first half",
+)
 
 Rows = list[dict[str, Any]]
 
@@ -25,7 +46,7 @@ def spread(row: dict[str, Any]) -> str:
 
 
 def each(row: dict[str, Any]) -> str:
-    return ", ".join(f"{100 * accuracy:.2f}" for accuracy in shipped(row))
+    return ", ".join(f"{100 * accuracy:.2f}" for accuracy in accuracies(row))
 
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:
@@ -34,16 +55,19 @@ def markdown(header: list[str], lines: list[list[str]]) -> str:
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """The README's tables by name, Markdown."""
-    lenet = [[recipe, *_figures(results[recipe]["rows"][0])] for recipe in LENET]
+    lenet = [[recipe, *_figures(row), str(row["epochs"])] for recipe in LENET for row in results[recipe]["rows"]]
     front = []
     for recipe in FRONT:
         (row,) = results[recipe]["rows"]
         theirs = next(
             accuracy for size, accuracy in BITNETMCU if row["weight_bytes"] <= size
         )  # the smallest it fits in
-        front.append([recipe, _network(row), *_figures(row), percent(theirs)])
-    figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes"]
+        front.append([recipe, _network(row), *_figures(row), str(row["epochs"]), percent(theirs)])
+    figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes", "epochs"]
+    ablation, trials = (results[recipe]["rows"] for recipe in ("ablation", "trials"))
     return {
+        "ablation": _tried(ABLATION, ablation),
+        "trials": _tried(ABLATION[:1] + TRIALS, ablation[:1] + trials),
         "lenet": markdown(["recipe", *figures], lenet),
         "front": markdown(["recipe", "network", *figures, "BitNetMCU"], front),
         "widths": _widths_table(results["widths"]["rows"]),
@@ -52,6 +76,14 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             [[f"`{row['quantizer']}`", *_figures(row)[:3]] for row in results["quantizers"]["rows"]],
         ),
     }
+
+
+def _tried(labels: tuple[str, ...], rows: Rows) -> str:
+    lines = [
+        [label, *_figures(row)[:4], f"{statistics.mean(row['train_seconds']):.0f}"]
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    return markdown(["", "mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "seconds"], lines)
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
