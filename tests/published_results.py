@@ -16,14 +16,14 @@ BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944),
 
 # What the rows of these recipes are called, in their order.
 ABLATION = (
-    "**kb03**, ten epochs",
+    "**kb03**, ten epochs, without the teacher",
     "the quantizers' own parameters at the full rate",
     "shifted images instead of affine distortions",
     "elastic distortions instead",
     "2 bits instead of 1 in the middle, fewer channels",
-    "2 bits, with as many weights as ternary ones, at 1.6 bits each, would be",
+    "2 bits, with as many weights as would fit at 1.6 bits each, ternary",
     "with the teacher",
-    "**kb11**, ten epochs, without its teacher",
+    "**kb11**, ten epochs, without the teacher",
     "with the teacher",
     "**w1a1**, ten epochs, with the polynomial gradient",
     "with the clipped one",
