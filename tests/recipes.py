@@ -22,14 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "configs" / "published"
 RESULTS = ROOT / "runs" / "published" / "results.json"
 RUNS = ROOT / os.environ.get("QATTRAIN_RUNS_DIR", "runs")
-COMPARISONS = (
-    "widths",
-    "quantizers",
-    "ablation",
-    "trials",
-)  # many rows, of which none is meant to be shipped: not exported
-# What was tried and taken out again: its recipe and code lie at the commit its environment names.
-LEFT_OUT = "trials"
+LEFT_OUT = "trials"  # what was tried and taken out again: recipe and code lie at the commit its environment names
+COMPARISONS = ("widths", "quantizers", "ablation", LEFT_OUT)  # many rows, none of them meant to be shipped: no C
 BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # of an output channel, beside its packed weights
 ENVIRONMENT = ("qattrain", "commit", "python", "packages", "cpu", "cpu_cores", "cpu_capability")
 SAME = ("method", "bits", "act_bits", "quantizer", "settings", "epochs")  # in all seeds of a row
