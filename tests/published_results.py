@@ -3,7 +3,7 @@
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from recipes import accuracies
+from recipes import LEFT_OUT, accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,10 +64,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         )  # the smallest it fits in
         front.append([recipe, _network(row), *_figures(row), str(row["epochs"]), percent(theirs)])
     figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes", "epochs"]
-    ablation, trials = (results[recipe]["rows"] for recipe in ("ablation", "trials"))
+    ablation, trials = (results[recipe]["rows"] for recipe in ("ablation", LEFT_OUT))
     return {
         "ablation": _tried(ABLATION, ablation),
-        "trials": _tried(ABLATION[:1] + TRIALS, ablation[:1] + trials),
+        LEFT_OUT: _tried(ABLATION[:1] + TRIALS, ablation[:1] + trials),
         "lenet": markdown(["recipe", *figures], lenet),
         "front": markdown(["recipe", "network", *figures, "BitNetMCU"], front),
         "widths": _widths_table(results["widths"]["rows"]),

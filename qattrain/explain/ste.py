@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -14,13 +13,12 @@ from qattrain.explain.lab import Lab
 from qattrain.quant import SURROGATES, round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import percent
-from qattrain.report.figures import COLORS
+from qattrain.report.figures import COLORS, DASHES
 
 LOW, HIGH = -4, 3  # the codes of 3 bits
 SHOWN = {"below": -5.2, "code": 1.0, "half": 1.5, "above": 4.2}
 BARE = "bare round"
 EPOCHS, FRACTION_BITS = 3, 4
-STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1)))
 
 
 def explain(lab: Lab) -> Explanation:
@@ -167,12 +165,13 @@ def _figure() -> Figure:
     forward, backward = figure.subplots(1, 2)
     v = torch.linspace(LOW - 2, HIGH + 2, 4001, dtype=torch.float64)
     forward.plot(v, round_half_up(v).clamp(LOW, HIGH), color="black", lw=1.8, label="forward: clip(round(v))")
-    forward.plot(v, v, color=COLORS[0], ls="--", lw=1.2, label="pretended by identity: v")
-    forward.plot(v, v.clamp(LOW, HIGH), color=COLORS[1], ls=":", lw=2, label="pretended by clipped: clip(v)")
+    forward.plot(v, v, color=COLORS[0], ls=DASHES[1], lw=1.2, label="pretended by identity: v")
+    forward.plot(v, v.clamp(LOW, HIGH), color=COLORS[1], ls=DASHES[2], lw=2, label="pretended by clipped: clip(v)")
     forward.set(title="Forward: a staircase", xlabel="v = weight / scale (steps)", ylabel="code (steps)")
-    for style, (index, name) in zip(STYLES, enumerate([BARE, *SURROGATES]), strict=False):
-        color = "black" if name == BARE else COLORS[index - 1]
-        backward.plot(v, _gradient(name, v), color=color, ls=style, lw=1.6, label=name)
+    for index, name in enumerate([BARE, *SURROGATES]):
+        color = "black" if name == BARE else COLORS[(index - 1) % len(COLORS)]
+        style = {"color": color, "ls": DASHES[index % len(DASHES)], "lw": 1.6, "zorder": 9 - index}  # dashes on top
+        backward.plot(v, _gradient(name, v), **style, label=name)
     backward.set(
         title="Backward: what leaves for a gradient of 1", xlabel="v = weight / scale (steps)", ylabel="gradient (1)"
     )

@@ -21,7 +21,8 @@ class LearnedClip(Function):
     The rounding is taken as the identity, so that the real value x_hat = s q has
         d x_hat / d x = Q'(x / s)          d x_hat / d alpha = 1 where x >= alpha, else 0
     with the surrogate's derivative Q', which for `clipped` is 1 inside the range. alpha has one element; s is held at
-    2^-20 or above. rectify: quantize max(x, 0); then the derivative by x is 0 for x <= 0.
+    2^-20 or above. rectify: quantize max(x, 0); then the derivative by x is 0 for x <= 0, unless the
+    surrogate stands for the ReLU, too.
 
     Source: Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", eq. 1 to 3.
     """

@@ -121,7 +121,7 @@ class LearnedStep(Function):
     which for `clipped` is the paper's eq. 3: q - v inside the range, qmin or qmax outside. s broadcasts against x and
     is held at 2^-20 or above; its gradient is summed over the elements that share it and multiplied by `gradient_scale`
     (section 2.2: 1 / sqrt(elements * qmax), so that s learns at the pace of the weights). rectify: quantize max(x, 0),
-    with qmin = 0; then Q'(v) is 0 for x <= 0.
+    with qmin = 0; then Q'(v) is 0 for x <= 0, unless the surrogate stands for the ReLU, too.
 
     Source: Esser et al. 2020, "Learned Step Size Quantization".
     """
