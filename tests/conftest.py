@@ -13,10 +13,10 @@ import hypothesis
 import pytest
 import torch
 
-from qattrain import experiment
 from qattrain.config import ExperimentConfig, parse_config
-from qattrain.session import RunResult
-from qattrain.settings import merge
+from qattrain.config.sources import merge
+from qattrain.training import run as experiment
+from qattrain.training.run import RunResult
 
 REPOSITORY = Path(__file__).parents[1]
 ASKED_DATA_DIR = os.environ.get("QATTRAIN_DATA_DIR")  # read before the tests' own environment hides it

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qattrain import runs
-from qattrain.sweeps.folder import RESULT_FILE
+from qattrain.experiments.folder import RESULT_FILE
+from qattrain.runs import folder as runs
 
 # Six cells, of which four are trained step by step: each takes long enough to be killed in the middle.
 GRID = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "250", "--limit-test", "100", "--epochs", "1")

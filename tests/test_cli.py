@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 
-from qattrain import __version__, experiment, runs
-from qattrain.calibration import CALIBRATIONS
-from qattrain.checkpoint import load_checkpoint
+from qattrain import __version__
 from qattrain.commands import COMMANDS
 from qattrain.data import AUGMENTATIONS, DATASETS
-from qattrain.evaluation import evaluate
-from qattrain.model import PRESETS
+from qattrain.evaluation.metrics import evaluate
+from qattrain.layers.network import PRESETS
 from qattrain.quant import QUANTIZERS
+from qattrain.runs import folder as runs
+from qattrain.runs.checkpoint import load_checkpoint
+from qattrain.training import run as experiment
+from qattrain.training.ptq import CALIBRATIONS
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "200", "--epochs", "2", "--threads", "1")
@@ -180,7 +182,7 @@ def test_ctrl_c_while_the_last_epoch_is_evaluated_exits_130_or_reports(
         signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("qattrain.session.evaluate", interrupted)
+    monkeypatch.setattr("qattrain.training.run.evaluate", interrupted)
     result = main("train", *SMALL, "--epochs", 1, "--runs-dir", tmp_path, "--json")
     assert result.rc == 130 or json.loads(result.stdout)["epochs"] == 1, result
 

@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 
-from qattrain.benchmark.busy import BUSY_CORES, BusyMeter
-from qattrain.benchmark.contender import Contender, Workload, synthetic_images
 from qattrain.benchmark.inference import INFERENCE
-from qattrain.benchmark.rounds import DISCARDED_ROUNDS, Row, measure
+from qattrain.benchmark.rounds import (
+    BUSY_CORES,
+    DISCARDED_ROUNDS,
+    BusyMeter,
+    Contender,
+    Row,
+    Workload,
+    measure,
+    synthetic_images,
+)
 from qattrain.benchmark.training import TRAINING
-from qattrain.environment import describe_environment, keep_freed_memory, pick_precision
 from qattrain.errors import ConfigError
+from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_precision
 
 LISTENING_SECONDS = 1.0  # before the start, to hear whether the machine is idle
 REFERENCES = {"training": ("plain", "float"), "inference": ("ort-fp32", "ort-int8")}

@@ -1,14 +1,216 @@
-"""The table of training contenders."""
+"""The training contenders: the usual PyTorch programs, our own training, and Brevitas, all on the same LeNet.
 
+Source of the Brevitas network: https://xilinx.github.io/brevitas/getting_started, the low-precision LeNet. To Brevitas'
+advantage pooling comes before the activation, as in our net, and biases stay float. Its image quantizer learns a scale,
+so gradients must reach the image; its speed without one is measured too.
+"""
+
+import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from qattrain.benchmark.brevitas_lenet import brevitas_training
-from qattrain.benchmark.contender import Contender
-from qattrain.benchmark.ordinary import EXAMPLE_BATCH, ordinary_example, plain_loop
-from qattrain.benchmark.own import own_training
-from qattrain.config import FLOAT_BITS, QuantConfig
-from qattrain.experiment import AUTO_BATCH
-from qattrain.quant import QUANTIZERS
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
+from qattrain.config import FLOAT_BITS, DataConfig, ModelConfig, QuantConfig, TrainConfig
+from qattrain.data import ImageSet, batch_slices
+from qattrain.data.mnist import import_torchvision_datasets
+from qattrain.errors import ConfigError
+from qattrain.layers.network import PRESETS, build_model, plan_layers
+from qattrain.quant import QUANTIZERS, native
+from qattrain.training.loop import Trainer
+from qattrain.training.optimization import OPTIMIZERS
+from qattrain.training.run import AUTO_BATCH
+
+EXAMPLE_BATCH = 64
+PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # MNIST's, as every example has them
+
+
+class PlainLeNet(nn.Module):
+    """The preset `lenet` from torch's own layers: float32 (N, 1, 28, 28) -> logits (N, classes)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        c1, c2, features = PRESETS["lenet"]
+        self.conv1 = nn.Conv2d(1, c1, 5)
+        self.conv2 = nn.Conv2d(c1, c2, 5)
+        self.fc1 = nn.Linear(c2 * 4 * 4, features)
+        self.fc2 = nn.Linear(features, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
+
+
+def nesterov(model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with the defaults of our training, as an example would write it."""
+    lr, momentum = OPTIMIZERS["sgd"].lr, TrainConfig().momentum
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, nesterov=True)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    """Forward, backward and update on float images (B, 1, 28, 28)."""
+    loss = F.cross_entropy(model(images), labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def timed(images: int, work: Callable[[], None]) -> float:
+    """Images per second of `work`, which handles that many."""
+    start = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - start)
+
+
+def resident_loop(model: nn.Module, data: ImageSet, step: Callable[[Tensor, Tensor], None]) -> dict[int, Ready]:
+    """Epochs over all `data` in batches of float images from 0 to 1, in a new order each."""
+    count = len(data.labels)
+
+    def epoch() -> None:
+        order = torch.randperm(count)
+        for part in batch_slices(count, AUTO_BATCH):
+            batch = order[part]
+            step(data.images[batch].float() / 255, data.labels[batch])
+
+    return {AUTO_BATCH: Ready(lambda: timed(count, epoch), model)}
+
+
+def plain_loop(workload: Workload) -> dict[int, Ready]:
+    torch.manual_seed(SEED)
+    model = PlainLeNet()
+    optimizer = nesterov(model)
+    return resident_loop(model, workload.training, lambda x, y: train_step(model, optimizer, x, y))
+
+
+def ordinary_example(workload: Workload) -> dict[int, Ready]:
+    """torchvision's MNIST class, which makes a PIL image of each sample, behind transforms and a DataLoader."""
+    data = workload.training
+    datasets: Any = import_torchvision_datasets()
+    from torchvision import transforms
+
+    class Synthetic(datasets.MNIST):  # type: ignore[misc]
+        """All of torchvision's class but its files."""
+
+        def __init__(self, transform: Any) -> None:
+            datasets.VisionDataset.__init__(self, root="", transform=transform)
+            self.data, self.targets = data.images[:, 0], data.labels
+
+    normalize = transforms.Normalize((PIXEL_MEAN,), (PIXEL_STD,))
+    dataset = Synthetic(transforms.Compose([transforms.ToTensor(), normalize]))
+    loader: Any = torch.utils.data.DataLoader(dataset, batch_size=EXAMPLE_BATCH, shuffle=True)
+    torch.manual_seed(SEED)
+    model = PlainLeNet()
+    optimizer = nesterov(model)
+
+    def epoch() -> None:
+        for images, labels in loader:
+            train_step(model, optimizer, images, labels)
+
+    return {EXAMPLE_BATCH: Ready(lambda: timed(len(data.labels), epoch), model)}
+
+
+class Silent:
+    """Shows nothing, reads no loss."""
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None: ...
+
+
+def own_training(workload: Workload, quant: QuantConfig, compiles: bool) -> dict[int, Ready]:
+    """Epochs of the Trainer with the settings that `qattrain train` settles for MNIST.
+
+    Raises ConfigError where kernels are to be compiled and cannot be.
+    """
+    if compiles:
+        native.prepare()
+    torch.manual_seed(SEED)
+    model = build_model(ModelConfig(), quant, CLASSES)
+    optimizer = OPTIMIZERS["sgd"]
+    config = TrainConfig(
+        epochs=workload.rounds,
+        batch_size=AUTO_BATCH,
+        lr=optimizer.one_bit_lr if "binary" in plan_layers(quant).weight_quantizer else optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        precision="bf16" if workload.precision == "bf16" else "fp32",
+        compile="on" if compiles else "off",
+        device="cpu",
+    )
+    trainer = Trainer(model, workload.training, config, DataConfig().augment, SEED)
+
+    def epoch() -> float:
+        result = trainer.train_epoch(Silent(), lambda: False)
+        assert result is not None
+        return result.images_per_second
+
+    return {AUTO_BATCH: Ready(epoch, model)}
+
+
+BITS = 4
+IMAGE_BITS = 8
+
+
+def brevitas_training(workload: Workload, tuned: bool, quantized_image: bool) -> dict[int, Ready]:
+    """The plain loop on Brevitas' layers. tuned: with our memory format and our precision.
+
+    Raises ConfigError where Brevitas is not installed.
+    """
+    torch.manual_seed(SEED)
+    model = _net(quantized_image)
+    optimizer = nesterov(model)
+    bf16 = tuned and workload.precision == "bf16"
+    if tuned:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        if tuned:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            train_step(model, optimizer, images, labels)
+
+    return resident_loop(model, workload.training, step)
+
+
+def _net(quantized_image: bool) -> nn.Module:
+    try:
+        import brevitas.nn as qnn
+        from brevitas.inject.enum import ScalingImplType
+        from brevitas.quant import Int8WeightPerChannelFloat
+    except ImportError as error:
+        raise ConfigError(
+            f"brevitas: package {error.name or error} cannot be imported; it comes with: pip install 'qattrain[bench]'"
+        ) from None
+    weights: dict[str, Any] = {
+        "weight_bit_width": BITS,
+        "weight_quant": Int8WeightPerChannelFloat,
+        "weight_scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS,
+    }
+    c1, c2, features = PRESETS["lenet"]
+
+    class BrevitasLeNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image = qnn.QuantIdentity(bit_width=IMAGE_BITS) if quantized_image else nn.Identity()
+            self.conv1 = qnn.QuantConv2d(1, c1, 5, bias=True, **weights)
+            self.act1 = qnn.QuantReLU(bit_width=BITS)
+            self.conv2 = qnn.QuantConv2d(c1, c2, 5, bias=True, **weights)
+            self.act2 = qnn.QuantReLU(bit_width=BITS)
+            self.fc1 = qnn.QuantLinear(c2 * 4 * 4, features, bias=True, **weights)
+            self.act3 = qnn.QuantReLU(bit_width=BITS)
+            self.fc2 = qnn.QuantLinear(features, CLASSES, bias=True, **weights)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.act1(F.max_pool2d(self.conv1(self.image(x)), 2))
+            x = self.act2(F.max_pool2d(self.conv2(x), 2))
+            logits: Tensor = self.fc2(self.act3(self.fc1(x.flatten(1))))
+            return logits
+
+    return BrevitasLeNet()
+
 
 COMPARED_QUANTIZERS = ("lsq", "affine", "pow2", "ternary", "binary")  # whose speeds are published
 COMPARED_BITS = (8, 4, 2)  # widths at which every one of them that has them is measured

@@ -37,7 +37,7 @@ def bench(
     from qattrain.report.console import Console
 
     console = Console(json)
-    from qattrain.benchmark import FULL, QUICK, run_benchmark
+    from qattrain.benchmark.run import FULL, QUICK, run_benchmark
 
     effort = QUICK if quick else FULL
     if repeats is not None:

@@ -35,17 +35,17 @@ def compare(
       qattrain compare fp32 vs ptq vs qat --bits 3 --epochs 5
       qattrain compare lenet-w4a4-lsq-mnist-s0 vs other/last.pt
     """
+    from qattrain.config.sources import build_config
     from qattrain.report.console import Console, p_value, percent
-    from qattrain.settings import build_config
 
     console = Console(json)
     experiment_config = build_config(config, set_ or [], settings)
     # A quantizer asked for goes for both; left out, each method has its own default.
     asked = experiment_config.quant.quantizer if "quantizer" in experiment_config.quant.model_fields_set else "affine"
 
-    from qattrain.comparison import Comparer, write_comparison
+    from qattrain.experiments.comparison import Comparer, write_comparison
     from qattrain.report.display import training_display
-    from qattrain.report.figures import comparison_figure
+    from qattrain.report.drawing import comparison_figure
 
     comparer = Comparer(
         experiment_config,

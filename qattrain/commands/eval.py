@@ -32,9 +32,9 @@ def evaluate(
     from qattrain.report.console import Console, percent
 
     console = Console(json)
-    from qattrain.evaluation import errors_by_class
-    from qattrain.predicting import evaluate_checkpoint
-    from qattrain.runs import find_checkpoint
+    from qattrain.evaluation.checkpoints import evaluate_checkpoint
+    from qattrain.evaluation.metrics import errors_by_class
+    from qattrain.runs.folder import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
     outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)

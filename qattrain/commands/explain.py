@@ -44,7 +44,7 @@ def explain(
     start = time.perf_counter()
     from qattrain.errors import ConfigError
     from qattrain.explain import TOPICS, Lab
-    from qattrain.report.picture import check_writable, write_pictures
+    from qattrain.report.drawing import check_writable, write_pictures
 
     if topic is None:
         console.result({"topics": {name: known.question for name, known in TOPICS.items()}})

@@ -39,9 +39,11 @@ def export(
 
     console = Console(json)
     from qattrain.errors import ConfigError
-    from qattrain.export import NOISE_IMAGES
-    from qattrain.exporting import ExportRequest, export_network
-    from qattrain.runs import find_checkpoint
+    from qattrain.evaluation.checkpoints import ExportRequest, export_network
+    from qattrain.export.base import (
+        NOISE_IMAGES,
+    )
+    from qattrain.runs.folder import find_checkpoint
 
     if no_verify and verify_images is not None:
         raise ConfigError(f"--verify-images {verify_images} with --no-verify: give one of them")

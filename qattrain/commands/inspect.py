@@ -9,8 +9,9 @@ import typer
 from qattrain.commands import options as opt
 
 if TYPE_CHECKING:
-    from qattrain.inspection import Inspection, LayerReport
+    from qattrain.evaluation.inspection import Inspection, LayerReport
     from qattrain.report.console import Console
+
 
 HISTOGRAM_COLUMNS = 16
 
@@ -41,11 +42,11 @@ def inspect(
 
     console = Console(json)
     from qattrain.data import is_on_disk
-    from qattrain.inspection import inspect_network
-    from qattrain.networks import Packed, load_network
-    from qattrain.predicting import load_test_data
-    from qattrain.report.picture import check_writable, write_pictures
-    from qattrain.runs import find_checkpoint
+    from qattrain.evaluation.checkpoints import load_test_data
+    from qattrain.evaluation.inspection import inspect_network
+    from qattrain.evaluation.networks import Packed, load_network
+    from qattrain.report.drawing import check_writable, write_pictures
+    from qattrain.runs.folder import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
     network, folder = load_network(path), opt.data_folder(data_dir)
@@ -60,7 +61,7 @@ def inspect(
         console.notice(network.notice)
     written = []
     if plots is not None:
-        from qattrain.report.inspection_figures import inspection_figures
+        from qattrain.report.figures import inspection_figures
 
         written = write_pictures(plots, inspection_figures(found))
     console.result(
@@ -87,7 +88,7 @@ def inspect(
 
 def _tables(console: "Console", found: "Inspection") -> None:
     from qattrain.report.console import percent
-    from qattrain.report.picture import bars
+    from qattrain.report.drawing import bars
 
     # Most activations are 0: counted plainly, nothing else would be seen.
     shapes = {

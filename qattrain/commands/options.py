@@ -129,7 +129,7 @@ def _with_options(
 
     @functools.wraps(command)
     def with_settings(**arguments: Any) -> None:
-        from qattrain.settings import parse_layer_bits, parse_values
+        from qattrain.config.sources import parse_layer_bits, parse_values
 
         given = {name: value for name in options if (value := arguments.pop(name)) is not None}
         settings: Settings = {
@@ -183,6 +183,6 @@ NetworkName = Annotated[
 
 def data_folder(given: Path | None) -> Path:
     """`--data-dir`, or the default."""
-    from qattrain.settings import default_data_dir
+    from qattrain.files import default_data_dir
 
     return given if given is not None else default_data_dir()

@@ -35,11 +35,11 @@ def predict(
     console = Console(json)
     import numpy as np
 
-    from qattrain.images import read_image
-    from qattrain.networks import load_network
-    from qattrain.predicting import rank_classes
-    from qattrain.report.picture import picture
-    from qattrain.runs import find_checkpoint
+    from qattrain.data.pictures import read_image
+    from qattrain.evaluation.checkpoints import rank_classes
+    from qattrain.evaluation.networks import load_network
+    from qattrain.report.drawing import picture
+    from qattrain.runs.folder import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
     pictures = np.stack([read_image(_read(name), _shown(name)) for name in images])

@@ -35,8 +35,8 @@ def ptq(
     quant = validated(QuantConfig, {"quantizer": quantizer, "bits": bits, "act_bits": act_bits}, "ptq")
     settings = validated(PtqConfig, {"calibration": calibration, "images": calibration_images}, "ptq")
 
-    from qattrain.posttraining import quantize_after_training
-    from qattrain.runs import find_checkpoint
+    from qattrain.runs.folder import find_checkpoint
+    from qattrain.training.ptq import quantize_after_training
 
     path = find_checkpoint(checkpoint, runs_dir)
     result, float_accuracy = quantize_after_training(path, quant, settings, name, opt.data_folder(data_dir), runs_dir)

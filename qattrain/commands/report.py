@@ -43,9 +43,9 @@ def report(
     console = Console(json)
     subjects, sweeps = find_sources(what, runs_dir)
 
-    from qattrain.report.contents import page_contents
     from qattrain.report.findings import investigate
     from qattrain.report.page import check_target, render, write_page
+    from qattrain.report.sections import page_contents
 
     check_target(out)
     findings = investigate(subjects, opt.data_folder(data_dir), console.text)

@@ -17,9 +17,9 @@ def runs(
     Example:
       qattrain runs --runs-dir runs
     """
+    from qattrain.experiments.folder import list_sweeps
     from qattrain.report.console import Console, age, percent
-    from qattrain.runs import list_runs
-    from qattrain.sweeps.folder import list_sweeps
+    from qattrain.runs.folder import list_runs
 
     console, found, sweeps = Console(json), list_runs(runs_dir), list_sweeps(runs_dir)
     console.result({"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps})

@@ -8,8 +8,8 @@ import typer
 from qattrain.commands import options as opt
 
 if TYPE_CHECKING:
+    from qattrain.experiments.folder import SweepFolder
     from qattrain.report.console import Console
-    from qattrain.sweeps.folder import SweepFolder
 
 
 @opt.takes_axes
@@ -63,14 +63,12 @@ def sweep(
       qattrain sweep --config configs/sweep-bits.toml --scheduler tcp://127.0.0.1:8786
       qattrain sweep --name rates --report-only
     """
+    from qattrain.config.sources import parse_values
     from qattrain.errors import ConfigError, TrainingError
+    from qattrain.experiments.folder import find_sweep, list_sweeps, read_reference
+    from qattrain.experiments.grid import PTQ_BITS, read_grid
+    from qattrain.experiments.sweep import Crew, run_sweep
     from qattrain.report.console import Console
-    from qattrain.settings import parse_values
-    from qattrain.sweeps.coordinator import run_sweep
-    from qattrain.sweeps.crew import Crew
-    from qattrain.sweeps.folder import find_sweep, list_sweeps
-    from qattrain.sweeps.grid import PTQ_BITS, read_grid
-    from qattrain.sweeps.results import read_reference
 
     console = Console(json)
     settings |= {("name",): name} if name is not None else {}
@@ -90,17 +88,17 @@ def sweep(
 
     def hire() -> Crew:
         if scheduler is not None:
-            from qattrain.sweeps.cluster import DaskCrew
+            from qattrain.experiments.cluster import DaskCrew
 
             # A worker elsewhere knows best where its data lie, unless somebody says.
             source: Any = context.get_parameter_source("data_dir")
             told = data_dir.absolute() if data_dir is not None and source.name == "COMMANDLINE" else None
             return DaskCrew(scheduler, folder, told, grid.threads or 1)
-        from qattrain.sweeps.local import LocalCrew
+        from qattrain.experiments.local import LocalCrew
 
         return LocalCrew(folder, opt.data_folder(data_dir), workers, grid.threads)
 
-    from qattrain.report.sweep_display import sweep_display
+    from qattrain.report.display import sweep_display
 
     try:
         with sweep_display(console) as display:
@@ -124,9 +122,8 @@ def _report(
 ) -> dict[str, Any]:
     """Write tables and pictures of what is finished, and show them. Raises ConfigError."""
     from qattrain.errors import ConfigError
-    from qattrain.report.sweep_display import show_results
-    from qattrain.sweeps.folder import list_sweeps
-    from qattrain.sweeps.results import PICTURES, is_written, sweep_document, write_results
+    from qattrain.experiments.folder import PICTURES, is_written, list_sweeps, sweep_document, write_results
+    from qattrain.report.display import show_results
 
     plan = folder.read_plan()
     if plan is None:
@@ -137,7 +134,7 @@ def _report(
     if redraw or not is_written(folder, document, drawn):
         pictures = {}
         if drawn:
-            from qattrain.report.sweep_figures import sweep_pictures
+            from qattrain.report.figures import sweep_pictures
 
             pictures = sweep_pictures(document)
         write_results(folder, document, pictures)

@@ -46,8 +46,8 @@ def train(
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        go on where it stopped
     """
+    from qattrain.config.sources import assigned_settings, build_config
     from qattrain.report.console import Console
-    from qattrain.settings import assigned_settings, build_config
 
     own = {("name",): name, ("train", "init"): init, ("distill", "teacher"): teacher}
     settings |= {path: value for path, value in own.items() if value is not None}
@@ -56,9 +56,9 @@ def train(
     experiment_config = build_config(config, set_ or [], settings) if resume is None else None
     data = opt.data_folder(data_dir)
 
-    from qattrain import experiment
     from qattrain.report.display import training_display
     from qattrain.report.tensorboard import tensorboard_display
+    from qattrain.training import run as experiment
 
     with (
         training_display(console) as shown,

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from qattrain.data import torchvision_sets as sets
+from qattrain.data import mnist as sets
 from qattrain.data.augment import AUGMENTATIONS
-from qattrain.data.batches import batch_slices, epoch_order, split_validation
-from qattrain.data.dataset import Dataset, ImageSet
+from qattrain.data.dataset import Dataset, ImageSet, batch_slices, epoch_order, split_validation
 from qattrain.data.digits import DIGITS_NAME, load_digits
 from qattrain.errors import ConfigError
 

@@ -1,14 +1,22 @@
-"""What a loaded dataset is: images and labels as resident tensors, nothing lazy.
+"""A dataset in memory, and which of its images comes when.
 
 The whole set stays in memory as raw uint8 pixels (47 MB for MNIST's training images): the integer network eats exactly
 those bytes, and a loader that decodes image by image is slower than the training itself.
+
+Epoch order, batches and the held-out part follow from the seed alone, so a resumed run sees the batches it would have
+seen. NumPy draws them because its SeedSequence mixes a seed with a key of any length; torch's CPU generator keeps only
+32 bits of its seed.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from qattrain.errors import ConfigError
 
 IMAGE_SIDE = 28
 
@@ -45,3 +53,69 @@ class Dataset:
     def classes(self) -> int:
         """Number of classes; labels are 0..classes-1."""
         return len(self.class_names)
+
+
+# First word of the key, so that the orders of the epochs and the validation split never share random numbers.
+_EPOCH_STREAM, _VALIDATION_STREAM, _AUGMENTATION_STREAM = 0, 1, 2
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of `count` images in one epoch: int64 (count,) on the CPU, a permutation of 0..count-1.
+
+    Depends on (count, seed, epoch) only. The epoch is a spawn key and not added to the seed: seed 0 in epoch 1 and
+    seed 1 in epoch 0 are unrelated. seed and epoch are >= 0, below 2^128 and 2^32.
+    """
+    order = _generator(seed, _EPOCH_STREAM, epoch).permutation(np.arange(count, dtype=np.int64))
+    return torch.from_numpy(order)
+
+
+def augmentation_seed(seed: int, epoch: int) -> int:
+    """Seed of the augmentation's generator in one epoch, 0..2^32-1; depends on (seed, epoch) only."""
+    return int(_generator(seed, _AUGMENTATION_STREAM, epoch).integers(2**32))
+
+
+def batch_slices(count: int, batch_size: int) -> list[slice]:
+    """Slices that cut 0..count-1 into batches in order; the last one may be smaller, and none is dropped."""
+    assert batch_size >= 1, batch_size
+    return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+
+
+def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Holds `count` training images out: (train without them, the held-out ones), disjoint, both in the old order.
+
+    Stratified: every class gives its share rounded down or up. Depends on the labels, `count` and `seed` only.
+
+    Raises ConfigError unless 0 <= count < number of training images.
+    """
+    total = len(train.labels)
+    if not 0 <= count < total:
+        raise ConfigError(
+            f"val-split {count} does not fit {total} training images: choose 0 to {total - 1}, "
+            "or train on more images (--limit-train)"
+        )
+    rng = _generator(seed, _VALIDATION_STREAM)
+    labels = train.labels.cpu().numpy()
+    held_out = np.zeros(total, dtype=np.bool_)
+    for label, quota in class_quotas(labels, count).items():
+        held_out[rng.permutation(np.flatnonzero(labels == label))[:quota]] = True
+    mask = torch.from_numpy(held_out).to(train.labels.device)
+    return ImageSet(train.images[~mask], train.labels[~mask]), ImageSet(train.images[mask], train.labels[mask])
+
+
+def class_quotas(labels: NDArray[np.int64], count: int) -> dict[int, int]:
+    """How many of `count` images each class gives, by largest remainder (ties: lowest label first); sums to `count`.
+
+    labels: int64 (N,) with N >= 1 and 0 <= count <= N; no class is asked for more images than it has.
+    """
+    assert 0 <= count <= len(labels), (count, len(labels))
+    classes, sizes = np.unique(labels, return_counts=True)
+    quotas, remainders = np.divmod(
+        count * sizes.astype(np.int64), len(labels)
+    )  # integers: no share is lost to rounding
+    largest_first = np.argsort(-remainders, kind="stable")
+    quotas[largest_first[: count - int(quotas.sum())]] += 1
+    return dict(zip(classes.tolist(), quotas.tolist(), strict=True))
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

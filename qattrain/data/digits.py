@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qattrain.data.batches import class_quotas
-from qattrain.data.dataset import IMAGE_SIDE, Dataset, ImageSet
+from qattrain.data.dataset import IMAGE_SIDE, Dataset, ImageSet, class_quotas
 
 DIGITS_NAME = "digits"
 TEST_COUNT = 360  # a fifth of 1,797

@@ -4,8 +4,7 @@ To add one: write `qattrain/explain/<name>.py` with a function from a Lab to an 
 """
 
 from qattrain.explain import affine, autograd, conv, integer, latent, ptq, scale, ste
-from qattrain.explain.base import Explanation, Table, Topic
-from qattrain.explain.lab import Lab
+from qattrain.explain.lab import Explanation, Lab, Table, Topic
 
 TOPICS: dict[str, Topic] = {
     "ste": Topic("Rounding has no gradient: what trains the weights then, and where does it stand?", ste.explain),

@@ -5,12 +5,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qattrain.config import FLOAT_BITS, QuantConfig
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import MODEL, Lab
-from qattrain.model import build_model
+from qattrain.explain.lab import MODEL, Explanation, Lab, Table
+from qattrain.layers.network import build_model
 from qattrain.quant import QTensor, dequantize
-from qattrain.quant.affine import AffineQuantizer
-from qattrain.report.figures import COLORS
+from qattrain.quant.quantizers import AffineQuantizer
+from qattrain.report.drawing import COLORS
 
 VALUES = (-0.9, -0.65, -0.35, -0.1, 0.0, 0.25, 0.55, 1.3)
 BITS = 3

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import Lab
+from qattrain.explain.lab import Explanation, Lab, Table
 from qattrain.quant.functional import Linear, Round
-from qattrain.report.figures import COLORS
+from qattrain.report.drawing import COLORS
 
 BATCH, INPUTS, OUTPUTS = 5, 4, 3
 STEP = 1e-6  # of the finite differences

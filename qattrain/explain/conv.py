@@ -6,8 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import Lab
+from qattrain.explain.lab import Explanation, Lab, Table
 from qattrain.quant.functional import conv2d
 
 IMAGE = [[1, 2, 0, 1], [0, 1, 3, 2], [2, 0, 1, 1], [1, 2, 1, 0]]

@@ -9,17 +9,18 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from qattrain.config import QuantConfig
-from qattrain.engines import ENGINES
 from qattrain.errors import ExportError
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import MODEL, Lab
-from qattrain.export import ModelFacts
-from qattrain.integer import IntegerLayer, IntegerModel
+from qattrain.evaluation.networks import ENGINES, Packed
+from qattrain.evaluation.verification import compare_with_integers
+from qattrain.explain.lab import MODEL, Explanation, Lab, Table
+from qattrain.integer import (
+    IntegerLayer,
+    IntegerModel,
+    ModelFacts,
+)
+from qattrain.integer.lowering import lower
 from qattrain.integer.model import IntArray
-from qattrain.lowering import lower
-from qattrain.networks import Packed
-from qattrain.report.figures import COLORS
-from qattrain.verification import compare_with_integers
+from qattrain.report.drawing import COLORS
 
 BITS, EPOCHS = 4, 4
 SHOWN_CHANNELS = 8

@@ -1,6 +1,6 @@
-"""The laboratory: small data, a small network, the tool's own training loop, one thread and seed 0.
+"""What a topic is, and the laboratory it works in: small data, a small network, one thread and seed 0.
 
-Everything stays in memory: no run folder, no checkpoint.
+The training loop is the tool's own. Everything stays in memory: no run folder, no checkpoint.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
-from qattrain.calibration import CALIBRATIONS, calibrate
 from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_dataset
-from qattrain.engines import torch_predictor
-from qattrain.evaluation import evaluate
-from qattrain.experiment import AUTO_BATCH_SMALL
-from qattrain.model import LeNet, build_model, plan_layers
-from qattrain.optimization import OPTIMIZERS
-from qattrain.training import Trainer
+from qattrain.evaluation.metrics import evaluate
+from qattrain.evaluation.networks import torch_predictor
+from qattrain.layers.network import LeNet, build_model, plan_layers
+from qattrain.training.loop import Trainer
+from qattrain.training.optimization import OPTIMIZERS
+from qattrain.training.ptq import CALIBRATIONS, calibrate
+from qattrain.training.run import AUTO_BATCH_SMALL
 
 MODEL = ModelConfig(name="lenet-nano")
 TRAIN_IMAGES, TEST_IMAGES = 1500, 1000  # of a larger dataset than the digits: seconds, not minutes
@@ -91,6 +92,40 @@ class Lab:
         model.load_state_dict(model.state_dict() | weights)
         calibrate(model, float_model, self.dataset.train.images[:CALIBRATION_IMAGES], CALIBRATIONS["minmax"])
         return model
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measured numbers as a person reads them. Columns named in `left`, and the first, are text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What an experiment showed.
+
+    numbers: for `--json`, plain values, nothing not finite. answer: paragraphs; every number in them is from this run.
+    look: where in the code it stands, and what to change. paper: who described it. figure: the picture.
+    """
+
+    numbers: dict[str, Any]
+    tables: list[Table]
+    answer: list[str]
+    look: list[str]
+    paper: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A question, and the experiment that answers it."""
+
+    question: str
+    explain: Callable[[Lab], Explanation]
 
 
 class _Watcher:

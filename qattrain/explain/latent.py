@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qattrain.config import WEIGHT_LAYERS, QuantConfig
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import Lab
-from qattrain.model import LeNet
+from qattrain.explain.lab import Explanation, Lab, Table
+from qattrain.layers.network import LeNet
 from qattrain.report.console import percent
-from qattrain.report.figures import COLORS
+from qattrain.report.drawing import COLORS
 
 BITS, EPOCHS = 4, 6
 TRACED = "conv2"

@@ -3,10 +3,9 @@
 from matplotlib.figure import Figure
 
 from qattrain.config import FLOAT_BITS, QuantConfig
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Lab
+from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Explanation, Lab, Table
 from qattrain.report.console import percent
-from qattrain.report.figures import COLORS
+from qattrain.report.drawing import COLORS
 
 PTQ_BITS = (8, 7, 6, 5, 4, 3, 2, 1)
 QAT_BITS = (8, 6, 4, 3, 2, 1)

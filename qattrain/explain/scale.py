@@ -14,12 +14,11 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from qattrain.data import batch_slices, epoch_order
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import SEED, Lab
+from qattrain.explain.lab import SEED, Explanation, Lab, Table
 from qattrain.quant import round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import counted, percent
-from qattrain.report.figures import COLORS
+from qattrain.report.drawing import COLORS
 
 N = 4  # weights times 2^N
 EPOCHS, BATCH = 6, 32

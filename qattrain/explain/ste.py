@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, QuantConfig
-from qattrain.explain.base import Explanation, Table
-from qattrain.explain.lab import Lab
+from qattrain.explain.lab import Explanation, Lab, Table
 from qattrain.quant import SURROGATES, round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import percent
-from qattrain.report.figures import COLORS, DASHES
+from qattrain.report.drawing import COLORS, DASHES
 
 LOW, HIGH = -4, 3  # the codes of 3 bits
 SHOWN = {"below": -5.2, "code": 1.0, "half": 1.5, "above": 4.2}

@@ -1,29 +1,22 @@
-"""What every exporter is: files from integers, and a way to run those files, so that equality can be proven."""
+"""What an exporter is, and how its files are proven equal to the integers before they are written."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.integer import IntegerModel
+from qattrain.errors import ConfigError, ExportError
+from qattrain.files import replace_files
+from qattrain.integer import (
+    IntegerModel,
+    ModelFacts,
+)
 
 Files = dict[str, bytes]  # name -> content; a file with the same name in the target folder is what gets written
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, 1, 28, 28) -> logits (N, classes)
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the integers do not say of themselves, for the files' documentation.
-
-    test_accuracy: a fraction, as its run recorded it, or unknown.
-    """
-
-    name: str
-    dataset: str
-    class_names: tuple[str, ...]
-    test_accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -37,3 +30,119 @@ class Exporter:
     write: Callable[[IntegerModel, ModelFacts, str], Files]
     run: Callable[[Files], AbstractContextManager[Runner]]
     layouts: tuple[str, ...] = ()
+
+
+NOISE_IMAGES = 256
+MARK, MARKED_BYTES = b"qattrain", 2**16  # stands early in every exported file: what has it may be overwritten
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. verified_images: those on which every logit was compared, noise included; 0: nothing was."""
+
+    folder: Path
+    sizes: dict[str, int]  # bytes by file name
+    verified_images: int
+
+
+def export_model(
+    exporter: Exporter,
+    model: IntegerModel,
+    facts: ModelFacts,
+    layout: str | None,
+    images: NDArray[np.uint8] | None,
+    folder: Path,
+    force: bool = False,
+) -> Exported:
+    """Write `model` into `folder`, which is made if need be, after verifying the files.
+
+    layout: one of the exporter's; None: its default. images: uint8 (N, 1, 28, 28) to verify on, besides noise; None:
+    verify nothing. force: write into a folder that holds other files, and over them.
+    Raises ConfigError for a layout there is not, ExportError if a logit differs or a file cannot be written; nothing is
+    left behind then.
+    """
+    files = exporter.write(model, facts, settled_layout(exporter, layout))
+    assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
+    check_folder(folder, force)
+    verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise_images()]))
+    _write(folder, files)
+    return Exported(folder, {name: len(content) for name, content in files.items()}, verified)
+
+
+def settled_layout(exporter: Exporter, layout: str | None) -> str:
+    """`layout`, or the default one. Raises ConfigError."""
+    if layout is None:
+        return exporter.layouts[0] if exporter.layouts else ""
+    if layout not in exporter.layouts:
+        allowed = ", ".join(exporter.layouts) or "none: leave it out"
+        raise ConfigError(f"--layout {layout!r}: allowed with this --to: {allowed}")
+    return layout
+
+
+def noise_images() -> NDArray[np.uint8]:
+    """256 images like none in a data set, always the same: all 0, all 255, the two extremes mixed, any bytes."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (NOISE_IMAGES, 1, 28, 28)).astype(np.uint8)
+    images[::2] = np.where(images[::2] < 128, 0, 255)
+    images[0], images[1] = 0, 255
+    return images
+
+
+def verify(exporter: Exporter, files: Files, model: IntegerModel, images: NDArray[np.uint8]) -> int:
+    """Run `files` on all `images`, and return how many. Raises ExportError, with counts, if any logit differs."""
+    expected = model.run(images)
+    with exporter.run(files) as run:
+        found = run(images)
+    names = ", ".join(files)
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        kinds = [f"{logits.dtype} {logits.shape}" for logits in (found, expected)]
+        raise ExportError(f"{names}: its logits are {kinds[0]} instead of {kinds[1]}; nothing was written")
+    different = found != expected
+    if different.any():
+        image, label = (int(index) for index in np.argwhere(different)[0])
+        raise ExportError(
+            f"{names}: {different.any(1).sum()} of {len(images)} images have another logit, {different.sum()} logits "
+            f"in all; the first: image {image}, class {label}: {found[image, label]}, not {expected[image, label]}; "
+            "nothing was written; this is a bug: please report it"
+        )
+    return len(images)
+
+
+def check_folder(folder: Path, force: bool) -> None:
+    """Raises ExportError if `folder` cannot take an export: no folder, or, without `force`, not only exported files."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ExportError(f"--out {folder} is a file; name a folder")
+        others = [path.name for path in sorted(folder.glob("*")) if not _is_ours(path)]
+    except OSError as error:
+        raise ExportError(f"cannot look into {folder}: {error.strerror}; choose another --out") from None
+    if others and not force:
+        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+        raise ExportError(f"{folder} holds other files ({shown}); choose another --out, or write there with --force")
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK in file.read(MARKED_BYTES)
+
+
+def _write(folder: Path, files: Files) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        blocked = [name for name in files if (folder / name).is_dir()]
+        if blocked:
+            raise ExportError(f"cannot write {folder / blocked[0]}: it is a folder; choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_files(folder, files)
+    except BaseException as error:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise ExportError(
+                f"cannot write into {folder}: {reason}; free space there, or choose another --out"
+            ) from None
+        raise

@@ -1,16 +1,37 @@
-"""A graph of ONNX operators under construction: nodes, initializers, and the opset that they need.
+"""A graph of ONNX operators under construction: nodes, initializers, opset, and the weights, as small as their bits.
 
 onnx is imported only by functions that need it: it is an extra (`pip install 'qattrain[onnx]'`).
+
+Of a weight the file stores the code minus the smallest of its grid, in the form that makes the smallest file:
+
+    8 bits            a UINT8 initializer
+    4, 2 bits         a UINT4 or UINT2 initializer, and Cast
+    1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packed`) in a UINT8 initializer; also 2 and 4
+                      bits of odd numbers, whose digits are worth twice as much
+    -1, 0, 1          five base-3 digits a byte, 1.6 bits a weight, where that saves more than its operators cost
+
+The last two are unpacked by one chain of operators for all layers that share a form:
+
+    digits = (byte / [1, base, base^2, ...]) mod base         base 2 or 3
+    code = digits times their place values, so many a code
+
+None of it depends on the image: ONNX Runtime computes it once, when it loads the file. By the time weights are
+multiplied, they are uint8.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
+from qattrain.integer import (
+    IntegerLayer,
+    pack_codes,
+)
 
 BASE_OPSET = 18  # the first in which every operator used here has the form used here (ReduceMax: axes as an input)
 
@@ -101,3 +122,113 @@ class Graph:
         helper.set_model_props(model, metadata)
         self._onnx.checker.check_model(model, full_check=True)
         return bytes(model.SerializeToString(deterministic=True))
+
+
+PIXELS = 4 * 4  # of the map behind conv2
+INITIALIZERS = {2: ("UINT2", 25), 4: ("UINT4", 21), 8: ("UINT8", BASE_OPSET)}  # bits -> type, first opset to have it
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Codes as digits in a stream of bytes. base: 2 or 3. places: the values of a code's digits, lowest first."""
+
+    base: int
+    places: tuple[int, ...]
+
+    @property
+    def per_byte(self) -> int:
+        return {2: 8, 3: 5}[self.base]
+
+    @property
+    def name(self) -> str:
+        odd = ".odd" if len(self.places) > 1 and self.places[0] > 1 else ""
+        return {2: f"{len(self.places)}bit{odd}", 3: "ternary"}[self.base]
+
+    def pack(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """codes: (n,), as many as fill whole bytes -> (bytes,)."""
+        if self.base == 2:
+            return pack_codes(codes, len(self.places), 0)
+        packed: NDArray[np.int64] = codes.reshape(-1, self.per_byte) @ self.base ** np.arange(self.per_byte)
+        return packed.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """One layer's codes as numbers from 0 up: (D, C, K, J), or (C, D) with fc1's inputs pixel by pixel.
+
+    q_w - z_w = sum over zero points of (step * codes - zero_point)
+
+    One zero point is enough but for the odd numbers of 8 bits, which are 2 codes - 255 = (codes - 127) + (codes - 128):
+    neither 2 codes nor a product by them would fit uint8.
+    """
+
+    name: str
+    codes: NDArray[np.int64]
+    bits: int
+    step: int
+    zero_points: tuple[int, ...]
+
+    def digits(self, ternary: bool) -> Digits | None:
+        """How they are packed; None where an initializer's own type does it. ternary: in base 3 where that can be."""
+        if ternary and self.bits == 2 and self.step == 1 and self.codes.max() < 3:
+            return Digits(3, (1,))
+        if self.bits in INITIALIZERS and self.step == 1:
+            return None
+        return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
+
+    def two_products_fit_16_bits(self, input_max: int) -> bool:
+        """Of inputs up to input_max and numbers of int8: step * codes, or the zero point, which fills up kernels."""
+        largest = max(self.step * int(self.codes.max()), *self.zero_points)
+        return largest < 2**7 and 2 * input_max * largest < 2**15
+
+
+def stored_weight(layer: IntegerLayer) -> StoredWeight:
+    codes = layer.codes if layer.kind == "conv" else layer.codes.T
+    if layer.name == "fc1":  # its inputs are conv2's map: (channel, pixel) in IntegerModel, (pixel, channel) here
+        codes = codes.reshape(-1, PIXELS, codes.shape[1]).swapaxes(0, 1).reshape(codes.shape)
+    step = layer.grid.step  # 2 for odd numbers, which no zero point lies among
+    lowest = layer.grid.start if step > 1 else min(int(codes.min()), layer.zero_point)
+    stored, zero_point = (codes - lowest) // step, layer.zero_point - lowest
+    assert np.array_equal(lowest + step * stored, codes), (layer.name, np.unique(codes))
+    assert 0 <= stored.min() <= stored.max() < 2**layer.bits, (layer.name, layer.bits, codes.min(), codes.max())
+    assert 0 <= zero_point <= 255, (layer.name, layer.zero_point, lowest)
+    if step * (2**layer.bits - 1) > 255:
+        return StoredWeight(layer.name, stored, layer.bits, 1, (zero_point // step, zero_point - zero_point // step))
+    return StoredWeight(layer.name, stored, layer.bits, step, (zero_point,))
+
+
+def add_weights(graph: Graph, weights: Iterable[StoredWeight], ternary: bool) -> dict[str, str]:
+    """Layer name -> the name of its uint8 value, `step * codes`."""
+    values: dict[str, str] = {}
+    streams: dict[Digits, list[StoredWeight]] = {}
+    for weight in weights:
+        digits = weight.digits(ternary)
+        if digits is not None:
+            streams.setdefault(digits, []).append(weight)
+            continue
+        dtype, opset = INITIALIZERS[weight.bits]
+        content = pack_codes(weight.codes, weight.bits, 0).tobytes()
+        value = graph.packed(f"{weight.name}.weight", dtype, weight.codes.shape, content, opset)
+        values[weight.name] = value if dtype == "UINT8" else graph.cast(value, "UINT8")
+    for digits, sharing in streams.items():
+        values |= _add_stream(graph, digits, sharing)
+    return values
+
+
+def _add_stream(graph: Graph, digits: Digits, weights: list[StoredWeight]) -> dict[str, str]:
+    """The layers' codes one after the other in one initializer, filled up to whole bytes, and their unpacking."""
+    name = f"weights.{digits.name}"
+    flat = [weight.codes.reshape(-1) for weight in weights]
+    # So many codes, of however many digits, end where a byte ends. As a last piece it is split off and left alone.
+    padding = -sum(map(len, flat)) % digits.per_byte
+    flat += [np.zeros(padding, np.int64)] * (padding > 0)
+    divisors = graph.constant(f"{name}.divisors", digits.base ** np.arange(digits.per_byte, dtype=np.int32))
+    places = graph.constant(f"{name}.places", np.array(digits.places, np.int32)[:, None])
+
+    value = graph.cast(graph.constant(name, digits.pack(np.concatenate(flat))[:, None]), "INT32")  # (bytes, 1)
+    value = graph.node("Mod", [graph.node("Div", [value, divisors]), graph.scalar(digits.base, np.int32)])
+    value = graph.node("MatMul", [graph.reshape(value, (-1, len(digits.places))), places])  # (codes, 1)
+    value = graph.cast(value, "UINT8")
+    pieces = graph.split(value, [len(codes) for codes in flat], f"{name}.sizes") if len(flat) > 1 else [value]
+    named = zip(weights, pieces, strict=False)
+    return {weight.name: graph.reshape(piece, weight.codes.shape) for weight, piece in named}

@@ -15,12 +15,23 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from qattrain.integer.packing import weight_grid
-
 IntArray = NDArray[np.int64]
 INT32_MAX = 2**31 - 1
 EXACT_FLOAT32 = 2**24
 BATCH = 500
+
+
+def weight_grid(quantizer: str, bits: int) -> range:
+    """All codes that weights of that quantizer and width can have, ascending. bits: 1..8.
+
+    `dorefa`, and every quantizer at one bit, has the odd numbers, 2^bits of them evenly around 0.
+    """
+    if quantizer == "dorefa" or bits == 1:
+        return range(1 - 2**bits, 2**bits, 2)
+    if quantizer == "ternary":
+        return range(-1, 2)
+    lowest = 0 if quantizer == "affine" else -(2 ** (bits - 1))
+    return range(lowest, lowest + 2**bits)
 
 
 @dataclass(frozen=True, eq=False)

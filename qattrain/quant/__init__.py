@@ -5,16 +5,19 @@ To add a quantizer: write `qattrain/quant/<name>.py` with a subclass of `Quantiz
 
 from qattrain.config import FLOAT_BITS
 from qattrain.errors import ConfigError
-from qattrain.quant.affine import AffineQuantizer
-from qattrain.quant.base import Quantizer, check_surrogate
-from qattrain.quant.binary import BinaryQuantizer
-from qattrain.quant.dorefa import DorefaQuantizer
 from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
-from qattrain.quant.lsq import LSQQuantizer
-from qattrain.quant.pact import PactQuantizer
-from qattrain.quant.pow2 import Pow2Quantizer
+from qattrain.quant.quantizers import (
+    AffineQuantizer,
+    BinaryQuantizer,
+    DorefaQuantizer,
+    LSQQuantizer,
+    PactQuantizer,
+    Pow2Quantizer,
+    Quantizer,
+    TernaryQuantizer,
+    check_surrogate,
+)
 from qattrain.quant.surrogates import SURROGATES
-from qattrain.quant.ternary import TernaryQuantizer
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "lsq": LSQQuantizer,

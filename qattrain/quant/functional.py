@@ -3,11 +3,11 @@
 - `Round`         rounding with a straight-through gradient
 - `Staircase`     any codes computed from x, with a surrogate gradient
 - `LearnedStep`   quantization whose step size is trained (LSQ)
-- `LearnedClip`   quantization whose clipping level is trained (PACT; `clipping.py`)
-- `TanhCodes`     weights squeezed into [-1, 1] by a tanh, then quantized (DoReFa; `clipping.py`)
+- `LearnedClip`   quantization whose clipping level is trained (PACT)
+- `TanhCodes`     weights squeezed into [-1, 1] by a tanh, then quantized (DoReFa)
 - `Rescale`       integer accumulators to real values, `(acc + bias) * scale`
-- `Linear`        the matrix product of a fully connected layer (`products.py`)
-- `Conv2d`        convolution as unfold and einsum (`products.py`)
+- `Linear`        the matrix product of a fully connected layer
+- `Conv2d`        convolution as unfold and einsum
 
 **Where the surrogate is.** In the backward of all but the last three: the line that says `SURROGATES[...]`. `Round`
 applies it there; the others hand it to the function of `kernels.py` that computes their gradient.
@@ -20,6 +20,9 @@ factor 2^n, and SGD then steps 4^n times too far; dropping the factor leaves 2^n
 multiplies by the scale s afterwards, so the gradient that reaches the codes is `g_q = s * g_xhat`. Hence dividing by s
 in the backward gives the gradient with respect to x_hat, and the scale itself can stay a constant in every layer: the
 whole gradient of a learned step is computed here, in one place.
+
+**The two products**, `Linear` and `Conv2d`, equal torch's own in output and all gradients, and compute only the
+gradients that are needed. Training uses torch's, which are faster, unless `--set model.ops=explicit` asks for these.
 """
 
 from typing import Any
@@ -29,25 +32,12 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from qattrain.quant import kernels, native
-from qattrain.quant.clipping import LearnedClip, TanhCodes
 from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
-from qattrain.quant.products import Conv2d, Gradients, Linear, conv2d, linear
 from qattrain.quant.surrogates import SURROGATES
 
-__all__ = [
-    "Conv2d",
-    "LearnedClip",
-    "LearnedStep",
-    "Linear",
-    "Rescale",
-    "Round",
-    "Staircase",
-    "TanhCodes",
-    "conv2d",
-    "fake_quantize_learned",
-    "linear",
-]
 INFINITY = float("inf")
+
+Gradients = tuple[Tensor | None, ...]  # as many as forward took arguments, None where none is needed
 
 
 class Round(Function):
@@ -165,6 +155,71 @@ def fake_quantize_learned(
     return dequantize(QTensor(codes, step.detach().clamp_min(MIN_SCALE)))
 
 
+class LearnedClip(Function):
+    """PACT: q = clip(round(x / s), 0, qmax), s = alpha / qmax, with a trained clipping level alpha; codes as `dtype`.
+
+    The rounding is taken as the identity, so that the real value x_hat = s q has
+        d x_hat / d x = Q'(x / s)          d x_hat / d alpha = 1 where x >= alpha, else 0
+    with the surrogate's derivative Q', which for `clipped` is 1 inside the range. alpha has one element; s is held at
+    2^-20 or above. rectify: quantize max(x, 0); then the derivative by x is 0 for x <= 0, unless the
+    surrogate stands for the ReLU, too.
+
+    Source: Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", eq. 1 to 3.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alpha: Tensor,
+        qmax: int,
+        surrogate: str,
+        rectify: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        step = alpha / qmax
+        ctx.compiled, ctx.qmax, ctx.surrogate, ctx.rectify = native.is_compiled(), qmax, surrogate, rectify
+        ctx.save_for_backward(x, step)
+        codes: Tensor = native.run(ctx.compiled, kernels.grid_codes, x, step, 0, 0, qmax, dtype)
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
+        x, step = ctx.saved_tensors
+        grad_x, grad_alpha = native.run(
+            ctx.compiled,
+            kernels.learned_clip_gradients,
+            *(kernels.formatted_as(grad_codes, x), x, step, ctx.qmax, SURROGATES[ctx.surrogate], ctx.rectify),
+        )
+        return grad_x, grad_alpha, *(None,) * 4
+
+
+class TanhCodes(Function):
+    """DoReFa: q = 2 round((2^b - 1) (t / 2m + 1/2)) - (2^b - 1) with t = tanh(x), m = max|t|; codes as `dtype`.
+
+    Codes are the odd numbers of -(2^b - 1) .. 2^b - 1. Behind the surrogate, which sees the argument of the rounding,
+    stands the true derivative, also through the maximum, as in the reference implementation (tensorpack's `dorefa`).
+
+    Source: Zhou et al. 2016, "DoReFa-Net", eq. 9.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: int, surrogate: str, dtype: torch.dtype | None = None) -> Tensor:
+        ctx.bits, ctx.surrogate, ctx.dtype = bits, surrogate, x.dtype
+        codes, *saved = kernels.tanh_codes(x, bits, dtype)
+        ctx.save_for_backward(*saved)
+        return codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
+        tanh, largest = ctx.saved_tensors
+        grad_codes = kernels.formatted_as(grad_codes, tanh)
+        grad_x = kernels.tanh_codes_gradient(grad_codes, tanh, largest, ctx.bits, SURROGATES[ctx.surrogate])
+        return grad_x.to(ctx.dtype), None, None, None
+
+
 class Rescale(Function):
     """y = (max of acc over windows + b_q) * scale, per channel: accumulators of codes become real values.
 
@@ -199,3 +254,101 @@ class Rescale(Function):
         )
         needs_acc, needs_bias, *_ = ctx.needs_input_grad
         return grad_acc if needs_acc else None, grad_bias if needs_bias else None, *(None,) * 4
+
+
+class Linear(Function):
+    """y = x w^T + b. x: (..., in), weight: (out, in), bias: (out,) or None; equal to `F.linear`.
+
+    backward, with G = dL/dy flattened to (N, out):  dL/dx = G w,  dL/dw = G^T x,  dL/db = sum of G over N.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = x @ weight.t()
+        return y if bias is None else y + bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        grad_rows = grad_y.reshape(-1, grad_y.shape[-1])  # (N, out)
+        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+        grad_weight = grad_rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        has_bias = len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[2]
+        grad_bias = grad_rows.sum(0) if has_bias else None
+        return (grad_x, grad_weight, grad_bias)[: len(ctx.needs_input_grad)]
+
+
+class Conv2d(Function):
+    """2-D convolution from unfold and einsum; equal to `F.conv2d` in its output and all three gradients.
+
+    x: (N, C, H, W), weight: (D, C, K, J), bias: (D,) or None; stride and padding: (height, width), padding may be 0.
+    Unfolding along height and width gives every window as a view (no copy), and the convolution is one contraction
+    over channels and window: `nchwkj,dckj->ndhw`. Memory grows by K * J during the contraction.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+    ) -> Tensor:
+        assert x.shape[1] == weight.shape[1], f"x has {x.shape[1]} channels, the weight takes {weight.shape[1]}"
+        ctx.stride, ctx.padding = stride, padding
+        ctx.save_for_backward(x, weight)
+        y = torch.einsum("nchwkj,dckj->ndhw", _windows(_pad(x, padding), weight, stride), weight)
+        return y if bias is None else y + bias.view(1, -1, 1, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        (sh, sw), (ph, pw) = ctx.stride, ctx.padding
+        padded = _pad(x, ctx.padding)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_padded = torch.zeros_like(padded)
+            height, width = grad_y.shape[2:]
+            for k in range(weight.shape[2]):  # every weight w[k, j] saw the input shifted by (k, j)
+                for j in range(weight.shape[3]):
+                    seen = grad_padded[:, :, k : k + sh * height : sh, j : j + sw * width : sw]
+                    seen += torch.einsum("ndhw,dc->nchw", grad_y, weight[:, :, k, j])
+            # narrow, not [pad:-pad]: with padding 0 the slice [0:-0] would be empty
+            grad_x = grad_padded.narrow(2, ph, x.shape[2]).narrow(3, pw, x.shape[3])
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.einsum("nchwkj,ndhw->dckj", _windows(padded, weight, ctx.stride), grad_y)
+        if len(ctx.needs_input_grad) > 2 and ctx.needs_input_grad[2]:
+            grad_bias = grad_y.sum((0, 2, 3))
+        return (grad_x, grad_weight, grad_bias, None, None)[: len(ctx.needs_input_grad)]
+
+
+def _pad(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    height, width = padding
+    return torch.nn.functional.pad(x, (width, width, height, height)) if height or width else x
+
+
+def _windows(padded: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) -> every window as a view, (N, C, H', W', K, J)."""
+    return padded.unfold(2, weight.shape[2], stride[0]).unfold(3, weight.shape[3], stride[1])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`Linear` as a function: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
+    result: Tensor = Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """`Conv2d` as a function: x (N, C, H, W), weight (D, C, K, J), bias (D,) or None -> (N, D, H', W')."""
+    result: Tensor = Conv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+    return result

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qattrain.compiling import shared_library
+from qattrain.files.compiler import shared_library
 from qattrain.quant import kernels
 from qattrain.quant.surrogates import Surrogate, clipped, identity
 

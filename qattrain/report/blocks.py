@@ -2,9 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from qattrain.config.sources import leaves
+from qattrain.report.drawing import CHART_INCHES, Series, draw_lines, inline_svg
+
+UNKNOWN = "-"
 
 
 class Shaded(NamedTuple):
@@ -108,3 +114,48 @@ class Section:
     heading: str
     blocks: Sequence[Block] = ()
     parts: Sequence["Section"] = field(default=())
+
+
+def line_chart(ident: str, title: str, series: Sequence[Series], labels: tuple[str, str], caption: str) -> Chart:
+    """Lines over epochs, logarithmic, and their table; labels: of both axes, with units.
+
+    A series without points is not shown; the others look as they would beside it.
+    """
+    figure = Figure(figsize=CHART_INCHES, layout="constrained")
+    draw_lines(figure.subplots(), series, *labels)
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False)
+    series = [one for one in series if len(one.x)]
+    described = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series)
+    points = [dict(zip(one.x, one.y, strict=True)) for one in series]
+    epochs = sorted({epoch for one in points for epoch in one})
+    rows = [[f"{x:g}", *(f"{one[x]:.4g}" if x in one else UNKNOWN for one in points)] for x in epochs]
+    table = Table(f"{ident}-table", f"{title}: {labels[1]}", [labels[0], *(one.name for one in series)], rows)
+    svg = inline_svg(figure, ident, title, f"{labels[1]} over {labels[0]}: {described}.")
+    return Chart(svg, title, caption, table)
+
+
+def recorded_section(
+    ident: str, what: str, recorded: Sequence[tuple[str, dict[str, Any]]], side_by_side: bool
+) -> Section:
+    """All values that every name has in common; where `side_by_side`, before them those that differ.
+
+    what: "configuration" or "environment". recorded: names of networks and what is recorded of each, {} if nothing.
+    """
+    known = {name: _flat(values) for name, values in recorded if values}
+    blocks: list[Block] = [Text(f"{name} does not record its {what}.") for name, values in recorded if not values]
+    keys = dict.fromkeys(key for values in known.values() for key in values)
+    table = {key: [values.get(key, UNKNOWN) for values in known.values()] for key in keys}
+    differing = [[key, *row] for key, row in table.items() if len(set(row)) > 1]
+    common = [[key, row[0]] for key, row in table.items() if len(set(row)) == 1]
+    if differing and side_by_side:
+        caption, columns = f"{what}: what differs".capitalize(), ["setting", *known]
+        blocks.append(Table(f"{ident}-differs", caption, columns, differing, left=list(known), compact=True))
+    if common:
+        caption = f"{what}{'' if len(known) == 1 else ': what all have in common'}".capitalize()
+        blocks.append(Table(f"{ident}-common", caption, ["setting", "value"], common, left=["value"], compact=True))
+    return Section(ident, what.capitalize(), blocks)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    """Dotted names and what they are; what is not set is `-`."""
+    return {".".join(path): UNKNOWN if value in (None, {}) else str(value) for path, value in leaves(values)}

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
-from qattrain import runs
 from qattrain.config import FLOAT_BITS, ExperimentConfig
 from qattrain.errors import CheckpointError
-from qattrain.evaluation import Evaluation, mcnemar_p
-from qattrain.export import ModelFacts
-from qattrain.inspection import Inspection, inspect_network
-from qattrain.networks import Packed, Trained, load_network
-from qattrain.predicting import Outcome, evaluate_checkpoint, load_test_data
+from qattrain.evaluation.checkpoints import Outcome, evaluate_checkpoint, load_test_data
+from qattrain.evaluation.inspection import Inspection, inspect_network
+from qattrain.evaluation.metrics import Evaluation, mcnemar_p
+from qattrain.evaluation.networks import Packed, Trained, load_network
+from qattrain.integer import (
+    ModelFacts,
+)
 from qattrain.report.console import percent
 from qattrain.report.sources import Subject
+from qattrain.runs import folder as runs
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain import runs
 from qattrain.errors import CheckpointError, ReportError
+from qattrain.runs import folder as runs
 
 COMPARISON_FILE, SWEEP_FILE, PACKED_FILE = "compare.json", "sweep.json", "model.safetensors"
 

@@ -6,16 +6,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from qattrain import runs
-from qattrain.report.blocks import Block, Chart, Charts, Commands, Facts, Section, Table, Text
+from qattrain.experiments.folder import SAME_IN_GROUP
+from qattrain.report.blocks import (
+    UNKNOWN,
+    Block,
+    Chart,
+    Charts,
+    Commands,
+    Facts,
+    Section,
+    Table,
+    Text,
+    line_chart,
+    recorded_section,
+)
 from qattrain.report.console import percent
-from qattrain.report.figures import CHART_INCHES, Series
-from qattrain.report.network_parts import UNKNOWN
-from qattrain.report.network_sections import line_chart, recorded_section
+from qattrain.report.drawing import CHART_INCHES, Series, inline_svg
+from qattrain.report.figures import draw_bits, draw_bytes
 from qattrain.report.sources import Sweep
-from qattrain.report.svg import inline_svg
-from qattrain.report.sweep_figures import draw_bits, draw_bytes
-from qattrain.sweeps.results import SAME_IN_GROUP
+from qattrain.runs import folder as runs
 
 Group = dict[str, Any]
 LEAST_ERROR = 0.01  # percent: on a logarithmic axis no error at all has no place

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from qattrain.checkpoint import Checkpoint
 from qattrain.config import WEIGHT_LAYERS
 from qattrain.errors import ConfigError
-from qattrain.model import LeNet
-from qattrain.session import Display
+from qattrain.layers.network import LeNet
+from qattrain.runs.checkpoint import Checkpoint
+from qattrain.training.run import Display
 
 FOLDER = "tensorboard"
 

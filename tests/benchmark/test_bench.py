@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from qattrain.benchmark import INFERENCE, TRAINING, busy, run
-from qattrain.benchmark.contender import Contender, Ready, Workload, synthetic_images
-from qattrain.benchmark.rounds import DISCARDED_ROUNDS, measure
+from qattrain.benchmark import rounds as busy
+from qattrain.benchmark import run
+from qattrain.benchmark.inference import INFERENCE
+from qattrain.benchmark.rounds import DISCARDED_ROUNDS, Contender, Ready, Workload, measure, synthetic_images
+from qattrain.benchmark.training import TRAINING
 from qattrain.errors import ConfigError
 
 ROW_FIELDS = "name what batch detail repeats images_per_second ratios missing"
@@ -28,7 +30,6 @@ TINY = run.Effort(repeats=1, train_images=64, predicted_images=4)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "QUICK", TINY)
-    monkeypatch.setattr("qattrain.benchmark.QUICK", TINY)
     monkeypatch.setattr(run, "LISTENING_SECONDS", 0.0)
 
 

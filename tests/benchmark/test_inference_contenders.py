@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from qattrain import compiling
-from qattrain.benchmark.contender import Workload, synthetic_images
-from qattrain.benchmark.float_onnx import ORDERS, float_onnx, static_int8_onnx
-from qattrain.benchmark.inference import BATCHES, INFERENCE, classify, one_thread_session, plain_net
+from qattrain.benchmark.inference import (
+    BATCHES,
+    INFERENCE,
+    ORDERS,
+    classify,
+    float_onnx,
+    one_thread_session,
+    plain_net,
+    static_int8_onnx,
+)
+from qattrain.benchmark.rounds import Workload, synthetic_images
+from qattrain.files import compiler as compiling
 
 DATA = synthetic_images(64)
 REAL = DATA.images.numpy().astype(np.float32) / np.float32(255)

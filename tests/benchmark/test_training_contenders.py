@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qattrain import compiling
-from qattrain.benchmark.contender import Contender, Ready, Workload, synthetic_images
+from qattrain.benchmark.rounds import Contender, Ready, Workload, synthetic_images
 from qattrain.benchmark.training import COMPARED_QUANTIZERS, EAGER, TRAINING
+from qattrain.files import compiler as compiling
 from qattrain.quant import QUANTIZERS
 
 NAMED = {contender.name: contender for contender in TRAINING}

@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from qattrain import experiment
-from qattrain.export import EXPORTERS, NOISE_IMAGES, Exporter
-from qattrain.exporting import default_folder
-from qattrain.runs import LAST_FILE
+from qattrain.evaluation.checkpoints import default_folder
+from qattrain.export import (
+    EXPORTERS,
+)
+from qattrain.export.base import (
+    NOISE_IMAGES,
+    Exporter,
+)
+from qattrain.runs.folder import LAST_FILE
+from qattrain.training import run as experiment
 
 EXPORT_FIELDS = ["files", "bytes", "verified_images", "logit_mismatches"]
 SAME = ("dataset", "total", "correct", "accuracy", "accuracy_ci95", "loss")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qattrain import experiment
 from qattrain.data import load_dataset
+from qattrain.training import run as experiment
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qattrain import runs
-from qattrain.sweeps.grid import expand, read_grid
-from qattrain.sweeps.results import PICTURES
+from qattrain.experiments.folder import PICTURES
+from qattrain.experiments.grid import expand, read_grid
+from qattrain.runs import folder as runs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "100", "--epochs", "1", "--threads", "1")

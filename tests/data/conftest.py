@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qattrain.data.torchvision_sets import import_torchvision_datasets
+from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import DataError
 
 # name: (folder, prefix of the training files, prefix of the test files, classes, label of the first class in the file)

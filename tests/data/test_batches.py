@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qattrain.data.batches import batch_slices, class_quotas, epoch_order, split_validation
-from qattrain.data.dataset import ImageSet
+from qattrain.data.dataset import ImageSet, batch_slices, class_quotas, epoch_order, split_validation
 from qattrain.errors import ConfigError
 
 SEEDS = st.integers(0, 2**64 - 1)

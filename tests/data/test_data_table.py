@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qattrain.data import DATASETS, choose_dataset, load_dataset, torchvision_sets
-from qattrain.data.torchvision_sets import import_torchvision_datasets
+from qattrain.data import DATASETS, choose_dataset, load_dataset
+from qattrain.data import mnist as torchvision_sets
+from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("offline")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qattrain.data import choose_dataset, load_dataset
-from qattrain.data.torchvision_sets import import_torchvision_datasets
+from qattrain.data.mnist import import_torchvision_datasets
 
 
 def md5(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qattrain.data.idx import check_idx, check_pair, is_present
+from qattrain.data.mnist import check_idx, check_pair, is_present
 
 IMAGES = np.zeros((3, 28, 28))
 LABELS = np.array([0, 9, 4])

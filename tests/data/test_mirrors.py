@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qattrain.data import mirrors
-from qattrain.data.mirrors import first_answer, stall_timeout
+from qattrain.data import mnist as mirrors
+from qattrain.data.mnist import first_answer, stall_timeout
 
 REFUSING = "http://127.0.0.1:1/"
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from qattrain.explain import TOPICS, Explanation, Lab, latent, ptq, scale
 from qattrain.explain.ste import BARE, HIGH, LOW
 from qattrain.quant import SURROGATES
-from qattrain.report.picture import png, svg
+from qattrain.report.drawing import png, svg
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,9 +156,10 @@ def test_integer_equals_the_exported_c_or_says_that_there_is_no_compiler(
     monkeypatch.setattr("shutil.which", lambda _name: None)
     lab = Lab(Path("nowhere"))
     from qattrain.config import QuantConfig
-    from qattrain.explain.integer import MODEL, _in_c
-    from qattrain.lowering import lower
-    from qattrain.model import build_model
+    from qattrain.explain.integer import _in_c
+    from qattrain.explain.lab import MODEL
+    from qattrain.integer.lowering import lower
+    from qattrain.layers.network import build_model
 
     torch.manual_seed(0)
     sentence, counts = _in_c(lab, lower(build_model(MODEL, QuantConfig(bits=4), 10)))

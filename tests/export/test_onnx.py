@@ -14,11 +14,15 @@ from random_integers import GRID, LENET, Images, noise, random_model, with_layer
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.data import load_dataset
-from qattrain.export.base import ModelFacts
 from qattrain.export.onnx_export import ONNX_EXPORTER
-from qattrain.integer import INT32_MAX, IntegerModel, Requantization
-from qattrain.lowering import lower
-from qattrain.model import build_model
+from qattrain.integer import (
+    INT32_MAX,
+    IntegerModel,
+    ModelFacts,
+    Requantization,
+)
+from qattrain.integer.lowering import lower
+from qattrain.layers.network import build_model
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing onnxruntime would write an id under the home folder
 FACTS = ModelFacts("lenet-test", "mnist", tuple("0123456789"), 0.9946)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qattrain.errors import ConfigError
-from qattrain.layers import QuantConv2d
+from qattrain.layers.quantized import QuantConv2d
 from qattrain.quant import functional
 from qattrain.quant.functional import (
     Conv2d,

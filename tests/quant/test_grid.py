@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qattrain.errors import ConfigError
-from qattrain.layers import QuantLinear, QuantReLU
+from qattrain.layers.quantized import QuantLinear, QuantReLU
 from qattrain.quant import QUANTIZERS, activation_quantizer, weight_quantizer
 from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, dequantize, quantize, round_half_up
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qattrain import compiling
 from qattrain.errors import ConfigError
+from qattrain.files import compiler as compiling
 from qattrain.quant import kernels, native
 from qattrain.quant.surrogates import SURROGATES
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from qattrain.errors import ConfigError
-from qattrain.integer import weight_grid
+from qattrain.integer.model import (
+    weight_grid,
+)
 from qattrain.quant import (
     QUANTIZERS,
     QTensor,
@@ -18,9 +20,8 @@ from qattrain.quant import (
     weight_quantizer,
     weight_quantizer_name,
 )
-from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.grid import MIN_SCALE
-from qattrain.quant.lsq import LSQQuantizer
+from qattrain.quant.quantizers import LSQQuantizer, RangeQuantizer
 
 ALLOWED = {  # at one bit all but ternary take binary weights
     "lsq": range(1, 9), "affine": range(1, 9), "pow2": range(1, 9), "dorefa": range(1, 9), "pact": range(1, 9),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qattrain.errors import ConfigError
-from qattrain.layers import QuantLinear, QuantReLU
+from qattrain.layers.quantized import QuantLinear, QuantReLU
 from qattrain.quant import QUANTIZERS, SURROGATES, activation_quantizer, functional, weight_quantizer
 
 V = torch.linspace(-4, 4, 1601, dtype=torch.float64) + 1e-4  # on no code, no threshold

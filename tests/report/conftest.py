@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from qattrain import experiment
 from qattrain.config import PtqConfig, QuantConfig
-from qattrain.exporting import ExportRequest, export_network
-from qattrain.posttraining import quantize_after_training
-from qattrain.runs import write_metrics
+from qattrain.evaluation.checkpoints import ExportRequest, export_network
+from qattrain.runs.folder import write_metrics
+from qattrain.training import run as experiment
+from qattrain.training.ptq import quantize_after_training
 
 EVIL = "_<script>alert('x')&<$x^$ 漢"
 

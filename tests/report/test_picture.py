@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from qattrain.errors import ReportError
-from qattrain.report.picture import BARS, bars, check_writable, png, svg, write_pictures
+from qattrain.report.drawing import BARS, bars, check_writable, png, svg, write_pictures
 
 
 def drawn() -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qattrain.predicting import evaluate_checkpoint
+from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.report import page
 
 EVIL_TEXT = "_&lt;script&gt;alert(&#39;x&#39;)&amp;&lt;$x^$ 漢"

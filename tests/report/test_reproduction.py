@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from qattrain import experiment
-from qattrain.checkpoint import load_checkpoint
 from qattrain.commands.options import train_flags
 from qattrain.config import ExperimentConfig, PtqConfig, QuantConfig
-from qattrain.posttraining import quantize_after_training
-from qattrain.report.reproduction import command_lines
+from qattrain.report.sections import command_lines
+from qattrain.runs.checkpoint import load_checkpoint
+from qattrain.training import run as experiment
+from qattrain.training.ptq import quantize_after_training
 
 CHANGES: list[dict[str, Any]] = [
     {},

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from qattrain.report.sweep_figures import sweep_pictures
-from qattrain.sweeps.results import PICTURES
+from qattrain.experiments.folder import PICTURES
+from qattrain.report.figures import sweep_pictures
 
 
 def group(method: str, bits: int, mean: float, **others: Any) -> dict[str, Any]:

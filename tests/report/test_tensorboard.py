@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qattrain import experiment
-from qattrain.checkpoint import load_checkpoint, restore_model
 from qattrain.config import WEIGHT_LAYERS
 from qattrain.report.tensorboard import FOLDER, tensorboard_display
+from qattrain.runs.checkpoint import load_checkpoint, restore_model
+from qattrain.training import run as experiment
 
 SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "200", "--threads", "1", "--bits", "3")
 
@@ -68,7 +68,7 @@ def test_an_epoch_that_was_written_but_not_saved_stands_there_once_after_resumin
     with tensorboard_display(silent_display()) as display:
         experiment.train(config, tmp_path, tmp_path, display, stop_after=1)
     with monkeypatch.context() as patch, tensorboard_display(silent_display()) as display:
-        patch.setattr("qattrain.session.Session.save", killed)
+        patch.setattr("qattrain.training.run.Session.save", killed)
         with pytest.raises(RuntimeError, match="killed"):
             experiment.resume("run", tmp_path, tmp_path, display, {}, None)
     assert [step for step, _ in scalars(events(tmp_path / "run"))["test_loss"]] == [1, 2]

@@ -1,0 +1,131 @@
+"""Where settings come from: flags over `--set` over a file over the defaults; and where data lie by default."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qattrain.config import ExperimentConfig, parse_config
+from qattrain.errors import ConfigError
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Nested values of a TOML file, or the `config` part of a run's `config.json` less its name. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {path}: {_reason(error)}; give an existing TOML file") from None
+    try:
+        if path.suffix == ".json":
+            values = json.loads(text)
+            if isinstance(values, dict) and "config" in values:
+                values = values["config"]
+                if isinstance(values, dict):
+                    values["name"] = None  # a run's settings without its name, which is taken
+        else:
+            values = tomllib.loads(text)
+    except ValueError as error:  # JSONDecodeError and TOMLDecodeError are both ValueErrors
+        raise ConfigError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not a table of settings")
+    return values
+
+
+def parse_assignment(text: str) -> tuple[list[str], Any]:
+    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is read as TOML, else taken as a string.
+
+    Raises ConfigError without a `=` or with an empty key.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not all(key.strip().split(".")):
+        raise ConfigError(f"--set {text!r}: expected KEY=VALUE, for example --set train.lr=0.1")
+    return key.strip().split("."), _parse_value(value)
+
+
+def parse_values(text: str, name: str) -> list[Any]:
+    """`1,2,4` -> [1, 2, 4], each read as TOML, else taken as a string. Raises ConfigError if one is empty."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"--{name.replace('_', '-')} {text!r}: a value is missing; give them as in 1,2,4")
+    return [_parse_value(part) for part in parts]
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_layer_bits(text: str) -> dict[str, int]:
+    """`conv1=8,act2=4` -> {"conv1": 8, "act2": 4}. Raises ConfigError if a part is no LAYER=BITS."""
+    result: dict[str, int] = {}
+    for part in text.split(","):
+        layer, _, bits = (piece.strip() for piece in part.partition("="))
+        if not layer or not bits.isdecimal():
+            raise ConfigError(f"--layer-bits {text!r}: '{part}' is not LAYER=BITS, for example conv1=8,act2=4")
+        if layer in result:
+            raise ConfigError(f"--layer-bits {text!r}: layer '{layer}' stands there twice; name each layer once")
+        result[layer] = int(bits)
+    return result
+
+
+def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> None:
+    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError where a step is a value, not a table."""
+    for depth, part in enumerate(path[:-1]):
+        base = base.setdefault(part, {})
+        if not isinstance(base, dict):
+            raise ConfigError(f"{source}: '{'.'.join(path[: depth + 1])}' is a value, not a table of settings")
+    base[path[-1]] = value
+
+
+def collect_settings(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nested values from all sources: flags over `--set` over file. `flags` maps a path, ("train", "lr"), to a value.
+
+    Raises ConfigError for an unreadable file and for an assignment that is none.
+    """
+    values = read_config_file(file) if file else {}
+    for text in assignments:
+        path, value = parse_assignment(text)
+        merge(values, path, value, f"--set {text}")
+    for flag_path, value in flags.items():
+        merge(values, list(flag_path), value, f"{'.'.join(flag_path)} = {value!r}")
+    return values
+
+
+def build_config(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> ExperimentConfig:
+    """One valid config from its sources, the defaults below all. Raises ConfigError."""
+    return parse_config(collect_settings(file, assignments, flags), str(file) if file else "configuration")
+
+
+def assigned_settings(
+    file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]
+) -> dict[tuple[str, ...], Any]:
+    """Only what the sources say, without defaults: path -> value, validated. Raises ConfigError."""
+    values = collect_settings(file, assignments, flags)
+    known = parse_config(values, str(file) if file else "configuration").model_dump(mode="json")
+    return dict(_leaves(values, known, ()))
+
+
+def _leaves(
+    values: dict[str, Any], known: dict[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(known[key], dict) and key != "layer_bits":
+            yield from _leaves(value, known[key], (*path, key))
+        else:
+            yield (*path, key), known[key]
+
+
+def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every setting of a dumped configuration with its path, in order."""
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "layer_bits":
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

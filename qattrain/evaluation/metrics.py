@@ -1,0 +1,151 @@
+"""How good a predictor is: accuracy, loss, confidence interval, errors by class, and a paired test of two.
+
+Takes any predictor, so that every engine is measured by the same code on the same images. All images count; no batch is
+dropped.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qattrain.data.dataset import ImageSet
+
+Predictor = Callable[[Tensor], Tensor]  # uint8 images (N, 1, 28, 28) -> logits (N, classes)
+
+EVALUATION_BATCH = 1000  # fixed: the sum of losses must not depend on how training was batched
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result on `total` images. loss: mean cross-entropy in nats. predictions: int64 (total,), on the CPU."""
+
+    total: int
+    correct: int
+    loss: float
+    predictions: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct images, 0..1."""
+        return self.correct / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of the accuracy."""
+        return wilson_interval(self.correct, self.total)
+
+
+def evaluate(predict: Predictor, data: ImageSet) -> Evaluation:
+    """Run `predict` over all of `data` in batches of 1,000. Ties go to the lowest class."""
+    predictions, loss_sum = [], 0.0
+    for start in range(0, len(data.labels), EVALUATION_BATCH):
+        images = data.images[start : start + EVALUATION_BATCH]
+        labels = data.labels[start : start + EVALUATION_BATCH]
+        logits = predict(images).double()
+        loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+        predictions.append(logits.argmax(1).cpu())
+    predicted = torch.cat(predictions)
+    correct = int((predicted == data.labels.cpu()).sum())
+    return Evaluation(len(predicted), correct, loss_sum / len(predicted), predicted)
+
+
+def errors_by_class(predictions: Tensor, labels: Tensor, classes: int) -> list[tuple[int, int]]:
+    """(errors, images) for every class; predictions and labels: int64 (N,)."""
+    images = torch.bincount(labels, minlength=classes)
+    errors = torch.bincount(labels[predictions != labels], minlength=classes)
+    return list(zip(errors.tolist(), images.tolist(), strict=True))
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson score interval of a proportion; z = 1.96 for 95 %. total >= 1.
+
+    Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
+    """
+    p, z2 = correct / total, z * z
+    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
+    # At the ends the bound is the end itself, which rounding would miss.
+    return (centre - half if correct else 0.0), (centre + half if correct < total else 1.0)
+
+
+def mcnemar_p(correct_a: Tensor, correct_b: Tensor) -> float:
+    """Exact two-sided McNemar p-value of two predictors on the same images; bool tensors (N,).
+
+    Of the images that exactly one gets right, each is a fair coin if the predictors are equally good.
+    Source: McNemar 1947; exact binomial form, computed in integers.
+    """
+    only_a = int((correct_a & ~correct_b).sum())
+    only_b = int((~correct_a & correct_b).sum())
+    discordant, fewer = only_a + only_b, min(only_a, only_b)
+    tail = term = 1  # binomial coefficients, each from the one before
+    for k in range(fewer):
+        term = term * (discordant - k) // (k + 1)
+        tail += term
+    return float(min(1.0, 2 * tail / 2**discordant))
+
+
+HARDEST = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """counts: int64 (classes, classes), images of class [row] taken for class [column]."""
+
+    class_names: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def errors(self) -> int:
+        return self.total - int(np.trace(self.counts))
+
+
+@dataclass(frozen=True, eq=False)
+class HardImage:
+    """A wrong answer. index: in the test set; image: uint8 (28, 28). Names of the classes, and what the network gave
+    each: probabilities 0..1."""
+
+    index: int
+    image: NDArray[np.uint8]
+    true: str
+    predicted: str
+    true_probability: float
+    predicted_probability: float
+
+
+def confusion(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Confusion:
+    """probabilities: (N, classes); labels: int64 (N,)."""
+    classes = len(class_names)
+    pairs = labels.cpu() * classes + probabilities.argmax(1)
+    return Confusion(class_names, torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy())
+
+
+def hardest_images(
+    probabilities: Tensor, test: ImageSet, class_names: tuple[str, ...], count: int = HARDEST
+) -> list[HardImage]:
+    """The wrongly classified images whose true class got the least probability, the worst first; at most `count`."""
+    labels = test.labels.cpu()
+    predicted = probabilities.argmax(1)
+    of_true = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+    wrong = (predicted != labels).nonzero().flatten()
+    worst = wrong[of_true[wrong].argsort(stable=True)][:count]
+    return [
+        HardImage(
+            index,
+            test.images[index, 0].cpu().numpy(),
+            class_names[int(labels[index])],
+            class_names[int(predicted[index])],
+            of_true[index].item(),
+            probabilities[index, predicted[index]].item(),
+        )
+        for index in worst.tolist()
+    ]

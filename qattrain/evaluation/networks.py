@@ -1,0 +1,170 @@
+"""A network as CKPT names it, a checkpoint or a packed file, and ENGINES, which turn images into its logits.
+
+To add an engine: write a function from a network to a context that gives a predictor (what it compiles or opens is
+closed behind the context), and one line in ENGINES.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qattrain.config import FLOAT_BITS
+from qattrain.data import DIGITS_NAME
+from qattrain.errors import ConfigError
+from qattrain.evaluation.metrics import Predictor
+from qattrain.export import (
+    EXPORTERS,
+)
+from qattrain.export.base import (
+    Exporter,
+    Runner,
+    settled_layout,
+)
+from qattrain.integer import (
+    IntegerModel,
+    ModelFacts,
+)
+from qattrain.integer.lowering import lower
+from qattrain.integer.packed import (
+    is_packed,
+    load_packed,
+)
+from qattrain.layers.network import LeNet, plan_layers
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that torch can evaluate. checkpoint: what it came from."""
+
+    checkpoint: Checkpoint
+    model: LeNet
+
+    @property
+    def facts(self) -> ModelFacts:
+        config, history = self.checkpoint.config, self.checkpoint.history
+        accuracy = history[-1]["test_accuracy"] if history else None
+        return ModelFacts(config.model.name, config.data.dataset, self.checkpoint.class_names, accuracy)
+
+    @property
+    def notice(self) -> str | None:
+        return self.checkpoint.notice
+
+    @property
+    def limit_test(self) -> int | None:
+        """How many test images its run used; None: all."""
+        return self.checkpoint.config.data.limit_test
+
+    @property
+    def quantized(self) -> bool:
+        """Whether every layer has 1 to 8 bits."""
+        return FLOAT_BITS not in plan_layers(self.checkpoint.config.quant).layer_bits.values()
+
+    def integers(self) -> IntegerModel:
+        """Raises ExportError if a layer is float."""
+        return lower(self.model)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A network of integers only."""
+
+    facts: ModelFacts
+    model: IntegerModel
+    limit_test: int | None = None
+    quantized: bool = True
+
+    @property
+    def notice(self) -> str | None:
+        """That it is no MNIST network, where it is not: why, only the run knows."""
+        is_stand_in = self.facts.dataset == DIGITS_NAME
+        return "This network was trained on scikit-learn's digits, not on MNIST." if is_stand_in else None
+
+    def integers(self) -> IntegerModel:
+        return self.model
+
+
+Network = Trained | Packed
+
+
+def load_network(path: Path) -> Network:
+    """Read and verify the file. Raises CheckpointError."""
+    if is_packed(path):
+        model, facts = load_packed(path)
+        return Packed(facts, model)
+    checkpoint = load_checkpoint(path)
+    return Trained(checkpoint, restore_model(checkpoint, str(path)))
+
+
+def torch_predictor(model: LeNet) -> Predictor:
+    """Predict with `model` on its own device: uint8 images (N, 1, 28, 28) -> logits (N, classes).
+
+    Puts the model into evaluation mode at every call. TF32 is off: its ten bits of mantissa cannot hold sums of codes.
+    """
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def predict(images: Tensor) -> Tensor:
+        model.eval()
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        logits: Tensor = model(images.to(device))
+        return logits
+
+    return predict
+
+
+@contextmanager
+def torch_engine(network: Network) -> Iterator[Predictor]:
+    """Predict with what was trained. Raises ConfigError for a packed file, which has no real weights."""
+    if isinstance(network, Packed):
+        raise ConfigError("--engine torch: a packed file holds only integers; leave it out, or take --engine integer")
+    yield torch_predictor(network.model)
+
+
+def integer_predictor(run: Runner, integers: IntegerModel) -> Predictor:
+    """uint8 images (N, 1, 28, 28) -> logits float64 (N, classes): those of `run` times `logit_scale`.
+
+    The scale makes the loss that of the real logits.
+    """
+
+    def predict(images: Tensor) -> Tensor:
+        logits = torch.from_numpy(run(images.cpu().numpy())).to(images.device)
+        return logits.double() * integers.logit_scale
+
+    return predict
+
+
+@contextmanager
+def exported_engine(exporter: Exporter, network: Network) -> Iterator[Predictor]:
+    """Export `network` in memory, in the exporter's default layout, and run that. Raises ExportError.
+
+    For a line in ENGINES: `partial(exported_engine, EXPORTERS["onnx"])`.
+    """
+    integers = network.integers()
+    files = exporter.write(integers, network.facts, settled_layout(exporter, None))
+    with exporter.run(files) as run:
+        yield integer_predictor(run, integers)
+
+
+@contextmanager
+def integer_engine(network: Network) -> Iterator[Predictor]:
+    """Predict with the integers of `network`. Raises ExportError if a layer is float."""
+    integers = network.integers()
+    yield integer_predictor(integers.run, integers)
+
+
+Engine = Callable[[Network], AbstractContextManager[Predictor]]
+
+ENGINES: dict[str, Engine] = {
+    "torch": torch_engine,
+    "integer": integer_engine,
+    "onnx": partial(exported_engine, EXPORTERS["onnx"]),
+    "c": partial(exported_engine, EXPORTERS["c"]),
+}
+
+__all__ = ["ENGINES", "Engine", "torch_predictor"]

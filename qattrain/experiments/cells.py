@@ -1,0 +1,134 @@
+"""What a worker does, here or on a cluster: settle the grid's points into cells, and run a cell."""
+
+import functools
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
+from qattrain.data import load_dataset
+from qattrain.errors import ConfigError, QattrainError
+from qattrain.experiments.folder import RESULT_FILE, Cell, cell_name
+from qattrain.experiments.grid import Point
+from qattrain.files import write_atomically
+from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
+from qattrain.runs import folder as runs
+from qattrain.runs.checkpoint import load_checkpoint, restore_model
+from qattrain.training.loop import check_names
+from qattrain.training.ptq import ptq_config, quantize
+from qattrain.training.run import Loader, RunResult, go_on, resolve, start
+
+SECONDS_BETWEEN_REPORTS = 0.5
+
+# A worker keeps what it loaded: every cell of a sweep is trained on one or two datasets.
+cached_load: Loader = functools.lru_cache(maxsize=2)(load_dataset)
+
+Report = Callable[[float], None]  # told the share of the cell's training that is done, now and then
+
+
+def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> list[Cell]:
+    """The cells of the grid, every value settled on this machine, each once; float ones first, for PTQ follows them.
+
+    The float network ignores the quantizer, so points that differ only there are one cell; the same holds of the float
+    cells that PTQ points ask for. Any other two points that settle to the same configuration are an error.
+    Raises ConfigError, DataError.
+    """
+    cells: dict[str, Cell] = {}
+    labels: dict[str, str] = {}  # of the cells that a point of the grid stands for
+
+    def added(config: ExperimentConfig, notice: str | None, source: str | None, classes: int) -> Cell:
+        with torch.device("meta"):  # what is wrong with the model shows now, not in every cell
+            build_model(config.model, config.quant, classes)
+        train = config.train.model_copy(update={"threads": threads})
+        values = config.model_copy(update={"train": train}).model_dump(mode="json")
+        name = cell_name(values)
+        return cells.setdefault(name, Cell(name, values, notice, source))
+
+    for point in points:
+        try:
+            config, dataset, notice = resolve(parse_config(point.config, "sweep"), data_dir, load)
+            check_names(config.train, config.data.augment)
+            if set(plan_layers(config.quant).layer_bits.values()) == {FLOAT_BITS}:
+                config = config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS, act_bits=FLOAT_BITS)})
+            cell = added(config, notice, None, dataset.classes)
+            if point.quant is not None and point.ptq is not None:
+                quant, ptq = QuantConfig.model_validate(point.quant), PtqConfig.model_validate(point.ptq)
+                derived = ptq_config(config, config.train.epochs, cell.name, quant, ptq, None)
+                added(derived, notice, cell.name, dataset.classes)
+            elif cell.method != "fp32" and cell.name in labels:
+                raise ConfigError(
+                    f"a duplicate cell: '{labels[cell.name]}' settles to the same configuration; leave one of them out"
+                )
+            else:
+                labels[cell.name] = point.label
+        except QattrainError as error:
+            raise type(error)(f"sweep, {point.label or 'its only point'}: {error}") from None
+    return sorted(cells.values(), key=lambda cell: cell.method != "fp32")
+
+
+class Watch:
+    """A display that shows nothing and reports how far the cell is."""
+
+    def __init__(self, report: Report) -> None:
+        self.report, self.epochs, self.told_at = report, 1, 0.0
+
+    def on_start(self, run_dir: Path, checkpoint: Any, train_images: int, test_images: int) -> None:  # noqa: ARG002
+        self.epochs = checkpoint.config.train.epochs
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:  # noqa: ARG002
+        now = time.monotonic()
+        if now - self.told_at >= SECONDS_BETWEEN_REPORTS:
+            self.told_at = now
+            self.report((epoch - 1 + step / steps) / self.epochs)
+
+    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
+
+
+def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:
+    """Run a cell, or go on with it, in `cells_dir`, where a PTQ cell finds its source; the caller has claimed it.
+
+    False if `stop` was set before its end; what there is of it is saved then. Raises any QattrainError.
+    """
+    run_dir = cells_dir / cell.name
+    last = run_dir / runs.LAST_FILE
+    config = parse_config(cell.config | {"name": cell.name}, cell.name)
+    watch = Watch(report)
+    if last.exists():
+        result = go_on(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
+    else:
+        shutil.rmtree(run_dir, ignore_errors=True)  # of a process killed before its first checkpoint
+        if cell.source is not None:
+            path = cells_dir / cell.source / runs.LAST_FILE
+            dataset = load(config.data.dataset, data_dir)
+            result, _ = quantize(load_checkpoint(path), path, config, dataset, cells_dir)
+        else:
+            config, dataset, _ = resolve(config, data_dir, load)
+            result = start(config, dataset, cell.notice, cells_dir, watch, stop=stop)
+    if result.checkpoint.finished:
+        write_atomically(run_dir / RESULT_FILE, (json.dumps(_outcome(result, cell)) + "\n").encode())
+    return result.checkpoint.finished
+
+
+def _outcome(result: RunResult, cell: Cell) -> dict[str, Any]:
+    summary = result.summary()
+    network = restore_model(result.checkpoint, cell.name)
+    return {
+        "epochs": summary["epochs"],
+        "accuracy": summary["test_accuracy"],
+        "loss": summary["test_loss"],
+        "train_loss": summary["train_loss"],
+        "weight_bytes": weight_bytes(network),
+        "images_per_second": summary["images_per_second"],
+    }
+
+
+def error_line(error: Exception) -> str:
+    """What to record of a cell that failed: one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, QattrainError) else f"{type(error).__name__}: {text}"

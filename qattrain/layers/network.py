@@ -1,0 +1,155 @@
+"""LeNet, two convolutions and two fully connected layers, built from quantized layers; its presets and initializers.
+
+    uint8 image -> conv1 5x5, pool 2 -> act1 -> conv2 5x5, pool 2 -> act2 -> fc1 -> act3 -> fc2 -> logits
+
+Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", in the two-conv/two-FC form with
+ReLU and max-pooling that became the usual MNIST example (20-50-500).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig
+from qattrain.errors import ConfigError
+from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
+from qattrain.quant import QTensor, known_quantizer, weight_quantizer_name
+
+PRESETS: dict[str, tuple[int, int, int]] = {  # channels of conv1, channels of conv2, features of fc1
+    "lenet": (20, 50, 500),
+    "lenet-small": (16, 24, 32),
+    "lenet-nano": (8, 16, 32),
+}
+
+INPUT_SCALE = 2.0**-8  # of the uint8 image
+
+
+def kaiming(module: nn.Module) -> None:
+    """Weights uniform with variance 2 / fan_in, biases 0. For `net.apply`.
+
+    Source: He et al. 2015, "Delving Deep into Rectifiers".
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def xavier(module: nn.Module) -> None:
+    """Weights uniform with variance 2 / (fan_in + fan_out), biases 0. For `net.apply`.
+
+    Source: Glorot, Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks".
+    """
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+INITIALIZERS: dict[str, Callable[[nn.Module], None]] = {"kaiming": kaiming, "xavier": xavier}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Bits of every layer, settled: what was asked, what the weights run on, and the bits by layer name."""
+
+    quantizer: str
+    weight_quantizer: str
+    bits: int
+    act_bits: int
+    layer_bits: dict[str, int]
+
+
+def plan_layers(quant: QuantConfig) -> LayerPlan:
+    """Settle the bits of all seven layers from the quantizer's defaults and the exemptions asked for by name.
+
+    Raises ConfigError where a quantizer cannot have the bits asked for.
+    """
+    bits = quant.bits if quant.bits is not None else known_quantizer(quant.quantizer).default_bits
+    act_bits = quant.act_bits if quant.act_bits is not None else bits
+    asked = dict.fromkeys(WEIGHT_LAYERS, bits) | dict.fromkeys(ACTIVATION_LAYERS, act_bits) | quant.layer_bits
+    weight_quantizer_name(quant.quantizer, bits)
+    runs = [weight_quantizer_name(quant.quantizer, asked[layer]) for layer in WEIGHT_LAYERS]
+    return LayerPlan(quant.quantizer, "+".join(dict.fromkeys(runs)), bits, act_bits, asked)
+
+
+class LeNet(nn.Module):
+    """The network. uint8 images (N, 1, 28, 28) -> logits (N, classes), real values.
+
+    widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: bits of every layer. dropout: share
+    of fc1's outputs that is 0 in a training step (Srivastava et al. 2014, "Dropout").
+    The last layer has one weight scale, so that its integer sums order the classes as the logits do.
+    """
+
+    input_scale: Tensor
+
+    def __init__(
+        self,
+        widths: tuple[int, int, int],
+        classes: int,
+        plan: LayerPlan,
+        quant: QuantConfig,
+        ops: str = "torch",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        bits, common = plan.layer_bits, {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
+        # Every layer is fed codes by the one before it: none needs an input quantizer of its own (act_bits 32).
+        weights: dict[str, Any] = common | {"act_bits": 32, "ops": ops}
+
+        def own(layer: str) -> dict[str, Any]:
+            is_pow2 = weight_quantizer_name(quant.quantizer, bits[layer]) == "pow2"
+            return weights | {"bits": bits[layer], "fraction_bits": quant.n if is_pow2 else None}
+
+        c1, c2, features = widths
+        self.conv1 = QuantConv2d(1, c1, 5, pool=2, **own("conv1"))
+        self.act1 = QuantReLU(bits["act1"], **common)
+        self.conv2 = QuantConv2d(c1, c2, 5, pool=2, **own("conv2"))
+        self.act2 = QuantReLU(bits["act2"], **common)
+        self.fc1 = QuantLinear(c2 * 4 * 4, features, **own("fc1"))
+        self.act3 = QuantReLU(bits["act3"], **common)
+        self.fc2 = QuantLinear(features, classes, per_channel=False, **own("fc2"))
+        self.register_buffer("input_scale", torch.tensor(INPUT_SCALE), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[1:] == (1, 28, 28), images.shape
+        # With one channel both memory formats describe the same bytes; saying channels-last keeps it from here on.
+        pixels = images.reshape(len(images), 28, 28, 1).permute(0, 3, 1, 2)
+        x = QTensor(pixels, self.input_scale)
+        x = self.act1(self.conv1(x))  # (N, c1, 12, 12)
+        x = self.act2(self.conv2(x))  # (N, c2, 4, 4)
+        x = self.act3(self.fc1(x.flatten(1)))  # (N, features)
+        if self.dropout > 0:
+            x = x._replace(codes=F.dropout(x.codes, self.dropout, self.training))
+        logits: Tensor = self.fc2(x)
+        return logits  # (N, classes)
+
+
+def weight_bytes(model: LeNet) -> int:
+    """Bytes of all weight codes, packed without gaps layer by layer; 4 a weight at 32 bits. No biases, no scales."""
+    layers = [getattr(model, name) for name in WEIGHT_LAYERS]
+    return sum(math.ceil(layer.weight.numel() * layer.bits / 8) for layer in layers)
+
+
+def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
+    """A freshly initialized LeNet (random numbers from torch's global generator). Raises ConfigError."""
+    if model.name not in PRESETS:
+        raise ConfigError(
+            f"model {model.name!r}: allowed: {', '.join(PRESETS)}; free widths: --set model.widths=[a,b,c]"
+        )
+    if model.init not in INITIALIZERS:
+        raise ConfigError(f"model.init = {model.init!r}: allowed: {', '.join(INITIALIZERS)}")
+    plan = plan_layers(quant)
+    if quant.n is not None and "pow2" not in plan.weight_quantizer:
+        raise ConfigError(
+            f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
+        )
+    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops, model.dropout)
+    net.apply(INITIALIZERS[model.init])
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

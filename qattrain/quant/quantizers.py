@@ -1,0 +1,466 @@
+"""The quantizers, side by side: what they have in common, then each with its formula, gradient, range and paper.
+
+A quantizer is an `nn.Module` that maps a real tensor to a `QTensor`. It holds whatever it learns or observes, so that a
+state dict is all that is needed to reproduce its codes.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qattrain.errors import ConfigError
+from qattrain.quant import kernels, native
+from qattrain.quant.functional import LearnedClip, LearnedStep, Staircase, TanhCodes
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two, odd_code_range, round_half_up
+from qattrain.quant.surrogates import SURROGATES
+
+Role = Literal["weight", "activation"]
+
+
+def check_surrogate(name: str) -> None:
+    """Raises ConfigError if `name` is no key of SURROGATES."""
+    if name not in SURROGATES:
+        raise ConfigError(f"surrogate {name!r}: allowed: {', '.join(SURROGATES)}")
+
+
+class Quantizer(nn.Module, ABC):
+    """Base class. Subclasses say in their docstring: formula, gradient, range, paper.
+
+    bits: 1..8. role: "weight" (codes may follow the tensor at every step) or "activation" (what was seen in training is
+    kept for evaluation). shape: of the scale, broadcastable against the tensor: () for one scale, (C, 1, 1, 1) or
+    (C, 1) for one per output channel. signed: whether codes are negative as well. surrogate: a key of SURROGATES.
+    """
+
+    weight_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)  # widths at which it can hold weights
+    default_bits: ClassVar[int] = 4
+    weights: ClassVar[str | None] = None  # name of the quantizer that takes its weights; None: itself
+    activations: ClassVar[str | None] = None  # name of the quantizer that takes its activations; None: itself
+    signed_activations: ClassVar[str | None] = None  # the same for signed values, if its own are never negative
+    decays: ClassVar[bool] = False  # whether weight decay acts on what it learns: on a scale, it only narrows the grid
+
+    qmin: int
+    qmax: int
+    step: int = 1  # between neighbouring codes
+    approximates: bool = True  # whether the real value of a code is meant to be near x, so that an error can be told
+    rectify: bool = False  # quantize max(x, 0): the ReLU in front of an activation's quantizer is part of it
+    codes_dtype: torch.dtype | None = None  # of codes while training; None: float32 or wider
+
+    def __init__(
+        self, bits: int, *, role: Role, shape: tuple[int, ...] = (), signed: bool = True, surrogate: str = "clipped"
+    ) -> None:
+        super().__init__()
+        check_surrogate(surrogate)
+        if role == "weight" and bits not in self.weight_bits:
+            allowed = ", ".join(map(str, self.weight_bits))
+            raise ConfigError(f"{type(self).__name__} with {bits} bits for weights: allowed: {allowed}")
+        if role == "activation" and signed and self.signed_activations:
+            raise ConfigError(
+                f"{type(self).__name__} for signed activations: its codes are never negative; "
+                f"allowed: signed=False, or quantizer {self.signed_activations!r}"
+            )
+        self.bits, self.role, self.shape, self.signed, self.surrogate = bits, role, shape, signed, surrogate
+        self.setup()
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Set `qmin` and `qmax`, and register parameters and buffers; the last step of the constructor."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> QTensor:
+        """Codes of x. The scale of the result is detached; a learned scale gets its gradient through the codes."""
+
+    @abstractmethod
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Fix the scale from outside for values in [low, high] (each of `shape`): post-training quantization."""
+
+    def training_dtype(self) -> torch.dtype | None:
+        """`codes_dtype` while training, else None."""
+        return self.codes_dtype if self.training else None
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """x, or max(x, 0) where a ReLU is part of this quantizer; detached."""
+        return x.detach().relu() if self.rectify else x.detach()
+
+    @property
+    def levels(self) -> int:
+        """How many different codes there are."""
+        return (self.qmax - self.qmin) // self.step + 1
+
+    def shared_dims(self, x: Tensor) -> list[int]:
+        """Dimensions of x over which a scale is shared."""
+        return [d for d in range(x.dim()) if not self.shape or self.shape[d] == 1]
+
+    def shared_count(self, x: Tensor) -> int:
+        """How many elements of x share a scale."""
+        return x.numel() // math.prod(self.shape)
+
+    def mean_magnitude(self, x: Tensor) -> Tensor:
+        """Mean of |x| over the elements that share a scale; of `shape`."""
+        return x.detach().abs().mean(self.shared_dims(x), keepdim=bool(self.shape))
+
+    def on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor | int) -> QTensor:
+        """x as codes qmin..qmax of this scale and zero point, with the surrogate's gradient."""
+        with torch.no_grad():
+            codes = native.run(
+                native.is_compiled(),
+                kernels.grid_codes,
+                *(x.detach(), scale, zero_point, self.qmin, self.qmax, self.training_dtype()),
+            )
+        codes = Staircase.apply(  # type: ignore[no-untyped-call]
+            *(x, codes, scale, scale, zero_point, self.qmin, self.qmax, self.surrogate, self.rectify)
+        )
+        return QTensor(codes, scale, zero_point)
+
+    def clipped_share(self, x: Tensor, q: QTensor) -> float | None:
+        """Share of x that lies outside the grid, so that `q` has it clipped; None where the design clips nothing."""
+        assert q.scale is not None
+        v = x / q.scale + q.zero_point
+        outside = (v < self.qmin - 0.5) | (v >= self.qmax + 0.5)
+        return outside.float().mean().item()
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, role={self.role}, codes {self.qmin}..{self.qmax}, surrogate={self.surrogate}"
+
+
+class InitializedQuantizer(Quantizer):
+    """A quantizer whose state comes from the first tensor it sees, or from `set_range`, and is then kept.
+
+    `initialized` (a buffer, so that it is in the state dict) says whether that happened.
+    """
+
+    initialized: Tensor
+
+    def setup(self) -> None:
+        self.register_buffer("initialized", torch.tensor(False))
+        self._known_initialized = False  # spares a device synchronization at every forward
+
+    @abstractmethod
+    def initialize(self, x: Tensor) -> None:
+        """Set the state from the first tensor."""
+
+    def ensure_initialized(self, x: Tensor) -> None:
+        """Initialize from x if nothing else has; to be called at the head of `forward`."""
+        if not self._known_initialized:
+            if not bool(self.initialized):
+                with torch.no_grad():
+                    self.initialize(self.rectified(x))
+            self.mark_initialized()
+
+    def mark_initialized(self) -> None:
+        self.initialized.fill_(True)
+        self._known_initialized = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._known_initialized = False  # the state dict knows better
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class RangeQuantizer(InitializedQuantizer):
+    """A quantizer whose scale follows from the range [low, high] it observes while training, and always holds 0.
+
+    Weights: the range of the tensor itself, at every training step. Activations: moving averages of each batch's
+    smallest and largest value (`momentum` is the new batch's share). At one bit twice the mean stands for the largest
+    value: as the only level above 0 that would be far too high, and training on it blows up. Evaluation observes
+    nothing.
+    """
+
+    low: Tensor
+    high: Tensor
+    momentum: ClassVar[float] = 0.05
+
+    def setup(self) -> None:
+        super().setup()
+        self.register_buffer("low", torch.zeros(self.shape))
+        self.register_buffer("high", torch.zeros(self.shape))
+
+    def initialize(self, x: Tensor) -> None:
+        self.set_range(*self._range_of(x))
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        self.low.copy_(low.clamp_max(0))
+        self.high.copy_(high.clamp_min(0))
+        self.mark_initialized()
+
+    def observe(self, x: Tensor) -> None:
+        """Update the range from x, in training mode only."""
+        self.ensure_initialized(x)
+        if self.training:
+            with torch.no_grad():
+                share = 1.0 if self.role == "weight" else self.momentum
+                for kept, new in zip((self.low, self.high), self._range_of(self.rectified(x)), strict=True):
+                    kept.lerp_(new.to(kept.dtype), share)
+
+    def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.bits == 1:
+            return torch.zeros_like(self.low), 2 * self.mean_magnitude(x)
+        low, high = torch.aminmax(x.flatten()) if not self.shape else self._range_by_channel(x)
+        return low.clamp_max(0), high.clamp_min(0)
+
+    def _range_by_channel(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dims = self.shared_dims(x)
+        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+
+
+class LSQQuantizer(InitializedQuantizer):
+    """LSQ.
+
+    Formula: q = clip(round(x / s), qmin, qmax), x_hat = s q; s starts at 2 mean|x| / sqrt(qmax) of the first tensor.
+    Gradient: see `functional.LearnedStep`; that of s is scaled by 1 / sqrt(elements * qmax), elements being the weights
+        that share s, or the features of one example.
+    Range: weights -2^(b-1) .. 2^(b-1)-1, b = 2..8; activations 0 .. 2^a-1, a = 1..8. s >= 2^-20.
+    Source: Esser et al. 2020, "Learned Step Size Quantization".
+    """
+
+    def setup(self) -> None:
+        super().setup()
+        self.qmin, self.qmax = code_range(self.bits, self.signed)
+        self.scale = nn.Parameter(torch.ones(self.shape))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        self.scale.copy_((2 * self.mean_magnitude(x) / math.sqrt(max(self.qmax, 1))).clamp_min(MIN_SCALE))
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        above = high / self.qmax if self.qmax else torch.zeros_like(high)
+        below = low / self.qmin if self.qmin else torch.zeros_like(low)
+        self.scale.copy_(torch.maximum(above, below).clamp_min(MIN_SCALE))
+        self.mark_initialized()
+
+    def forward(self, x: Tensor) -> QTensor:
+        self.ensure_initialized(x)
+        elements = self.shared_count(x) if self.role == "weight" else max(math.prod(x.shape[1:]), 1)
+        gradient_scale = 1 / math.sqrt(elements * max(self.qmax, 1))
+        codes = LearnedStep.apply(  # type: ignore[no-untyped-call]
+            *(x, self.scale, self.qmin, self.qmax, gradient_scale, self.surrogate, self.rectify, self.training_dtype())
+        )
+        return QTensor(codes, self.scale.detach().clamp_min(MIN_SCALE))
+
+
+class AffineQuantizer(RangeQuantizer):
+    """Scale and zero point.
+
+    Formula: s = (max - min) / (2^b - 1), z = clip(round(-min / s), 0, 2^b - 1), q = clip(round(x / s + z), 0, 2^b - 1),
+        x_hat = s (q - z). The range is widened to hold 0, so that 0 has the exact code z (zero padding, ReLU).
+    Gradient: straight through where the surrogate lets it; s and z are statistics, not trained.
+    Range: weights 0 .. 2^b-1, b = 2..8, one scale a layer, of the tensor itself; activations 0 .. 2^a-1, a = 1..8,
+        moving averages of min and max, hence z = 0 behind a ReLU.
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+        Inference", sections 2.1 and 3.1.
+    """
+
+    def setup(self) -> None:
+        self.shape = ()  # one scale a layer, by definition
+        super().setup()
+        self.qmin, self.qmax = code_range(self.bits, signed=False)
+
+    def forward(self, x: Tensor) -> QTensor:
+        self.observe(x)
+        scale = ((self.high - self.low) / self.qmax).clamp_min(MIN_SCALE)
+        zero_point = round_half_up(-self.low / scale).clamp_(0, self.qmax)
+        return self.on_grid(x, scale, zero_point)
+
+
+class Pow2Quantizer(RangeQuantizer):
+    """Fixed point with n fraction bits.
+
+    Formula: q = clip(round(2^n x), qmin, qmax), x_hat = 2^-n q. 2^-n is the power of two nearest to the scale at which
+        the observed range just fits the codes, so that at most 30 % of the range is clipped and no code is wasted; or n
+        is `fraction_bits` when given.
+    Gradient: straight through where the surrogate lets it; 2^-n * 1 * 2^n = 1, no factor remains.
+    Range: weights -2^(b-1) .. 2^(b-1)-1, b = 2..8, n per output channel; activations 0 .. 2^a-1, a = 1..8. n <= 20.
+    Source: Lin, Talathi, Annapureddy 2016, "Fixed Point Quantization of Deep Convolutional Networks", section 3.
+    """
+
+    fraction_bits: int | None = None
+
+    def setup(self) -> None:
+        super().setup()
+        self.qmin, self.qmax = code_range(self.bits, self.signed)
+
+    def forward(self, x: Tensor) -> QTensor:
+        self.observe(x)
+        return self.on_grid(x, self._scale(), 0)
+
+    def _scale(self) -> Tensor:
+        if self.fraction_bits is not None:
+            return torch.full_like(self.high, 2.0**-self.fraction_bits)
+        needed = self.high / max(self.qmax, 1)
+        if self.qmin:
+            needed = torch.maximum(needed, self.low / self.qmin)
+        return nearest_power_of_two(needed.clamp_min(MIN_SCALE))
+
+
+class DorefaQuantizer(Quantizer):
+    """DoReFa-Net, forward; its quantized gradients are left out.
+
+    Formula: weights t = tanh(w), q = 2 round((2^b - 1) (t / (2 max|t|) + 1/2)) - (2^b - 1), w_hat = s q; the paper's s
+        is 1 / (2^b - 1), so that weights always span [-1, 1]. Activations q = round((2^a - 1) clip(x, 0, 1)),
+        s = 1 / (2^a - 1).
+    Deviation: s is such that weights have the variance 2 / fan_in, s^2 mean(q^2) = 2 / fan_in, a constant to autograd.
+        The paper's layers have a batch normalization behind them that undoes any factor; ours have none, sums become
+        large, and activations saturate. At 4 bits after 2 epochs of MNIST, one seed: 94.0 % with the paper's s, 98.7 %
+        so, 98.3 % with the variance 1 / fan_out of the source named below.
+    Gradient: weights, see `functional.TanhCodes`; activations straight through where the surrogate lets it.
+    Range: weights the odd numbers of -(2^b - 1) .. 2^b - 1, b = 2..8, one scale a layer; activations 0 .. 2^a-1,
+        a = 1..8, those of signed values are LSQ's. Post-training quantization gives the largest code the largest
+        magnitude of its range, in place of both formulas for s. s >= 2^-20.
+    Source: Zhou et al. 2016, "DoReFa-Net", eq. 5 to 11; the factor: Jin, Yang, Liao 2020, "Towards Efficient Training
+        for Neural Network Quantization", section 3 (constant rescaling).
+    """
+
+    signed_activations = "lsq"
+    largest: Tensor  # value that the largest code stands for; 0 where the variance decides
+
+    def setup(self) -> None:
+        self.shape = ()  # one scale a layer, by definition
+        if self.role == "weight":
+            self.qmin, self.qmax, self.step = odd_code_range(self.bits)
+            self.approximates = False  # the size of weights has no meaning, only their ratios
+        else:
+            self.qmin, self.qmax = code_range(self.bits, signed=False)
+        self.register_buffer("largest", torch.tensor(0.0 if self.role == "weight" else 1.0))
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        self.largest.copy_(torch.maximum(-low, high).clamp_min(MIN_SCALE * self.qmax))
+
+    def clipped_share(self, x: Tensor, q: QTensor) -> float | None:
+        """None for weights: they are squeezed by design, not cut off."""
+        return None if self.role == "weight" else super().clipped_share(x, q)
+
+    def forward(self, x: Tensor) -> QTensor:
+        scale = (self.largest / self.qmax).clamp_min(MIN_SCALE)
+        if self.role == "activation":
+            return self.on_grid(x, scale, 0)
+        codes = TanhCodes.apply(x, self.bits, self.surrogate, self.training_dtype())  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            mean_square = codes.to(x.dtype).square().mean()  # at least 1: codes are odd
+            rescaled = (2 / (x[0].numel() * mean_square)).sqrt().clamp_min(MIN_SCALE)
+            return QTensor(codes, torch.where(self.largest > 0, scale, rescaled))
+
+
+class PactQuantizer(InitializedQuantizer):
+    """Parameterized clipping activation.
+
+    Formula: q = round((2^a - 1) clip(x, 0, alpha) / alpha), x_hat = alpha / (2^a - 1) q. alpha starts at the largest
+        value of the first batch, at one bit at twice the mean: at 4 bits as good as a constant 8 (99.1 % both, 2 epochs
+        of MNIST, one seed), while at one bit nothing reaches half of 8, and the network learns nothing.
+    Gradient: see `functional.LearnedClip`; weight decay acts on alpha as on weights (section 3: lambda_alpha = lambda).
+    Range: activations 0 .. 2^a-1, a = 1..8; those of signed values are LSQ's. Weights are DoReFa's, b = 2..8.
+        alpha / (2^a - 1) >= 2^-20.
+    Source: Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", section 3.
+    """
+
+    weights = "dorefa"
+    signed_activations = "lsq"
+    decays = True
+
+    def setup(self) -> None:
+        assert self.role == "activation", self.role
+        super().setup()
+        self.shape = ()
+        self.qmin, self.qmax = code_range(self.bits, signed=False)
+        self.alpha = nn.Parameter(torch.ones(()))
+
+    def initialize(self, x: Tensor) -> None:
+        self._set(2 * self.mean_magnitude(x) if self.bits == 1 else x.amax())
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:  # noqa: ARG002
+        self._set(high)
+        self.mark_initialized()
+
+    def forward(self, x: Tensor) -> QTensor:
+        self.ensure_initialized(x)
+        codes = LearnedClip.apply(  # type: ignore[no-untyped-call]
+            x, self.alpha, self.qmax, self.surrogate, self.rectify, self.training_dtype()
+        )
+        return QTensor(codes, (self.alpha.detach() / self.qmax).clamp_min(MIN_SCALE))
+
+    @torch.no_grad()
+    def _set(self, alpha: Tensor) -> None:
+        self.alpha.copy_(alpha.clamp_min(MIN_SCALE * self.qmax))
+
+
+class TernaryQuantizer(Quantizer):
+    """Ternary weight network.
+
+    Formula: q = sign(w) where |w| > 0.7 mean|w|, else 0; s = mean of |w| over those; w_hat = s q.
+    Gradient: straight through where the surrogate lets it, its range being |w| <= 1; s is a statistic, not trained.
+    Range: {-1, 0, 1}, packed in 2 bits; only `--bits 2`. Activations are LSQ's. s >= 2^-20.
+    Source: Li, Zhang, Liu 2016, "Ternary Weight Networks", eq. 3 to 6.
+    """
+
+    weight_bits = (2,)
+    default_bits = 2
+    activations = "lsq"
+
+    def setup(self) -> None:
+        self.qmin, self.qmax = -1, 1
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Nothing to set: the scale is a closed form of the weights."""
+
+    def clipped_share(self, x: Tensor, q: QTensor) -> None:
+        """None: magnitudes are replaced by design, not cut off."""
+
+    def forward(self, x: Tensor) -> QTensor:
+        with torch.no_grad():
+            codes, scale, step = ternary_codes(x.detach(), self.shared_dims(x), bool(self.shape), self.training_dtype())
+            limit = 1 / step
+        codes = Staircase.apply(x, codes, scale, step, 0, -limit, limit, self.surrogate)  # type: ignore[no-untyped-call]
+        return QTensor(codes, scale)
+
+
+def ternary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, scale, step) of weights x whose scale is shared over `dims`; the thresholds lie at +-step / 2."""
+    magnitude = x.abs()
+    threshold = 0.7 * magnitude.mean(dims, keepdim=keep)
+    kept = magnitude > threshold
+    codes = torch.where(kept, x.sign(), 0.0).to(dtype or x.dtype)
+    count = torch.where(kept, 1.0, 0.0).to(x.dtype).sum(dims, keepdim=keep).clamp_min(1)
+    scale = torch.where(kept, magnitude, 0.0).sum(dims, keepdim=keep) / count
+    return codes, scale.clamp_min(MIN_SCALE), 2 * threshold.clamp_min(MIN_SCALE)
+
+
+class BinaryQuantizer(Quantizer):
+    """Binary weight network.
+
+    Formula: q = +1 where w >= 0, else -1; s = mean|w|; w_hat = s q. With `power_of_two` (for `pow2` at one bit) s is
+        rounded to the power of two nearest in the logarithm.
+    Gradient: straight through where the surrogate lets it, its range being |w| <= 1; s is a statistic, not trained.
+    Range: {-1, +1}, packed bit 0 means -1; only `--bits 1`. Activations are LSQ's. s >= 2^-20.
+    Source: Rastegari et al. 2016, "XNOR-Net", section 3.1 (Binary-Weight-Networks); clipping: Courbariaux et al. 2015,
+        "BinaryConnect", section 2.4.
+    """
+
+    weight_bits = (1,)
+    default_bits = 1
+    activations = "lsq"
+    power_of_two: bool = False
+
+    def setup(self) -> None:
+        self.qmin, self.qmax, self.step = odd_code_range(self.bits)
+
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        """Nothing to set: the scale is a closed form of the weights."""
+
+    def clipped_share(self, x: Tensor, q: QTensor) -> None:
+        """None: magnitudes are replaced by design, not cut off."""
+
+    def forward(self, x: Tensor) -> QTensor:
+        with torch.no_grad():
+            codes, scale = binary_codes(x.detach(), self.shared_dims(x), bool(self.shape), self.training_dtype())
+            if self.power_of_two:
+                scale = nearest_power_of_two(scale)
+        # v = (x - 1) / 2: one step, from -1 to 0, with its threshold -1/2 at x = 0
+        codes = Staircase.apply(x, codes, scale, 2.0, -0.5, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
+        return QTensor(codes, scale)
+
+
+def binary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """(codes, scale) of weights x whose scale is shared over `dims`."""
+    codes = torch.where(x >= 0, 1.0, -1.0).to(dtype or x.dtype)
+    return codes, x.abs().mean(dims, keepdim=keep).clamp_min(MIN_SCALE)

@@ -1,0 +1,1 @@
+"""Training: the loop and what it needs, and a run from start to end."""

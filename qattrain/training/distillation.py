@@ -1,0 +1,113 @@
+"""Knowledge distillation: the logits of a trained float network as a second target beside the labels.
+
+The teacher sees the very images the student sees, after augmentation: what it says of a digit bent almost into another
+one is the point. What it sees depends on the seed and not on the student, so its answers are kept on disk, and the next
+student with the same seed, of whatever bits and widths, need not ask again: a large teacher is paid for once.
+
+Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2; that teacher and student
+should see the same views: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent".
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qattrain.config import FLOAT_BITS, DistillConfig, ExperimentConfig
+from qattrain.errors import ConfigError, TrainingError
+from qattrain.files import write_atomically
+from qattrain.layers.network import plan_layers
+from qattrain.layers.quantized import set_compute_dtype
+from qattrain.runs.checkpoint import Checkpoint, restore_model
+
+ANSWERS_FOLDER = "answers"
+
+
+class Teacher:
+    """A float network that is asked, not trained.
+
+    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches, of classes
+    `class_names`, which it must share. `digest`: SHA-256 of its weights, to know it again.
+    Raises ConfigError if the checkpoint is quantized or tells other classes apart.
+    """
+
+    def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
+        bits = set(plan_layers(source.config.quant).layer_bits.values())
+        if bits != {FLOAT_BITS}:
+            raise ConfigError(
+                f"distill.teacher: {path} is quantized ({min(bits)} bits); a teacher is a float network: train one "
+                "with --bits 32"
+            )
+        if source.class_names != class_names:
+            raise ConfigError(
+                f"distill.teacher: {path} was trained on {source.config.data.dataset}, which has other classes; give "
+                "one trained on the same dataset"
+            )
+        weights = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in source.model.items())
+        self.digest = hashlib.sha256(weights).hexdigest()
+        # But for dropout a float network does the same in either mode; in training mode its products may be bfloat16.
+        self.model = restore_model(source, str(path)).to(student.train.device).train().requires_grad_(False)
+        self.model.dropout = 0.0
+        set_compute_dtype(self.model, torch.bfloat16 if student.train.precision == "bf16" else None)
+        self.folder = path.parent / ANSWERS_FOLDER / _views_key(self.digest, student)
+        self.config, self.classes = student.distill, len(class_names)
+        self.epoch: int | None = None  # the one whose answers are at hand
+        self.answers, self.missing = torch.empty(0), 0
+
+    def answer(self, images: Tensor, epoch: int, place: slice, count: int) -> Tensor:
+        """Logits (B, classes), float32, of images, uint8 (B, 1, 28, 28): those at `place` among the epoch's `count`."""
+        if epoch != self.epoch:
+            self.epoch, known = epoch, self._read(epoch, count)
+            self.answers = torch.empty(count, self.classes) if known is None else known
+            self.missing = count if known is None else 0
+        if self.missing > 0:
+            self.answers[place] = self.model(images).float().cpu()
+            self.missing -= len(images)
+            if self.missing == 0:  # never so in an epoch that was begun elsewhere, and resumed
+                self._write(epoch)
+        return self.answers[place].to(images.device)
+
+    def _file(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch + 1}.npy"
+
+    def _read(self, epoch: int, count: int) -> Tensor | None:
+        try:
+            found = np.load(self._file(epoch), allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = found.shape == (count, self.classes) and found.dtype == np.float32
+        return torch.from_numpy(found) if fits else None
+
+    def _write(self, epoch: int) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, self.answers.numpy())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(epoch), buffer.getvalue())
+        except (OSError, TrainingError):  # a teacher in a place that cannot be written to is asked every time
+            return
+
+
+def _views_key(digest: str, student: ExperimentConfig) -> str:
+    """The same for two students exactly if they show this teacher the same images, and it computes the same."""
+    train = student.train
+    numerics = [train.precision, train.device, train.compile, train.threads]
+    views = [student.seed, student.data.model_dump(exclude={"limit_test"}), train.batch_size]
+    return hashlib.sha256(repr([digest, views, numerics]).encode()).hexdigest()[:16]
+
+
+def distilled(loss: Tensor, logits: Tensor, answers: Tensor, config: DistillConfig) -> Tensor:
+    """(1 - w) loss + w T^2 KL(softmax(answers / T) || softmax(logits / T)), a mean over the batch.
+
+    loss: the student's cross-entropy with the labels. logits: the student's, (B, classes), float32 or wider. answers:
+    the teacher's. T, w: temperature and weight of the config. T^2 keeps the size of the gradient.
+    """
+    temperature = config.temperature
+    targets = F.log_softmax(answers.to(logits.dtype) / temperature, 1)
+    student = F.log_softmax(logits / temperature, 1)
+    divergence = F.kl_div(student, targets, reduction="batchmean", log_target=True)
+    return (1 - config.weight) * loss + config.weight * temperature**2 * divergence

@@ -1,0 +1,164 @@
+"""Post-training quantization: fix every scale of a trained float network from what it does on some images.
+
+Nothing is trained. Weights get the range of their tensor, activations that of what the float network computes. At 8
+bits that is enough; at fewer, rounding errors of a size the network never met add up, and accuracy collapses.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig
+from qattrain.data import Dataset, load_dataset
+from qattrain.errors import ConfigError
+from qattrain.evaluation.metrics import evaluate
+from qattrain.evaluation.networks import torch_predictor
+from qattrain.layers.network import LeNet, build_model, plan_layers
+from qattrain.layers.quantized import QuantReLU
+from qattrain.quant import Quantizer, dequantize
+from qattrain.runs import folder as runs
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
+from qattrain.training.run import RunResult, copy_weights, new_run, prepare_torch
+
+PERCENTILE = 99.9
+MSE_LARGEST_PERCENT = 150
+
+# Each takes the quantizer, the values it will see (any shape), and sets the quantizer's range.
+Calibration = Callable[[Quantizer, Tensor], None]
+
+
+def _extremes(quantizer: Quantizer, values: Tensor) -> tuple[Tensor, Tensor]:
+    dims = quantizer.shared_dims(values)
+    keep = bool(quantizer.shape)
+    return values.amin(dims, keepdim=keep), values.amax(dims, keepdim=keep)
+
+
+def minmax(quantizer: Quantizer, values: Tensor) -> None:
+    """The whole range: outliers decide. Source: Jacob et al. 2018, section 3.1."""
+    quantizer.set_range(*_extremes(quantizer, values))
+
+
+def percentile(quantizer: Quantizer, values: Tensor) -> None:
+    """The central 99.9 % of the values, clipping what lies outside. Source: Wu et al. 2020, section 3.3."""
+    low, high = np.percentile(
+        values.numpy(), [100 - PERCENTILE, PERCENTILE], axis=tuple(quantizer.shared_dims(values)), keepdims=True
+    )
+    quantizer.set_range(torch.from_numpy(low).view(quantizer.shape), torch.from_numpy(high).view(quantizer.shape))
+
+
+def mse(quantizer: Quantizer, values: Tensor) -> None:
+    """Of all whole percents of the range, up to 150 %, the one with the smallest squared error.
+
+    More than all of it can be best where scales are powers of two. Source: Nagel et al. 2021, "A White Paper on Neural
+    Network Quantization", section 3.1.
+    """
+    low, high = _extremes(quantizer, values)
+    dims, keep = quantizer.shared_dims(values), bool(quantizer.shape)
+    best_error = torch.full(quantizer.shape, torch.inf)
+    best_share = torch.ones(quantizer.shape)
+    for percentage in range(MSE_LARGEST_PERCENT, 0, -1):
+        share = torch.full(quantizer.shape, percentage / 100)
+        quantizer.set_range(low * share, high * share)
+        error = (dequantize(quantizer(values)) - values).square().mean(dims, keepdim=keep)
+        best_share = torch.where(error < best_error, share, best_share)
+        best_error = torch.minimum(error, best_error)
+    quantizer.set_range(low * best_share, high * best_share)
+
+
+CALIBRATIONS: dict[str, Calibration] = {"minmax": minmax, "percentile": percentile, "mse": mse}
+
+
+@torch.no_grad()
+def calibrate(model: LeNet, float_model: LeNet, images: Tensor, calibrate_one: Calibration) -> None:
+    """Set all scales of `model`, which has the weights of `float_model`. images: uint8 (N, 1, 28, 28), N >= 1."""
+    model.eval()
+    seen = _activations(float_model.eval(), images)
+    for name in WEIGHT_LAYERS:
+        layer = getattr(model, name)
+        if layer.weight_quantizer is not None:
+            calibrate_one(layer.weight_quantizer, layer.weight.contiguous())
+    for name in ACTIVATION_LAYERS:
+        quantizer = getattr(model, name).quantizer
+        if quantizer is not None:
+            calibrate_one(quantizer, seen[name])
+
+
+def _activations(model: LeNet, images: Tensor) -> dict[str, Tensor]:
+    """What each ReLU of the float network returns for `images`."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for name in ACTIVATION_LAYERS:
+        layer: QuantReLU = getattr(model, name)
+
+        def keep(_module: object, _inputs: object, output: tuple[Tensor, ...], name: str = name) -> None:
+            seen[name] = output[0].contiguous()
+
+        handles.append(layer.register_forward_hook(keep))
+    model(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def settle_ptq(
+    source: Checkpoint, path: Path, quant: QuantConfig, ptq: PtqConfig, name: str | None
+) -> ExperimentConfig:
+    """The configuration of the run that quantizes `source`. Raises ConfigError if `source` is not a float network."""
+    return ptq_config(source.config, len(source.history), str(path), quant, ptq, name)
+
+
+def ptq_config(
+    source: ExperimentConfig, epochs: int, path: str, quant: QuantConfig, ptq: PtqConfig, name: str | None
+) -> ExperimentConfig:
+    """As `settle_ptq`, for a float run `source` of `epochs` epochs that errors call `path`."""
+    layers = plan_layers(source.quant).layer_bits
+    if source.ptq is not None or any(bits != FLOAT_BITS for bits in layers.values()):
+        raise ConfigError(
+            f"{path} is already quantized ({source.quant.bits} bits); post-training quantization starts from a "
+            "float checkpoint: train one with --bits 32"
+        )
+    if ptq.calibration not in CALIBRATIONS:
+        raise ConfigError(f"--calibration {ptq.calibration!r}: allowed: {', '.join(CALIBRATIONS)}")
+    plan = plan_layers(quant)
+    if plan.bits == plan.act_bits == FLOAT_BITS:
+        raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
+    settled = quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
+    ptq = ptq.model_copy(update={"source_epochs": epochs})
+    return source.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
+
+
+def quantize_after_training(
+    path: Path, quant: QuantConfig, ptq: PtqConfig, name: str | None, data_dir: Path, runs_dir: Path
+) -> tuple[RunResult, float]:
+    """Quantize the float checkpoint in `path` into a new run; also returns the float network's test accuracy.
+
+    Raises ConfigError, CheckpointError, DataError, TrainingError.
+    """
+    source = load_checkpoint(path)
+    config = settle_ptq(source, path, quant, ptq, name)
+    return quantize(source, path, config, load_dataset(config.data.dataset, data_dir), runs_dir)
+
+
+def quantize(
+    source: Checkpoint, path: Path, config: ExperimentConfig, dataset: Dataset, runs_dir: Path
+) -> tuple[RunResult, float]:
+    """Make the run `config`, which `settle_ptq` settled, from the float checkpoint `source`, read from `path`."""
+    assert config.ptq is not None, config
+    prepare_torch(config)
+    model = build_model(config.model, config.quant, len(source.class_names))
+    copy_weights(source, model, str(path))
+    float_model = restore_model(source, str(path))
+    images = dataset.train.head(config.data.limit_train).head(config.ptq.images).images
+    calibrate(model, float_model, images, CALIBRATIONS[config.ptq.calibration])
+    test = dataset.test.head(config.data.limit_test)
+    float_accuracy = evaluate(torch_predictor(float_model), test).accuracy
+    result = evaluate(torch_predictor(model), test)
+    history = [{"epoch": 0, "train_loss": None, "test_loss": result.loss, "test_accuracy": result.accuracy}]
+    checkpoint = Checkpoint(config, source.class_names, dict(model.state_dict()), history, source.notice, None)
+    with new_run(config, runs_dir, source.notice) as run_dir:
+        save_checkpoint(run_dir / runs.LAST_FILE, checkpoint)
+        runs.write_metrics(run_dir, history)
+    return RunResult(run_dir, checkpoint), float_accuracy

@@ -1,0 +1,366 @@
+"""A run from start to end: settle the configuration, train it or resume it, evaluate and save after every epoch.
+
+resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.jsonl, last.pt
+"""
+
+import math
+import signal
+import statistics
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from qattrain.config import ExperimentConfig
+from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dataset, split_validation
+from qattrain.errors import CheckpointError, ConfigError
+from qattrain.evaluation.metrics import evaluate
+from qattrain.evaluation.networks import torch_predictor
+from qattrain.layers.network import LayerPlan, LeNet, build_model, plan_layers
+from qattrain.runs import folder as runs
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
+from qattrain.runs.environment import (
+    describe_environment,
+    keep_freed_memory,
+    pick_compile,
+    pick_device,
+    pick_precision,
+)
+from qattrain.training.distillation import Teacher
+from qattrain.training.loop import EpochResult, Observer, Trainer
+from qattrain.training.optimization import OPTIMIZERS
+
+
+class Display(Observer, Protocol):
+    """Shows a run to a person."""
+
+    def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
+
+    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run folder and its last checkpoint. interrupted: stopped before its last epoch, by Ctrl-C."""
+
+    run_dir: Path
+    checkpoint: Checkpoint
+    interrupted: bool = False
+
+    @property
+    def plan(self) -> LayerPlan:
+        return plan_layers(self.checkpoint.config.quant)
+
+    def summary(self) -> dict[str, Any]:
+        """The fields of `train --json` and `ptq --json`."""
+        config, history, plan = self.checkpoint.config, self.checkpoint.history, self.plan
+        last = history[-1] if history else dict.fromkeys(("train_loss", "test_loss", "test_accuracy"))
+        trained = [] if config.ptq else history
+        speeds = [record["images_per_second"] for record in trained]
+        return {
+            "run_dir": str(self.run_dir),
+            "checkpoint": str(self.run_dir / runs.LAST_FILE),
+            "dataset": config.data.dataset,
+            "model": config.model.name,
+            "bits": plan.bits,
+            "act_bits": plan.act_bits,
+            "quantizer": plan.quantizer,
+            "weight_quantizer": plan.weight_quantizer,
+            "epochs": len(trained),
+            "seed": config.seed,
+            "train_loss": last["train_loss"],
+            "test_loss": last["test_loss"],
+            "test_accuracy": last["test_accuracy"],
+            "epoch_seconds": [record["epoch_seconds"] for record in trained],
+            "images_per_second": statistics.median(speeds) if speeds else None,
+        }
+
+
+class Session:
+    """A run under way: its model, data and trainer on their device, and its history so far."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        dataset: Dataset,
+        notice: str | None,
+        model: LeNet,
+        teacher: Teacher | None = None,
+    ) -> None:
+        device = torch.device(config.train.device)
+        train = dataset.train.head(config.data.limit_train)
+        self.validation: ImageSet | None = None
+        if config.data.val_split:
+            train, held_out = split_validation(train, config.data.val_split, config.seed)
+            self.validation = held_out.to(device)
+        self.test = dataset.test.head(config.data.limit_test).to(device)
+        self.model = model.to(device)
+        self.predict = torch_predictor(self.model)
+        self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed, teacher)
+        self.config, self.notice, self.class_names = config, notice, dataset.class_names
+        self.history: list[dict[str, Any]] = []
+
+    def checkpoint(self) -> Checkpoint:
+        model = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        trainer = self.trainer.state_dict()
+        return Checkpoint(self.config, self.class_names, model, self.history, self.notice, trainer)
+
+    def save(self, run_dir: Path) -> None:
+        save_checkpoint(run_dir / runs.LAST_FILE, self.checkpoint())
+        runs.write_metrics(run_dir, self.history)
+
+    def run(
+        self, run_dir: Path, display: Display, stop_after: int | None, stop: threading.Event | None = None
+    ) -> RunResult:
+        """Train to the last epoch, or to the end of epoch `stop_after`, or until Ctrl-C or somebody sets `stop`.
+
+        Saves after every epoch, and where it stops.
+        """
+        display.on_start(run_dir, self.checkpoint(), len(self.trainer.data.labels), len(self.test.labels))
+        last = min(self.config.train.epochs, stop_after or self.config.train.epochs)
+        interrupted = False
+        with _interrupt_flag(stop or threading.Event()) as should_stop:
+            while self.trainer.epoch < last and not interrupted:
+                result = self.trainer.train_epoch(display, should_stop)
+                if result is not None:
+                    self._finish_epoch(run_dir, result)
+                    display.on_epoch(self.history[-1], self.model)
+                self.save(run_dir)
+                interrupted = should_stop() and self.trainer.epoch < last
+        return RunResult(run_dir, self.checkpoint(), interrupted)
+
+    def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
+        test = evaluate(self.predict, self.test)
+        if not math.isfinite(test.loss):  # its last update came after its last check of the training loss
+            raise self.trainer.diverged("test", test.loss, result.epoch, len(self.trainer.slices))
+        record: dict[str, Any] = {
+            "epoch": result.epoch,
+            "train_loss": result.train_loss,
+            "test_loss": test.loss,
+            "test_accuracy": test.accuracy,
+            "learning_rate": result.learning_rate,
+            "epoch_seconds": result.seconds,
+            "images_per_second": result.images_per_second,
+        }
+        best_before = max((r["val_accuracy"] for r in self.history if "val_accuracy" in r), default=-1.0)
+        if self.validation is not None:
+            held_out = evaluate(self.predict, self.validation)
+            record |= {"val_loss": held_out.loss, "val_accuracy": held_out.accuracy}
+        self.history.append(record)
+        if self.validation is not None and record["val_accuracy"] > best_before:
+            save_checkpoint(run_dir / runs.BEST_FILE, self.checkpoint())
+
+
+@contextmanager
+def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C only sets `stop`, to be asked for between steps; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield stop.is_set
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
+AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
+
+Loader = Callable[[str, Path], Dataset]  # as data.load_dataset; a process that trains many runs keeps what it loaded
+
+
+def resolve(
+    config: ExperimentConfig, data_dir: Path, load: Loader = load_dataset
+) -> tuple[ExperimentConfig, Dataset, str | None]:
+    """Settle everything that is `auto`, and load the dataset.
+
+    Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
+    DataError.
+    """
+    plan = plan_layers(config.quant)
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    if config.train.optimizer not in OPTIMIZERS:
+        raise ConfigError(f"train.optimizer = {config.train.optimizer!r}: allowed: {', '.join(OPTIMIZERS)}")
+    optimizer = OPTIMIZERS[config.train.optimizer]
+    one_bit = "binary" in plan.weight_quantizer
+    name, notice = config.data.dataset, None
+    if name == AUTO_NAME:
+        name, notice = choose_dataset(data_dir)
+    dataset = load(name, data_dir)
+    images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
+    settled = {
+        "batch_size": AUTO_BATCH if images >= SMALL_SET else AUTO_BATCH_SMALL,
+        "lr": optimizer.one_bit_lr if one_bit else optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+    }
+    train = config.train.model_copy(
+        update={key: value for key, value in settled.items() if getattr(config.train, key) == "auto"}
+        | {"precision": precision, "device": str(device), "threads": config.train.threads or torch.get_num_threads()}
+        | {"compile": pick_compile(config.train.compile, device, images * config.train.epochs)}
+    )
+    quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
+    data = config.data.model_copy(update={"dataset": name})
+    return config.model_copy(update={"train": train, "quant": quant, "data": data}), dataset, notice
+
+
+def train(
+    config: ExperimentConfig, data_dir: Path, runs_dir: Path, display: Display, stop_after: int | None = None
+) -> RunResult:
+    """Train a new run from its first step. Raises ConfigError, DataError, CheckpointError (--init), TrainingError."""
+    if config.ptq is not None:
+        raise ConfigError("this configuration is a post-training quantization; make one with 'qattrain ptq CKPT'")
+    return start(*resolve(config, data_dir), runs_dir, display, stop_after)
+
+
+def start(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    notice: str | None,
+    runs_dir: Path,
+    display: Display,
+    stop_after: int | None = None,
+    stop: threading.Event | None = None,
+) -> RunResult:
+    """Train a new run of what `resolve` returned; `stop`, once set, ends it between two steps, saved."""
+    prepare_torch(config)
+    model = build_model(config.model, config.quant, dataset.classes)
+    if config.train.init is not None:
+        copy_weights(load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir)), model, config.train.init)
+    session = Session(config, dataset, notice, model, _teacher(config, dataset, runs_dir))
+    with new_run(config, runs_dir, notice) as run_dir:
+        session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed, too
+        return session.run(run_dir, display, stop_after, stop)
+
+
+def resume(
+    run: str,
+    data_dir: Path,
+    runs_dir: Path,
+    display: Display,
+    asked: dict[tuple[str, ...], Any],
+    stop_after: int | None,
+) -> RunResult:
+    """Continue a run to the epochs it was started with; a finished one is returned as it is.
+
+    asked: settings given beside `--resume`, by path; each must be what the run was started with. Raises ConfigError,
+    CheckpointError, DataError, TrainingError.
+    """
+    path = runs.find_checkpoint(run, runs_dir)
+    if path.name != runs.LAST_FILE:
+        raise ConfigError(
+            f"--resume {run}: a run goes on from its {runs.LAST_FILE} only; give the run's name or folder"
+        )
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    for key, value in asked.items():
+        recorded: Any = config.model_dump(mode="json")
+        for part in key:
+            recorded = recorded[part]
+        if value not in ("auto", recorded):  # auto asks for nothing
+            raise ConfigError(
+                f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
+                "leave the option out, or train a new run"
+            )
+    if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
+        raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
+    return go_on(path, checkpoint, data_dir, display, stop_after)
+
+
+def go_on(
+    path: Path,
+    checkpoint: Checkpoint,
+    data_dir: Path,
+    display: Display,
+    stop_after: int | None = None,
+    stop: threading.Event | None = None,
+    load: Loader = load_dataset,
+) -> RunResult:
+    """Continue the run whose `last.pt` is `path`; `stop`, once set, ends it between two steps, saved."""
+    config = checkpoint.config
+    for leftover in path.parent.glob(".*.tmp"):  # of a process killed while it wrote
+        leftover.unlink()
+    runs.write_metrics(path.parent, checkpoint.history)  # killed between the two files, they would disagree
+    if checkpoint.finished:
+        return RunResult(path.parent, checkpoint)
+    if checkpoint.trainer is None:
+        raise CheckpointError(f"{path} has no optimizer state; only a run of 'qattrain train' can be resumed")
+    device = pick_device(config.train.device)
+    pick_precision(config.train.precision, device)
+    pick_compile(config.train.compile, device, 0)
+    dataset = load(config.data.dataset, data_dir)
+    prepare_torch(config)
+    teacher = _teacher(config, dataset, path.parent.parent)
+    session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)), teacher)
+    try:
+        session.trainer.load_state_dict(checkpoint.trainer)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its training state does not fit the run: {error}") from None
+    session.history = list(checkpoint.history)
+    return session.run(path.parent, display, stop_after, stop)
+
+
+def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teacher | None:
+    """The teacher the config names, on the run's device. Raises CheckpointError, ConfigError."""
+    name = config.distill.teacher
+    if name is None:
+        return None
+    path = runs.find_checkpoint(name, runs_dir)
+    return Teacher(load_checkpoint(path), path, config, dataset.class_names)
+
+
+def prepare_torch(config: ExperimentConfig) -> None:
+    """Seed torch and set its number of threads: results on a CPU are equal for equal numbers of threads."""
+    keep_freed_memory()
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    torch.manual_seed(config.seed)
+
+
+def copy_weights(source: Checkpoint, model: nn.Module, name: str) -> None:
+    """Weights and biases of `source` into `model`; quantizers keep their own state, set at the first batch.
+
+    Raises ConfigError if the shapes differ.
+    """
+    own = model.state_dict()
+    taken = {key: tensor for key, tensor in source.model.items() if "quantizer." not in key}
+    for key, tensor in taken.items():
+        if key not in own or own[key].shape != tensor.shape:
+            mine = tuple(own[key].shape) if key in own else None
+            raise ConfigError(
+                f"--init {name}: its {key} has shape {tuple(tensor.shape)}, this model's {mine}; "
+                "choose the same --model and dataset"
+            )
+    model.load_state_dict(own | taken)
+
+
+@contextmanager
+def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
+    """A new run folder with its `config.json`; removed again if what follows fails before a checkpoint is there."""
+    quant = config.quant
+    assert quant.bits is not None, quant
+    assert quant.act_bits is not None, quant
+    quantizer = quant.quantizer + ("-ptq" if config.ptq else "")
+    default = runs.default_name(
+        config.model.name, quant.bits, quant.act_bits, quantizer, config.data.dataset, config.seed
+    )
+    run_dir = runs.create_run_dir(runs_dir, config.name, default)
+    try:
+        environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
+        runs.write_config(run_dir, config.model_dump(mode="json"), environment)
+        yield run_dir
+    finally:
+        runs.remove_if_empty_handed(run_dir)

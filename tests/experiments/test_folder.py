@@ -1,0 +1,136 @@
+"""The folder: one name for one configuration, one process for one cell, and finished means finished."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qattrain.errors import ConfigError, TrainingError
+from qattrain.experiments.folder import (
+    PLAN_FILE,
+    RESULT_FILE,
+    Cell,
+    Plan,
+    SweepFolder,
+    cell_name,
+    find_sweep,
+    list_sweeps,
+)
+from qattrain.runs import folder as runs
+
+
+@pytest.fixture
+def config(tiny_config: Callable[..., Any]) -> dict[str, Any]:
+    found: dict[str, Any] = tiny_config({"quant.bits": 4, "quant.act_bits": 2}).model_dump(mode="json")
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    found = SweepFolder(tmp_path / "sweep")
+    found.make()
+    return found
+
+
+def test_a_cell_is_named_by_all_of_its_configuration_but_name_and_threads(config: dict[str, Any]) -> None:
+    name = cell_name(config)
+    assert name.startswith("lenet-nano-w4a2-lsq-digits-s0-")
+    assert cell_name(config | {"name": "other", "train": config["train"] | {"threads": 7}}) == name
+    names = {name}
+    for section, values in config.items():
+        if isinstance(values, dict):
+            names |= {cell_name(config | {section: values | {key: "x"}}) for key in values if key != "threads"}
+    assert len(names) == 1 + sum(len(values) for values in config.values() if isinstance(values, dict)) - 1
+    assert cell_name(config | {"seed": 1}) not in names
+    ptq = cell_name(config | {"ptq": {"calibration": "mse", "images": 3, "source_epochs": 2}})
+    assert ptq.startswith("lenet-nano-w4a2-lsq-ptq-digits-s0-")
+
+
+def test_a_claim_excludes_others_and_falls_with_its_process(folder: SweepFolder) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from qattrain.sweeps.folder import SweepFolder\n"
+        f"with SweepFolder(Path({str(folder.path)!r})).claimed('cell') as ours:\n"
+        "    print(ours, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    with folder.claimed("cell") as ours, folder.claimed("another") as another:
+        assert (ours, another) == (False, True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    with folder.claimed("cell") as ours, folder.claimed("cell") as again:
+        assert (ours, again) == (True, False)
+
+
+def test_a_cell_is_finished_if_its_result_and_its_checkpoint_are_there(
+    folder: SweepFolder, config: dict[str, Any]
+) -> None:
+    cell = Cell("cell", config, None)
+    run_dir = folder.cells / "cell"
+    run_dir.mkdir()
+    assert folder.result(cell) is None
+    (run_dir / RESULT_FILE).write_text('{"accuracy": 0.5}')
+    assert folder.result(cell) is None
+    (run_dir / runs.LAST_FILE).touch()
+    assert folder.result(cell) == {"accuracy": 0.5}
+    for junk in ("", "[]", '{"accuracy": 0'):
+        (run_dir / RESULT_FILE).write_text(junk)
+        assert folder.result(cell) is None
+
+
+def test_failures_are_kept_until_the_cell_succeeds(folder: SweepFolder, config: dict[str, Any]) -> None:
+    cell = Cell("cell", config, None)
+    assert folder.failure(cell) is None
+    folder.set_failure("cell", "the loss became nan")
+    assert folder.failure(cell) == "the loss became nan"
+    folder.set_failure("cell", None)
+    folder.set_failure("cell", None)
+    assert folder.failure(cell) is None
+
+
+def test_a_plan_reads_back_unless_it_is_junk_or_of_another_version(folder: SweepFolder, config: dict[str, Any]) -> None:
+    plan = Plan("asked", ["seed"], [Cell("a", config, None), Cell("b", config, "a notice", "a")])
+    assert folder.read_plan() is None
+    folder.write_plan(plan)
+    assert folder.read_plan() == plan
+    folder.write_plan(replace(plan, version="0.0"))
+    assert folder.read_plan() is None
+    for junk in ("", "[]", "{}", '{"asked": 1}'):
+        (folder.path / PLAN_FILE).write_text(junk)
+        assert folder.read_plan() is None
+
+
+def test_methods_are_told_by_the_configuration(config: dict[str, Any]) -> None:
+    quant = config["quant"] | {"bits": 32, "act_bits": 32}
+    assert Cell("a", config, None).method == "qat"
+    assert Cell("a", config | {"quant": quant}, None).method == "fp32"
+    assert Cell("a", config | {"quant": quant | {"layer_bits": {"fc1": 8}}}, None).method == "qat"
+    assert Cell("a", config | {"ptq": {"calibration": "mse"}}, None, "b").method == "ptq"
+
+
+def test_sweeps_are_found_by_name_or_by_what_they_ask_for(tmp_path: Path) -> None:
+    assert find_sweep("mine", "asked", tmp_path).path == tmp_path / "mine"
+    unnamed = find_sweep(None, "asked", tmp_path)
+    assert unnamed.path == find_sweep(None, "asked", tmp_path).path != find_sweep(None, "other", tmp_path).path
+    assert list_sweeps(tmp_path) == []
+    unnamed.make()
+    unnamed.write_plan(Plan("asked", [], []))
+    assert list_sweeps(tmp_path) == [unnamed.path.name]
+
+
+def test_a_folder_that_is_a_run_or_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / runs.CONFIG_FILE).touch()
+    with pytest.raises(ConfigError, match=r"run is a run.*--name"):
+        SweepFolder(tmp_path / "run").refuse_a_run()
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"file.*--runs-dir"):
+        SweepFolder(tmp_path / "file").make()

@@ -1,0 +1,165 @@
+"""Tables and pictures of runs/published/results.json, for the README."""
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from recipes import LEFT_OUT, accuracies
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
+FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
+# BitNetMCU's own figures for its convolutional networks: weight bytes -> accuracy on the MNIST test images.
+BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944), (11_000, 0.9955), (13_000, 0.9958))
+
+# What the rows of these recipes are called, in their order.
+ABLATION = (
+    "**kb03**, ten epochs, without the teacher",
+    "the quantizers' own parameters at the full rate",
+    "shifted images instead of affine distortions",
+    "elastic distortions instead",
+    "2 bits instead of 1 in the middle, fewer channels",
+    "2 bits, with as many weights as would fit at 1.6 bits each, ternary",
+    "with the teacher",
+    "**kb11**, ten epochs, without the teacher",
+    "with the teacher",
+    "**w1a1**, ten epochs, with the polynomial gradient",
+    "with the clipped one",
+)
+TRIALS = (
+    "moving average of the weights, 0.998 a step",
+    "batch normalization folded into the weight, five epochs",
+    "4 bits in the first half",
+)
+
+Rows = list[dict[str, Any]]
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
+
+
+def spread(row: dict[str, Any]) -> str:
+    return f"{100 * row['standard_deviation']:.2f}"
+
+
+def each(row: dict[str, Any]) -> str:
+    return ", ".join(f"{100 * accuracy:.2f}" for accuracy in accuracies(row))
+
+
+def markdown(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The README's tables by name, Markdown."""
+    lenet = [[recipe, *_figures(row), str(row["epochs"])] for recipe in LENET for row in results[recipe]["rows"]]
+    front = []
+    for recipe in FRONT:
+        (row,) = results[recipe]["rows"]
+        theirs = next(
+            accuracy for size, accuracy in BITNETMCU if row["weight_bytes"] <= size
+        )  # the smallest it fits in
+        front.append([recipe, _network(row), *_figures(row), str(row["epochs"]), percent(theirs)])
+    figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes", "epochs"]
+    ablation, trials = (results[recipe]["rows"] for recipe in ("ablation", LEFT_OUT))
+    return {
+        "ablation": _tried(ABLATION, ablation),
+        LEFT_OUT: _tried(ABLATION[:1] + TRIALS, ablation[:1] + trials),
+        "lenet": markdown(["recipe", *figures], lenet),
+        "front": markdown(["recipe", "network", *figures, "BitNetMCU"], front),
+        "widths": _widths_table(results["widths"]["rows"]),
+        "quantizers": markdown(
+            ["quantizer", "mean", "deviation", "seeds 0, 1, 2"],
+            [[f"`{row['quantizer']}`", *_figures(row)[:3]] for row in results["quantizers"]["rows"]],
+        ),
+    }
+
+
+def _tried(labels: tuple[str, ...], rows: Rows) -> str:
+    lines = [
+        [label, *_figures(row)[:4], f"{statistics.mean(row['train_seconds']):.0f}"]
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    return markdown(["", "mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "seconds"], lines)
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    other = "" if row["other_bytes"] is None else f"{row['other_bytes']:,}"
+    return [percent(row["mean"]), spread(row), each(row), f"{row['weight_bytes']:,}", other]
+
+
+def _network(row: dict[str, Any]) -> str:
+    """`12-34-24, bits 4 1 1 4`: widths; bits of the weights of conv1, conv2, fc1, fc2."""
+    bits = " ".join(str(row["layer_bits"].get(layer, row["bits"])) for layer in ("conv1", "conv2", "fc1", "fc2"))
+    return f"{'-'.join(map(str, row['widths']))}, bits {bits}"
+
+
+def _widths_table(rows: Rows) -> str:
+    (baseline,) = (row for row in rows if row["method"] == "fp32")
+    bits = sorted({row["bits"] for row in rows if row["method"] != "fp32"}, reverse=True)
+    lines = []
+    for width in bits:
+        found = {row["method"]: row for row in rows if row["bits"] == width}
+        lines.append([str(width), *_figures(found["qat"])[:2], *_figures(found["ptq"])[:2]])
+    lines.append(["float", *_figures(baseline)[:2], "", ""])
+    return markdown(
+        ["bits", "trained with rounding (QAT)", "deviation", "rounded afterwards (PTQ)", "deviation"], lines
+    )
+
+
+def _axes(height: float, title: str) -> "Axes":
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(8, height), layout="constrained").subplots()
+    axes.set_title(f"MNIST, {title}\nmean of 3 seeds, bars one standard deviation")
+    return axes
+
+
+def draw_front(results: dict[str, Any]) -> "Figure":
+    """Accuracy against bytes of the weights, beside BitNetMCU's."""
+    from qattrain.report.figures import draw_bytes
+
+    axes = _axes(5, "two convolutions and two fully connected layers")
+    groups = [_group(row) for recipe in FRONT for row in results[recipe]["rows"]]
+    others = [{"name": "", "weight_bytes": size, "accuracy": accuracy} for size, accuracy in BITNETMCU]
+    draw_bytes(axes, {"groups": groups, "reference": others})
+    for text in list(axes.texts):  # bits, which differ from layer to layer here
+        text.remove()
+    for recipe, group in zip(FRONT, groups, strict=True):
+        where = (group["weight_bytes"], 1 - group["mean"])
+        axes.annotate(recipe, where, xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.lines[-len(others)].set_label("BitNetMCU")
+    axes.legend(fontsize=9)
+    return axes.get_figure()
+
+
+def draw_widths(results: dict[str, Any]) -> "Figure":
+    """Accuracy against bits, trained with rounding and rounded afterwards."""
+    from qattrain.report.figures import draw_bits
+
+    axes = _axes(5, "rounded while training, and afterwards")
+    draw_bits(axes, {"groups": [_group(row) for row in results["widths"]["rows"]], "reference": []})
+    axes.legend(fontsize=9)
+    return axes.get_figure()
+
+
+def draw_quantizers(results: dict[str, Any]) -> "Figure":
+    """Accuracy of every quantizer."""
+    from qattrain.report.drawing import draw_intervals
+
+    axes = _axes(3.5, "4-bit weights and activations")
+    rows = [(row["quantizer"], row["mean"], row["standard_deviation"]) for row in results["quantizers"]["rows"]]
+    draw_intervals(axes, [(name, mean, (mean - spread, mean + spread)) for name, mean, spread in rows])
+    return axes.get_figure()
+
+
+PICTURES = {"front": draw_front, "widths": draw_widths, "quantizers": draw_quantizers}
+
+
+def _group(row: dict[str, Any]) -> dict[str, Any]:
+    """As in `sweep.json`."""
+    facts = {"n": len(row["seeds"]), "model": "lenet", "dataset": "mnist", "settings": {}, "epochs": 0}
+    return row | facts | {"accuracy_mean": row["mean"], "accuracy_std": row["standard_deviation"]}

@@ -1,0 +1,117 @@
+"""What the README says is what was measured, and what it shows runs."""
+
+import json
+import re
+import statistics
+
+import publish
+import published_results
+import pytest
+import recipes
+import torch
+
+from qattrain.benchmark.inference import INFERENCE
+from qattrain.benchmark.training import TRAINING
+from qattrain.config.sources import build_config
+from qattrain.experiments.grid import expand, read_grid
+
+HELD_OUT = ("ablation", "teacher-split", recipes.LEFT_OUT)  # measured on training images that were held back
+
+
+def test_readme_tables_are_those_of_the_published_json() -> None:
+    text = publish.README.read_text()
+    assert publish.rendered(text) == text
+
+
+def test_published_means_and_deviations_follow_from_every_seed() -> None:
+    results = json.loads(recipes.RESULTS.read_text())
+    assert list(results) == sorted(results) == sorted({*recipes.names(), recipes.LEFT_OUT})
+    for name, result in results.items():
+        for row in result["rows"]:
+            where = (name, row["method"], row["bits"])
+            if not recipes.is_single(name):
+                assert len(row["seeds"]) == len(set(row["seeds"])) >= 3, where
+                counted = row["test_accuracy"] if row["method"] == "fp32" else row["integer_accuracy"]
+                if name in HELD_OUT:
+                    counted = row["held_out_accuracy"]
+                assert len(counted) == len(row["seeds"]), where
+                assert row["mean"] == pytest.approx(statistics.mean(counted), abs=1e-12), where
+                assert row["standard_deviation"] == pytest.approx(statistics.stdev(counted), abs=1e-12), where
+            if row["method"] != "fp32":
+                exported = None if name in recipes.COMPARISONS else 0
+                assert row["c_differing_logits"] == [exported] * len(row["seeds"]), where
+                assert all(0 <= accuracy <= 1 for accuracy in row["integer_accuracy"]), where
+
+
+def test_check_tells_every_accuracy_that_is_not_the_published_one() -> None:
+    row = {"method": "qat", "bits": 2, "act_bits": 3, "test_accuracy": [0.5, 0.6], "integer_accuracy": [0.5, 0.6]}
+    mine = {"rows": [row, row | {"integer_accuracy": [0.5, 0.7]}]}
+    assert recipes.differences({"rows": [row, row]}, {"rows": [row, row]}) == []
+    assert recipes.differences(mine, {"rows": [row, row]}) == ["qat 2/3 integer_accuracy: [0.5, 0.7], not [0.5, 0.6]"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["w2a2"], ["teacher", "w2a2"]),
+        (["widths"], ["widths"]),
+        (["ablation", "kb11"], ["teacher-split", "teacher", "ablation", "kb11"]),
+    ],
+)
+def test_a_teacher_is_trained_before_those_it_teaches_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, asked: list[str], expected: list[str]
+) -> None:
+    lines: list[list[str]] = []
+    monkeypatch.setattr(recipes.subprocess, "run", lambda line, **_: lines.append(line))
+    recipes.train(asked)
+    assert [line[-1] for line in lines] == expected
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_is_a_valid_grid_of_three_seeds_that_selects_nothing(name: str) -> None:
+    path = recipes.RECIPES / f"{name}.toml"
+    if recipes.is_single(name):
+        points = [build_config(path, [], {}).model_dump(mode="json")]
+    else:
+        points = [point.config for point in expand(read_grid(path, [], {}))]
+        assert {point["seed"] for point in points} >= {0, 1, 2}
+    for point in points:
+        assert point["train"]["threads"] == 1  # sums of floats depend on it
+        assert point["data"]["val_split"] == (10_000 if name in HELD_OUT else 0)
+        assert point["data"]["limit_train"] is point["data"]["limit_test"] is None
+
+
+def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender() -> None:
+    document = json.loads(publish.BENCH.read_text())
+    for group, table in (("training", TRAINING), ("inference", INFERENCE)):
+        rows = document[group]
+        assert [(row["name"], row["batch"]) for row in rows] == [(c.name, batch) for c in table for batch in c.batches]
+        for row in rows:
+            assert len(row["repeats"]) == document["repeats"] >= 5, row["name"]
+            assert row["images_per_second"] == pytest.approx(statistics.median(row["repeats"]), abs=1e-9)
+            for name, ratio in row["ratios"].items():
+                same_batch = [
+                    r for r in rows if r["name"] == name and (group == "training" or r["batch"] == row["batch"])
+                ]
+                assert ratio == pytest.approx(row["images_per_second"] / same_batch[0]["images_per_second"], abs=1e-9)
+
+
+def test_published_pictures_are_small_and_the_readme_shows_each_of_them_with_words() -> None:
+    shown = dict(re.findall(r"!\[(.*?)\]\((runs/published/.*?)\)", publish.README.read_text())[::-1])
+    paths = sorted(publish.ROOT / path for path in shown.values())
+    assert paths == sorted(publish.EXPLAIN.parent.glob("*.png"))
+    assert {path.stem for path in paths} == {*publish.PICTURES, *published_results.PICTURES}
+    for path in paths:
+        assert path.stat().st_size < 60_000
+    assert all(len(words) > 40 for words in shown)
+
+
+def test_the_drop_in_example_of_the_readme_is_ten_lines_and_learns() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", publish.README.read_text(), flags=re.S)
+    assert len(code.strip().splitlines()) <= 10
+    torch.manual_seed(0)
+    names: dict[str, object] = {}
+    exec(code, names)
+    losses = names["losses"]
+    assert isinstance(losses, list)
+    assert losses[-1] < losses[0] / 2

@@ -1,0 +1,196 @@
+"""Run folders: each gets a name of its own, is found by it again, and junk beside it does no harm."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qattrain.errors import CheckpointError, ConfigError, TrainingError
+from qattrain.runs import folder as runs
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config: Callable[..., Any]) -> dict[str, Any]:
+    values: dict[str, Any] = tiny_config({"quant.bits": 4, "quant.act_bits": 4}).model_dump(mode="json")
+    return values
+
+
+def make_run(runs_dir: Path, name: str, config: dict[str, Any], epochs: int = 2) -> Path:
+    """A folder that looks like a run, its checkpoint an empty file."""
+    run_dir = runs.create_run_dir(runs_dir, name, "unused")
+    runs.write_config(run_dir, config, {})
+    runs.write_metrics(run_dir, [{"epoch": e + 1, "test_accuracy": 0.5 + e / 10} for e in range(epochs)])
+    (run_dir / runs.LAST_FILE).touch()
+    return run_dir
+
+
+def changed(config: dict[str, Any], section: str, **values: Any) -> dict[str, Any]:
+    return config | {section: config[section] | values}
+
+
+def test_default_names_tell_what_is_in_the_run() -> None:
+    assert runs.default_name("lenet", 4, 4, "lsq", "mnist", 0) == "lenet-w4a4-lsq-mnist-s0"
+    assert runs.default_name("lenet", 32, 32, "lsq", "digits", 7) == "lenet-w32a32-float-digits-s7"
+    assert runs.default_name("lenet", 32, 8, "affine", "digits", 7) == "lenet-w32a8-affine-digits-s7"
+
+
+def test_default_names_are_numbered_and_given_names_are_not(tmp_path: Path) -> None:
+    runs_dir = tmp_path / "deep" / "runs"
+    names = [runs.create_run_dir(runs_dir, None, "default").name for _ in range(4)]
+    assert names == ["default", "default-2", "default-3", "default-4"]
+    shutil.rmtree(runs_dir / "default-2")
+    assert runs.create_run_dir(runs_dir, None, "default").name == "default-2"
+    (runs_dir / "default-5").touch()  # a file in the way is stepped over
+    assert runs.create_run_dir(runs_dir, None, "default").name == "default-6"
+    assert runs.create_run_dir(runs_dir, "mine", "default").name == "mine"
+    with pytest.raises(ConfigError) as caught:
+        runs.create_run_dir(runs_dir, "mine", "default")
+    for text in ("mine", "exists", "--name", "--resume mine"):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_runs_dir_that_is_no_folder_is_refused(tmp_path: Path, name: str | None) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(TrainingError) as caught:
+            runs.create_run_dir(place, name, "default")
+        assert str(place) in str(caught.value)
+        assert "--runs-dir" in str(caught.value)
+
+
+def test_a_checkpoint_is_found_by_file_by_folder_and_by_name(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_dir = tmp_path / "runs"
+    run_dir = make_run(runs_dir, "mine", config)
+    expected = run_dir / runs.LAST_FILE
+    for text in ("mine", str(run_dir), str(expected)):
+        assert runs.find_checkpoint(text, runs_dir) == expected
+    (run_dir / runs.BEST_FILE).touch()
+    assert runs.find_checkpoint(str(run_dir / runs.BEST_FILE), runs_dir) == run_dir / runs.BEST_FILE
+    (tmp_path / "mine").mkdir()  # a folder of that name that is no run does not hide the run
+    monkeypatch.chdir(tmp_path)
+    assert runs.find_checkpoint("mine", runs_dir) == expected
+
+
+def test_a_cell_of_a_sweep_finds_the_runs_beside_the_sweep(tmp_path: Path) -> None:
+    expected = tmp_path / "teacher" / runs.LAST_FILE
+    expected.parent.mkdir()
+    expected.write_bytes(b"")
+    cells = tmp_path / "sweep" / runs.CELLS_FOLDER
+    cells.mkdir(parents=True)
+    assert runs.find_checkpoint("teacher", cells) == expected
+    (cells / "teacher").mkdir()
+    (cells / "teacher" / runs.LAST_FILE).write_bytes(b"")  # a cell's own neighbours come first
+    assert runs.find_checkpoint("teacher", cells) == cells / "teacher" / runs.LAST_FILE
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_the_runs_there_are(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    runs_dir = tmp_path / "runs"
+    with pytest.raises(CheckpointError, match=r"nosuch.*none yet"):
+        runs.find_checkpoint("nosuch", runs_dir)
+    make_run(runs_dir, "mine", config)
+    (runs_dir / "empty").mkdir()
+    for text, found in (("nosuch", "mine"), ("empty", runs.LAST_FILE), (str(runs_dir / "empty"), runs.LAST_FILE)):
+        with pytest.raises(CheckpointError) as caught:
+            runs.find_checkpoint(text, runs_dir)
+        assert found in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "a\0b", ""])
+def test_a_name_that_can_be_no_file_is_refused_like_a_missing_one(tmp_path: Path, text: str) -> None:
+    with pytest.raises(CheckpointError):
+        runs.find_checkpoint(text, tmp_path / "runs")
+
+
+JUNK = {
+    "no json": "{",
+    "a list": "[]",
+    "a number": "3",
+    "no config": "{}",
+    "config is null": '{"config": null}',
+    "config is a list": '{"config": []}',
+    "config is empty": '{"config": {}}',
+    "sections are text": '{"config": {"quant": "x", "data": "x", "ptq": null, "train": "x"}}',
+    "sections are null": '{"config": {"quant": null, "data": null, "ptq": null, "train": null}}',
+    "sections are lists": '{"config": {"quant": [], "data": [], "ptq": [], "train": []}}',
+}
+
+
+def test_junk_in_the_runs_dir_is_left_out(tmp_path: Path, config: dict[str, Any]) -> None:
+    for name, text in JUNK.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / runs.CONFIG_FILE).write_text(text)
+        (tmp_path / name / runs.METRICS_FILE).write_text("{}\n{}\n")
+        (tmp_path / name / runs.LAST_FILE).touch()
+    (tmp_path / "a file").touch()
+    (tmp_path / "an empty folder").mkdir()
+    (tmp_path / "config is a folder" / runs.CONFIG_FILE).mkdir(parents=True)
+    (tmp_path / "binary").mkdir()
+    (tmp_path / "binary" / runs.CONFIG_FILE).write_bytes(b"\xff\xfe")
+    for name, metrics in (("metrics are junk", "{"), ("metrics are numbers", "1\n2\n")):
+        (make_run(tmp_path, name, changed(config, "train", epochs=9)) / runs.METRICS_FILE).write_text(metrics)
+    make_run(tmp_path, "mine", config)
+    assert [run.name for run in runs.list_runs(tmp_path)] == ["mine"]
+    assert runs.find_finished(config, tmp_path) == tmp_path / "mine" / runs.LAST_FILE
+    assert runs.list_runs(tmp_path / "nowhere") == []
+    assert runs.find_finished(config, tmp_path / "nowhere") is None
+
+
+def test_runs_are_listed_newest_first_with_what_they_are(tmp_path: Path, config: dict[str, Any]) -> None:
+    ptq = config | {"ptq": {"calibration": "minmax", "images": 1024, "source_epochs": 2}}
+    made = [
+        make_run(tmp_path, "b", config),
+        make_run(tmp_path, "a", changed(config, "quant", bits=32, act_bits=32), 1),
+        make_run(tmp_path, "c", ptq, 1),
+        make_run(tmp_path, "d", config, 0),
+    ]
+    for hours, run_dir in enumerate(made):
+        for path in run_dir.iterdir():
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600 * hours))
+    found = runs.list_runs(tmp_path)
+    assert [(run.name, run.method, run.epochs, run.epochs_asked) for run in found] == [
+        ("b", "qat", 2, 2),
+        ("a", "float", 1, 2),
+        ("c", "ptq", 0, 0),
+        ("d", "qat", 0, 2),
+    ]
+    assert [run.accuracy for run in found] == [0.6, 0.5, 0.5, None]
+    assert found[1].age_seconds == pytest.approx(3600, abs=60)
+
+
+def test_a_finished_run_is_found_whatever_its_name_and_threads_but_nothing_else(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    path = make_run(tmp_path, "mine", changed(config, "train", threads=7) | {"name": "mine"}) / runs.LAST_FILE
+    assert runs.find_finished(config | {"name": "other"}, tmp_path) == path
+    for section, values in config.items():
+        if isinstance(values, dict):
+            for key in set(values) - {"threads"}:
+                assert runs.find_finished(changed(config, section, **{key: "another"}), tmp_path) is None, key
+    assert runs.find_finished(config | {"seed": 1}, tmp_path) is None
+    assert runs.find_finished(config | {"ptq": {"source_epochs": 2}}, tmp_path) is None
+    path.unlink()
+    assert runs.find_finished(config, tmp_path) is None
+
+
+def test_an_unfinished_run_is_not_taken_for_a_finished_one(tmp_path: Path, config: dict[str, Any]) -> None:
+    make_run(tmp_path, "mine", config, epochs=1)
+    assert runs.find_finished(config, tmp_path) is None
+
+
+def test_a_folder_without_a_checkpoint_is_removed_and_one_with_it_stays(tmp_path: Path, config: dict[str, Any]) -> None:
+    kept, empty = make_run(tmp_path, "kept", config), tmp_path / "empty"
+    empty.mkdir()
+    (empty / runs.CONFIG_FILE).write_text(json.dumps({}))
+    for folder in (kept, empty):
+        runs.remove_if_empty_handed(folder)
+    assert list(tmp_path.iterdir()) == [kept]
