@@ -12,6 +12,12 @@ Libraries raise them; only `qattrain.cli.main` catches them, prints the one line
 is wrong, the value found, what is allowed, and the remedy, on one line.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
+
 
 class QattrainError(Exception):
     """Base of all errors whose cause is the user's input or environment, not a bug."""
@@ -39,3 +45,35 @@ class ExportError(QattrainError):
 
 class ReportError(QattrainError):
     """A picture or a page cannot be made or written."""
+
+
+def pick(table: Mapping[str, Entry], name: str, what: str, also: str = "") -> Entry:
+    """`table[name]`. Raises ConfigError, `what 'name': allowed: ...`, where there is none; also: further advice."""
+    if name not in table:
+        raise ConfigError(f"{what} {name!r}: allowed: {', '.join(table)}{also}")
+    return table[name]
+
+
+def reason(error: BaseException) -> str:
+    """Why, on one line: what the system says of an OSError, else what the error says itself."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+@contextmanager
+def system_errors(kind: type[QattrainError], what: str, remedy: str) -> Iterator[None]:
+    """Within it an OSError (full disk, no permission) becomes a `kind`: `what: reason; remedy`."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: {reason(error)}; {remedy}") from None
+
+
+@contextmanager
+def optional_package(extra: str, what: str, kind: type[QattrainError] = ConfigError) -> Iterator[None]:
+    """Imports of the packages of an extra go inside. Raises `kind`, naming `what` needs it, if one is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise kind(
+            f"{what}: package {error.name or error} cannot be imported; it comes with: pip install 'qattrain[{extra}]'"
+        ) from None

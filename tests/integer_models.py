@@ -75,6 +75,7 @@ def random_model(
             weight.astype(np.int64),
             bits[index],
             quantizers[index],
+            int(codes[0]),
             zero_point,
             bias.astype(np.int64),
             input_max,

@@ -65,9 +65,12 @@ def random_model(
         z = 0
         if quantizer == "affine" and b > 1:
             z = int(rng.integers(2**b)) if zero_point is None else zero_point
-        codes = rng.choice(weight_grid(quantizer, b), shape)
+        grid = weight_grid(quantizer, b)
+        codes = rng.choice(grid, shape)
         input_max = layers[-1].requantization.qmax if layers and layers[-1].requantization else 255
-        layer = IntegerLayer(name, kind, codes, b, quantizer, z, np.zeros(shape[0], np.int64), input_max, None)
+        layer = IntegerLayer(
+            name, kind, codes, b, quantizer, int(grid[0]), z, np.zeros(shape[0], np.int64), input_max, None
+        )
         x = x.reshape(len(x), -1) if kind == "linear" else x
         sums = layer.accumulate(x).swapaxes(0, 1).reshape(shape[0], -1)
         # The middle of the sums becomes about 0: one half of them is cut off, as ReLU does.

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from qattrain.benchmark.rounds import (
 )
 from qattrain.benchmark.training import TRAINING
 from qattrain.errors import ConfigError
-from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_precision
+from qattrain.runs.environment import describe_environment, keep_freed_memory, package_version, pick_precision
 
 LISTENING_SECONDS = 1.0  # before the start, to hear whether the machine is idle
 REFERENCES = {"training": ("plain", "float"), "inference": ("ort-fp32", "ort-int8")}
@@ -93,7 +92,7 @@ def run_benchmark(
     median = statistics.median(heard) if heard else None
     return {
         **{group: [asdict(row) for row in measured] for group, measured in rows.items()},
-        "environment": describe_environment(CPU) | {"versions": {name: _version(name) for name in PACKAGES}},
+        "environment": describe_environment(CPU) | {"versions": {name: package_version(name) for name in PACKAGES}},
         "precision": precision,
         "threads": {"training": used, "inference": 1},
         "train_images": effort.train_images,
@@ -119,10 +118,3 @@ def _threads(asked: int | None) -> Iterator[int]:
         yield asked or own
     finally:
         torch.set_num_threads(own)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

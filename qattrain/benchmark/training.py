@@ -19,11 +19,10 @@ from qattrain.config import FLOAT_BITS, DataConfig, ModelConfig, QuantConfig, Tr
 from qattrain.data import ImageSet, batch_slices
 from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import ConfigError
-from qattrain.layers.network import PRESETS, build_model, plan_layers
+from qattrain.layers.network import PRESETS, build_model
 from qattrain.quant import QUANTIZERS, native
 from qattrain.training.loop import Trainer
-from qattrain.training.optimization import OPTIMIZERS
-from qattrain.training.run import AUTO_BATCH
+from qattrain.training.optimization import AUTO_BATCH, OPTIMIZERS, settle_training
 
 EXAMPLE_BATCH = 64
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # MNIST's, as every example has them
@@ -130,16 +129,14 @@ def own_training(workload: Workload, quant: QuantConfig, compiles: bool) -> dict
         native.prepare()
     torch.manual_seed(SEED)
     model = build_model(ModelConfig(), quant, CLASSES)
-    optimizer = OPTIMIZERS["sgd"]
     config = TrainConfig(
         epochs=workload.rounds,
         batch_size=AUTO_BATCH,
-        lr=optimizer.one_bit_lr if "binary" in plan_layers(quant).weight_quantizer else optimizer.lr,
-        weight_decay=optimizer.weight_decay,
         precision="bf16" if workload.precision == "bf16" else "fp32",
         compile="on" if compiles else "off",
         device="cpu",
     )
+    config = settle_training(config, quant, len(workload.training.labels))
     trainer = Trainer(model, workload.training, config, DataConfig().augment, SEED)
 
     def epoch() -> float:

@@ -74,6 +74,19 @@ class QuantConfig(_Section):
         return layer_bits
 
 
+def bits_by_layer(quant: QuantConfig) -> dict[str, int]:
+    """Bits of every layer's weights and of every activation, exemptions included. quant: settled (no bits are None)."""
+    assert quant.bits is not None, quant
+    assert quant.act_bits is not None, quant
+    asked = dict.fromkeys(WEIGHT_LAYERS, quant.bits) | dict.fromkeys(ACTIVATION_LAYERS, quant.act_bits)
+    return asked | quant.layer_bits
+
+
+def is_float(quant: QuantConfig) -> bool:
+    """Whether nothing at all is quantized. quant: settled."""
+    return set(bits_by_layer(quant).values()) == {FLOAT_BITS}
+
+
 class DataConfig(_Section):
     """The images. Counts are of images; 0 held-out images means no validation split."""
 
@@ -137,6 +150,11 @@ class ExperimentConfig(_Section):
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     ptq: PtqConfig | None = None
+
+    @property
+    def method(self) -> Literal["float", "qat", "ptq"]:
+        """What the run is, every value settled: a float network, trained quantized, or quantized after training."""
+        return "ptq" if self.ptq is not None else "float" if is_float(self.quant) else "qat"
 
     @field_validator("name")
     @classmethod

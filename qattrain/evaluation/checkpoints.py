@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qattrain.data import Dataset, load_dataset
-from qattrain.errors import CheckpointError, ConfigError
+from qattrain.errors import CheckpointError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
 from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained, load_network
 from qattrain.evaluation.verification import Mismatches, compare_with_integers
@@ -47,8 +47,8 @@ def evaluate_checkpoint(
     engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. verify: also count what differs
     from the integers. Raises ConfigError, CheckpointError, DataError, ExportError.
     """
-    if engine is not None and engine not in ENGINES:
-        raise ConfigError(f"--engine {engine!r}: allowed: {', '.join(ENGINES)}")
+    if engine is not None:
+        pick(ENGINES, engine, "--engine")
     network = load_network(path)
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
     dataset = load_test_data(network, path, data_dir)
@@ -117,9 +117,7 @@ class ExportRequest:
 
 def export_network(path: Path, request: ExportRequest, data_dir: Path) -> tuple[Network, Exported]:
     """Export what is in `path`. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError."""
-    if request.to not in EXPORTERS:
-        raise ConfigError(f"--to {request.to!r}: allowed: {', '.join(EXPORTERS)}")
-    exporter = EXPORTERS[request.to]
+    exporter = pick(EXPORTERS, request.to, "--to")
     # What can be refused at once is: verifying takes seconds.
     settled_layout(exporter, request.layout)
     folder = request.folder or default_folder(path)

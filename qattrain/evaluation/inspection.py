@@ -114,10 +114,9 @@ def _observed(
     values = None if pair is None else pair[0].contiguous().cpu().numpy()
     if quantizer is None:
         return Observed(layer, kind, shape, FLOAT_BITS, None, values)
-    name = type(quantizer).__name__.removesuffix("Quantizer").lower()
     grid = range(quantizer.qmin, quantizer.qmax + 1, quantizer.step)
     if pair is None:
-        return Observed(layer, kind, shape, quantizer.bits, name, grid=tuple(grid))
+        return Observed(layer, kind, shape, quantizer.bits, quantizer.name, grid=tuple(grid))
     x, q = pair
     assert q.scale is not None, layer
     zero_point = int(q.zero_point)
@@ -126,7 +125,7 @@ def _observed(
         kind,
         shape,
         quantizer.bits,
-        name,
+        quantizer.name,
         values,
         q.centered().contiguous().cpu().numpy().astype(np.int64),
         q.scale.double().cpu().numpy(),

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qattrain.config import FLOAT_BITS
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import Predictor
@@ -63,7 +62,7 @@ class Trained:
     @property
     def quantized(self) -> bool:
         """Whether every layer has 1 to 8 bits."""
-        return FLOAT_BITS not in plan_layers(self.checkpoint.config.quant).layer_bits.values()
+        return plan_layers(self.checkpoint.config.quant).is_quantized
 
     def integers(self) -> IntegerModel:
         """Raises ExportError if a layer is float."""

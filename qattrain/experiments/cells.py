@@ -20,7 +20,6 @@ from qattrain.files import write_atomically
 from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
-from qattrain.training.loop import check_names
 from qattrain.training.ptq import ptq_config, quantize
 from qattrain.training.run import Loader, RunResult, go_on, resolve, start
 
@@ -53,8 +52,7 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
     for point in points:
         try:
             config, dataset, notice = resolve(parse_config(point.config, "sweep"), data_dir, load)
-            check_names(config.train, config.data.augment)
-            if set(plan_layers(config.quant).layer_bits.values()) == {FLOAT_BITS}:
+            if plan_layers(config.quant).is_float:
                 config = config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS, act_bits=FLOAT_BITS)})
             cell = added(config, notice, None, dataset.classes)
             if point.quant is not None and point.ptq is not None:

@@ -83,7 +83,7 @@ class Comparer:
         named = {entry: runs.find_checkpoint(entry, self.runs_dir) for entry in entries if entry not in METHODS}
         for path in named.values():
             load_checkpoint(path)
-        if "qat" in entries and set(plan_layers(self.config.quant).layer_bits.values()) == {FLOAT_BITS}:
+        if "qat" in entries and plan_layers(self.config.quant).is_float:
             raise ConfigError("--bits 32: 'qat' would be the float network; allowed: 1 to 8")
         paths = {}
         for entry in sorted(dict.fromkeys(entries), key=lambda entry: (*METHODS, entry).index(entry)):

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import qattrain
-from qattrain.config import FLOAT_BITS
+from qattrain.config import parse_config
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import replace_files, write_atomically
 from qattrain.runs import folder as runs
@@ -64,9 +64,8 @@ class Cell:
     @property
     def method(self) -> str:
         """fp32, qat, or ptq."""
-        quant = self.config["quant"]
-        bits = {quant["bits"], quant["act_bits"], *quant["layer_bits"].values()}
-        return "ptq" if self.config["ptq"] else "fp32" if bits == {FLOAT_BITS} else "qat"
+        method = parse_config(self.config, self.name).method
+        return "fp32" if method == "float" else method
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,8 @@ class Plan:
 
 def cell_name(config: dict[str, Any]) -> str:
     """What the cell is, readable, and the hash of its settled configuration, apart from its name and its threads."""
-    quant, train = config["quant"], config["train"]
-    identity = json.dumps(config | {"name": None, "train": train | {"threads": None}}, sort_keys=True)
-    quantizer = quant["quantizer"] + ("-ptq" if config["ptq"] else "")
-    readable = runs.default_name(
-        config["model"]["name"], quant["bits"], quant["act_bits"], quantizer, config["data"]["dataset"], config["seed"]
-    )
+    identity = json.dumps(config | {"name": None, "train": config["train"] | {"threads": None}}, sort_keys=True)
+    readable = runs.default_name(parse_config(config, "sweep"))
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:HASH_DIGITS]}"
 
 

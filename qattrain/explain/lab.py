@@ -16,11 +16,10 @@ from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_dataset
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LeNet, build_model, plan_layers
+from qattrain.layers.network import LeNet, build_model, copy_weights
 from qattrain.training.loop import Trainer
-from qattrain.training.optimization import OPTIMIZERS
+from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training
 from qattrain.training.ptq import CALIBRATIONS, calibrate
-from qattrain.training.run import AUTO_BATCH_SMALL
 
 MODEL = ModelConfig(name="lenet-nano")
 TRAIN_IMAGES, TEST_IMAGES = 1500, 1000  # of a larger dataset than the digits: seconds, not minutes
@@ -65,17 +64,15 @@ class Lab:
         torch.set_num_threads(1)  # results on a CPU are equal for equal numbers of threads
         torch.manual_seed(SEED)
         model = build_model(MODEL, quant, self.dataset.classes)
-        choice = OPTIMIZERS[TrainConfig().optimizer]
-        one_bit = "binary" in plan_layers(quant).weight_quantizer
         config = TrainConfig(
             epochs=epochs,
             batch_size=AUTO_BATCH_SMALL,
-            lr=choice.one_bit_lr if one_bit else choice.lr,
-            weight_decay=choice.weight_decay,
             precision="fp32",
             device="cpu",
             threads=1,
-        ).model_copy(update=settings)
+        )
+        images = len(self.dataset.train.labels)
+        config = settle_training(config, quant, images).model_copy(update=settings)
         trainer = Trainer(model, self.dataset.train, config, augment, SEED)
         for _ in range(epochs):
             trainer.train_epoch(_Watcher(model, on_step), lambda: False)
@@ -88,8 +85,7 @@ class Lab:
     def quantized_after_training(self, float_model: LeNet, quant: QuantConfig) -> LeNet:
         """Post-training quantization of `float_model`, calibrated by min and max on training images."""
         model = build_model(MODEL, quant, self.dataset.classes)
-        weights = {name: value for name, value in float_model.state_dict().items() if "quantizer." not in name}
-        model.load_state_dict(model.state_dict() | weights)
+        copy_weights(float_model.state_dict(), model, "float network")
         calibrate(model, float_model, self.dataset.train.images[:CALIBRATION_IMAGES], CALIBRATIONS["minmax"])
         return model
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from qattrain.errors import TrainingError
+from qattrain.errors import TrainingError, system_errors
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -13,11 +13,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises TrainingError with the system's reason (read-only folder, full disk); nothing is left behind then.
     """
-    try:
+    with system_errors(TrainingError, f"cannot write {path}", "free space there, or choose another --runs-dir"):
         replace_files(path.parent, {path.name: data})
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TrainingError(f"cannot write {path}: {reason}; free space there, or choose another --runs-dir") from None
 
 
 def replace_files(folder: Path, files: dict[str, bytes]) -> None:

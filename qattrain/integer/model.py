@@ -21,16 +21,16 @@ EXACT_FLOAT32 = 2**24
 BATCH = 500
 
 
-def weight_grid(quantizer: str, bits: int) -> range:
-    """All codes that weights of that quantizer and width can have, ascending. bits: 1..8.
+def weight_grid(lowest: int, bits: int) -> range:
+    """All codes, ascending, that weights of `bits` 1..8 can have if `lowest` is the smallest.
 
-    `dorefa`, and every quantizer at one bit, has the odd numbers, 2^bits of them evenly around 0.
+    1 - 2^bits: the odd numbers evenly around 0 (binary, dorefa). 1 - 2^(bits-1): the numbers evenly around 0 (ternary).
+    Any other: 2^bits numbers from there up.
     """
-    if quantizer == "dorefa" or bits == 1:
-        return range(1 - 2**bits, 2**bits, 2)
-    if quantizer == "ternary":
-        return range(-1, 2)
-    lowest = 0 if quantizer == "affine" else -(2 ** (bits - 1))
+    if lowest == 1 - 2**bits:
+        return range(lowest, 1 - lowest, 2)
+    if lowest == 1 - 2 ** (bits - 1):
+        return range(lowest, 1 - lowest)
     return range(lowest, lowest + 2**bits)
 
 
@@ -58,8 +58,8 @@ class Requantization:
 class IntegerLayer:
     """One layer: two convolutions with their pooling, or two matrix products.
 
-    codes: q_w, (D, C, K, J) or (D, C). bits, quantizer: of the weights, as recorded. zero_point: z_w. bias: b_q, (D,).
-    input_max: largest input code. requantization: None for the last layer.
+    codes: q_w, (D, C, K, J) or (D, C). bits, quantizer: of the weights, as recorded. lowest: the smallest code they can
+    have. zero_point: z_w. bias: b_q, (D,). input_max: largest input code. requantization: None for the last layer.
     """
 
     name: str
@@ -67,6 +67,7 @@ class IntegerLayer:
     codes: IntArray
     bits: int
     quantizer: str
+    lowest: int
     zero_point: int
     bias: IntArray
     input_max: int
@@ -75,7 +76,7 @@ class IntegerLayer:
     @property
     def grid(self) -> range:
         """All codes its weights can have, ascending."""
-        return weight_grid(self.quantizer, self.bits)
+        return weight_grid(self.lowest, self.bits)
 
     @property
     def numbers(self) -> IntArray:

@@ -83,7 +83,7 @@ class LayerHeader(_Section):
 
     @property
     def step(self) -> int:
-        return weight_grid(self.quantizer, self.bits).step
+        return weight_grid(self.lowest, self.bits).step
 
     @property
     def count(self) -> int:
@@ -109,7 +109,7 @@ def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
             shape=layer.codes.shape,
             bits=layer.bits,
             quantizer=layer.quantizer,
-            lowest=layer.grid.start,
+            lowest=layer.lowest,
             zero_point=layer.zero_point,
             activation_bits=layer.requantization.bits if layer.requantization else None,
         )
@@ -225,6 +225,7 @@ def _layer(header: LayerHeader, tensors: Tensors, input_max: int) -> IntegerLaye
         header.lowest + header.step * stored,
         header.bits,
         header.quantizer,
+        header.lowest,
         header.zero_point,
         column("bias", -INT32_MAX, INT32_MAX),
         input_max,

@@ -7,7 +7,7 @@ ReLU and max-pooling that became the usual MNIST example (20-50-500).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig
-from qattrain.errors import ConfigError
+from qattrain.config import FLOAT_BITS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
+from qattrain.errors import ConfigError, pick
 from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
-from qattrain.quant import QTensor, known_quantizer, weight_quantizer_name
+from qattrain.quant import QUANTIZERS, QTensor, weight_quantizer_name
 
 PRESETS: dict[str, tuple[int, int, int]] = {  # channels of conv1, channels of conv2, features of fc1
     "lenet": (20, 50, 500),
@@ -64,15 +64,25 @@ class LayerPlan:
     act_bits: int
     layer_bits: dict[str, int]
 
+    @property
+    def is_float(self) -> bool:
+        """Whether no layer is quantized."""
+        return set(self.layer_bits.values()) == {FLOAT_BITS}
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether every layer is."""
+        return FLOAT_BITS not in self.layer_bits.values()
+
 
 def plan_layers(quant: QuantConfig) -> LayerPlan:
     """Settle the bits of all seven layers from the quantizer's defaults and the exemptions asked for by name.
 
     Raises ConfigError where a quantizer cannot have the bits asked for.
     """
-    bits = quant.bits if quant.bits is not None else known_quantizer(quant.quantizer).default_bits
+    bits = quant.bits if quant.bits is not None else pick(QUANTIZERS, quant.quantizer, "quantizer").default_bits
     act_bits = quant.act_bits if quant.act_bits is not None else bits
-    asked = dict.fromkeys(WEIGHT_LAYERS, bits) | dict.fromkeys(ACTIVATION_LAYERS, act_bits) | quant.layer_bits
+    asked = bits_by_layer(quant.model_copy(update={"bits": bits, "act_bits": act_bits}))
     weight_quantizer_name(quant.quantizer, bits)
     runs = [weight_quantizer_name(quant.quantizer, asked[layer]) for layer in WEIGHT_LAYERS]
     return LayerPlan(quant.quantizer, "+".join(dict.fromkeys(runs)), bits, act_bits, asked)
@@ -139,17 +149,30 @@ def weight_bytes(model: LeNet) -> int:
 
 def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
     """A freshly initialized LeNet (random numbers from torch's global generator). Raises ConfigError."""
-    if model.name not in PRESETS:
-        raise ConfigError(
-            f"model {model.name!r}: allowed: {', '.join(PRESETS)}; free widths: --set model.widths=[a,b,c]"
-        )
-    if model.init not in INITIALIZERS:
-        raise ConfigError(f"model.init = {model.init!r}: allowed: {', '.join(INITIALIZERS)}")
+    widths = pick(PRESETS, model.name, "model", "; free widths: --set model.widths=[a,b,c]")
+    initialize = pick(INITIALIZERS, model.init, "model.init =")
     plan = plan_layers(quant)
     if quant.n is not None and "pow2" not in plan.weight_quantizer:
         raise ConfigError(
             f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
         )
-    net = LeNet(model.widths or PRESETS[model.name], classes, plan, quant, model.ops, model.dropout)
-    net.apply(INITIALIZERS[model.init])
+    net = LeNet(model.widths or widths, classes, plan, quant, model.ops, model.dropout)
+    net.apply(initialize)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def copy_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
+    """Weights and biases of a state dict into `model`; its quantizers keep their own state. source: named in errors.
+
+    Raises ConfigError if the shapes differ.
+    """
+    own = model.state_dict()
+    taken = {key: tensor for key, tensor in weights.items() if "quantizer." not in key}
+    for key, tensor in taken.items():
+        if key not in own or own[key].shape != tensor.shape:
+            mine = tuple(own[key].shape) if key in own else None
+            raise ConfigError(
+                f"--init {source}: its {key} has shape {tuple(tensor.shape)}, this model's {mine}; "
+                "choose the same --model and dataset"
+            )
+    model.load_state_dict(own | taken)

@@ -1,10 +1,10 @@
-"""Quantization as pure maths: grids, explicit autograd functions, surrogates, and one quantizer a file.
+"""Quantization as pure maths: grids, explicit autograd functions, surrogates, and the quantizers.
 
-To add a quantizer: write `qattrain/quant/<name>.py` with a subclass of `Quantizer`, and one line in QUANTIZERS.
+To add a quantizer: write a subclass of `Quantizer` in `quantizers.py`, and one line in QUANTIZERS.
 """
 
 from qattrain.config import FLOAT_BITS
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, pick
 from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
 from qattrain.quant.quantizers import (
     AffineQuantizer,
@@ -15,7 +15,6 @@ from qattrain.quant.quantizers import (
     Pow2Quantizer,
     Quantizer,
     TernaryQuantizer,
-    check_surrogate,
 )
 from qattrain.quant.surrogates import SURROGATES
 
@@ -38,7 +37,6 @@ __all__ = [
     "Quantizer",
     "activation_quantizer",
     "dequantize",
-    "known_quantizer",
     "quantize",
     "round_half_up",
     "weight_quantizer",
@@ -46,22 +44,15 @@ __all__ = [
 ]
 
 
-def known_quantizer(name: str) -> type[Quantizer]:
-    """The class of that name. Raises ConfigError naming the allowed ones."""
-    if name not in QUANTIZERS:
-        raise ConfigError(f"quantizer {name!r}: allowed: {', '.join(QUANTIZERS)}")
-    return QUANTIZERS[name]
-
-
 def weight_quantizer_name(name: str, bits: int) -> str:
     """What runs for weights when `name` is asked for: at one bit every quantizer's weights are binary.
 
     Raises ConfigError where that quantizer cannot have that many bits.
     """
-    quantizer = known_quantizer(name)
+    quantizer = pick(QUANTIZERS, name, "quantizer")
     if bits == FLOAT_BITS:
         return FLOAT
-    if bits == 1 and QUANTIZERS[name].weight_bits != TernaryQuantizer.weight_bits:
+    if bits == 1 and quantizer is not TernaryQuantizer:
         return "binary"
     if bits not in quantizer.weight_bits:
         allowed = ", ".join(map(str, quantizer.weight_bits))
@@ -77,7 +68,7 @@ def weight_quantizer(
     shape: of the scale, (C, 1, ...) for one per output channel or () for one. fraction_bits: pow2's n, if given.
     """
     runs = weight_quantizer_name(name, bits)
-    check_surrogate(surrogate)
+    pick(SURROGATES, surrogate, "surrogate")
     if fraction_bits is not None and runs != "pow2":
         raise ConfigError(f"n = {fraction_bits} fraction bits with {runs!r} weights: only pow2 at 2 to 8 bits has them")
     if fraction_bits is not None and not -8 <= fraction_bits <= 20:
@@ -96,8 +87,8 @@ def activation_quantizer(
     name: str, bits: int, surrogate: str = "clipped", signed: bool = False, rectify: bool = False
 ) -> Quantizer | None:
     """The module that quantizes activations x, or max(x, 0), with one scale; None at 32 bits. Raises ConfigError."""
-    quantizer = known_quantizer(name)
-    check_surrogate(surrogate)
+    quantizer = pick(QUANTIZERS, name, "quantizer")
+    pick(SURROGATES, surrogate, "surrogate")
     if signed and bits == 1:
         raise ConfigError("1 bit for signed values: their codes would be -1 and 0; allowed: 2 to 8, or unsigned values")
     if bits == FLOAT_BITS:

@@ -11,19 +11,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, pick
 from qattrain.quant import kernels, native
 from qattrain.quant.functional import LearnedClip, LearnedStep, Staircase, TanhCodes
 from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two, odd_code_range, round_half_up
 from qattrain.quant.surrogates import SURROGATES
 
 Role = Literal["weight", "activation"]
-
-
-def check_surrogate(name: str) -> None:
-    """Raises ConfigError if `name` is no key of SURROGATES."""
-    if name not in SURROGATES:
-        raise ConfigError(f"surrogate {name!r}: allowed: {', '.join(SURROGATES)}")
 
 
 class Quantizer(nn.Module, ABC):
@@ -34,6 +28,7 @@ class Quantizer(nn.Module, ABC):
     (C, 1) for one per output channel. signed: whether codes are negative as well. surrogate: a key of SURROGATES.
     """
 
+    summary: ClassVar[str]  # what it is, in a few words
     weight_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)  # widths at which it can hold weights
     default_bits: ClassVar[int] = 4
     weights: ClassVar[str | None] = None  # name of the quantizer that takes its weights; None: itself
@@ -52,7 +47,7 @@ class Quantizer(nn.Module, ABC):
         self, bits: int, *, role: Role, shape: tuple[int, ...] = (), signed: bool = True, surrogate: str = "clipped"
     ) -> None:
         super().__init__()
-        check_surrogate(surrogate)
+        pick(SURROGATES, surrogate, "surrogate")
         if role == "weight" and bits not in self.weight_bits:
             allowed = ", ".join(map(str, self.weight_bits))
             raise ConfigError(f"{type(self).__name__} with {bits} bits for weights: allowed: {allowed}")
@@ -83,6 +78,11 @@ class Quantizer(nn.Module, ABC):
     def rectified(self, x: Tensor) -> Tensor:
         """x, or max(x, 0) where a ReLU is part of this quantizer; detached."""
         return x.detach().relu() if self.rectify else x.detach()
+
+    @property
+    def name(self) -> str:
+        """As in QUANTIZERS, and as recorded: `LSQQuantizer` is `lsq`."""
+        return type(self).__name__.removesuffix("Quantizer").lower()
 
     @property
     def levels(self) -> int:
@@ -214,6 +214,8 @@ class LSQQuantizer(InitializedQuantizer):
     Source: Esser et al. 2020, "Learned Step Size Quantization".
     """
 
+    summary = "learned step size"
+
     def setup(self) -> None:
         super().setup()
         self.qmin, self.qmax = code_range(self.bits, self.signed)
@@ -252,6 +254,8 @@ class AffineQuantizer(RangeQuantizer):
         Inference", sections 2.1 and 3.1.
     """
 
+    summary = "scale and zero point"
+
     def setup(self) -> None:
         self.shape = ()  # one scale a layer, by definition
         super().setup()
@@ -275,6 +279,7 @@ class Pow2Quantizer(RangeQuantizer):
     Source: Lin, Talathi, Annapureddy 2016, "Fixed Point Quantization of Deep Convolutional Networks", section 3.
     """
 
+    summary = "fixed point, 2^n"
     fraction_bits: int | None = None
 
     def setup(self) -> None:
@@ -312,6 +317,7 @@ class DorefaQuantizer(Quantizer):
         for Neural Network Quantization", section 3 (constant rescaling).
     """
 
+    summary = "tanh"
     signed_activations = "lsq"
     largest: Tensor  # value that the largest code stands for; 0 where the variance decides
 
@@ -354,6 +360,7 @@ class PactQuantizer(InitializedQuantizer):
     Source: Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", section 3.
     """
 
+    summary = "learned clipping"
     weights = "dorefa"
     signed_activations = "lsq"
     decays = True
@@ -393,6 +400,7 @@ class TernaryQuantizer(Quantizer):
     Source: Li, Zhang, Liu 2016, "Ternary Weight Networks", eq. 3 to 6.
     """
 
+    summary = "-1, 0, 1"
     weight_bits = (2,)
     default_bits = 2
     activations = "lsq"
@@ -436,6 +444,7 @@ class BinaryQuantizer(Quantizer):
         "BinaryConnect", section 2.4.
     """
 
+    summary = "-1, 1"
     weight_bits = (1,)
     default_bits = 1
     activations = "lsq"

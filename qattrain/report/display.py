@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from qattrain.config import FLOAT_BITS
+from qattrain.config import is_float
 from qattrain.evaluation.metrics import wilson_interval
 from qattrain.experiments.sweep import Status
 from qattrain.layers.network import LeNet
@@ -146,7 +146,7 @@ def describe(run_dir: Path, checkpoint: Checkpoint, train_images: int, test_imag
     config, quant, train = checkpoint.config, checkpoint.config.quant, checkpoint.config.train
     weights = sum(tensor.numel() for name, tensor in checkpoint.model.items() if name.endswith(".weight"))
     bits = f"{quant.bits}-bit weights, {quant.act_bits}-bit activations ({quant.quantizer})"
-    if quant.bits == quant.act_bits == FLOAT_BITS:
+    if is_float(quant):
         bits = "float"
     bits += "".join(f", {layer} {bits} bits" for layer, bits in quant.layer_bits.items())
     distill = config.distill

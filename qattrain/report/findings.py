@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qattrain.config import FLOAT_BITS, ExperimentConfig
+from qattrain.config import ExperimentConfig
 from qattrain.errors import CheckpointError
 from qattrain.evaluation.checkpoints import Outcome, evaluate_checkpoint, load_test_data
 from qattrain.evaluation.inspection import Inspection, inspect_network
@@ -118,9 +118,7 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome, data_dir: Path)
 def _kind(network: Trained | Packed) -> str:
     if isinstance(network, Packed):
         return "packed"
-    config = network.checkpoint.config
-    bits = (config.quant.bits, config.quant.act_bits, *config.quant.layer_bits.values())
-    return "PTQ" if config.ptq else "float" if set(bits) == {FLOAT_BITS} else "QAT"
+    return {"float": "float", "qat": "QAT", "ptq": "PTQ"}[network.checkpoint.config.method]
 
 
 def _environment(checkpoint: Path) -> dict[str, Any] | None:

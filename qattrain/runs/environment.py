@@ -93,7 +93,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "qattrain": qattrain.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {"torch": torch.__version__} | {name: _version(name) for name in RECORDED_PACKAGES},
+        "packages": {"torch": torch.__version__} | {name: package_version(name) for name in RECORDED_PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
@@ -102,7 +102,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Of an installed package; None: it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import FLOAT_BITS
+from qattrain.config import ExperimentConfig, parse_config
 from qattrain.errors import CheckpointError, ConfigError, TrainingError
 from qattrain.files import write_atomically
 
@@ -20,10 +20,11 @@ CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl"
 CELLS_FOLDER = "cells"  # of a sweep, which is itself a folder beside the runs
 
 
-def default_name(model: str, bits: int, act_bits: int, quantizer: str, dataset: str, seed: int) -> str:
-    """`lenet-w4a4-lsq-mnist-s0`; a float run says `float` where the quantizer stands."""
-    is_float = bits == act_bits == FLOAT_BITS
-    return f"{model}-w{bits}a{act_bits}-{'float' if is_float else quantizer}-{dataset}-s{seed}"
+def default_name(config: ExperimentConfig) -> str:
+    """`lenet-w4a4-lsq-mnist-s0`; a float run says `float` where the quantizer stands. config: settled."""
+    quant, is_ptq = config.quant, config.method == "ptq"
+    how = "float" if config.method == "float" else quant.quantizer + ("-ptq" if is_ptq else "")
+    return f"{config.model.name}-w{quant.bits}a{quant.act_bits}-{how}-{config.data.dataset}-s{config.seed}"
 
 
 def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
@@ -159,21 +160,23 @@ def list_runs(runs_dir: Path) -> list[RunSummary]:
 
 def _summarize(run_dir: Path) -> RunSummary | None:
     try:
-        config = json.loads((run_dir / CONFIG_FILE).read_text())["config"]
+        config = parse_config(json.loads((run_dir / CONFIG_FILE).read_text())["config"], CONFIG_FILE)
         metrics = run_dir / METRICS_FILE
         lines = metrics.read_text().splitlines() if metrics.exists() else []
-        quant, is_ptq = config["quant"], config["ptq"] is not None
+        quant, is_ptq = config.quant, config.method == "ptq"
+        assert quant.bits is not None, quant
+        assert quant.act_bits is not None, quant
         return RunSummary(
             name=run_dir.name,
-            dataset=config["data"]["dataset"],
-            bits=quant["bits"],
-            act_bits=quant["act_bits"],
-            quantizer=quant["quantizer"],
-            method="ptq" if is_ptq else "float" if quant["bits"] == quant["act_bits"] == FLOAT_BITS else "qat",
+            dataset=config.data.dataset,
+            bits=quant.bits,
+            act_bits=quant.act_bits,
+            quantizer=quant.quantizer,
+            method=config.method,
             epochs=0 if is_ptq else len(lines),
-            epochs_asked=0 if is_ptq else config["train"]["epochs"],
+            epochs_asked=0 if is_ptq else config.train.epochs,
             accuracy=json.loads(lines[-1])["test_accuracy"] if lines else None,
             age_seconds=time.time() - (metrics if lines else run_dir / CONFIG_FILE).stat().st_mtime,
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, ConfigError):
         return None

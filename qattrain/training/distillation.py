@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qattrain.config import FLOAT_BITS, DistillConfig, ExperimentConfig
+from qattrain.config import DistillConfig, ExperimentConfig
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import write_atomically
 from qattrain.layers.network import plan_layers
@@ -36,11 +36,11 @@ class Teacher:
     """
 
     def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
-        bits = set(plan_layers(source.config.quant).layer_bits.values())
-        if bits != {FLOAT_BITS}:
+        plan = plan_layers(source.config.quant)
+        if not plan.is_float:
             raise ConfigError(
-                f"distill.teacher: {path} is quantized ({min(bits)} bits); a teacher is a float network: train one "
-                "with --bits 32"
+                f"distill.teacher: {path} is quantized ({min(plan.layer_bits.values())} bits); a teacher is a float "
+                "network: train one with --bits 32"
             )
         if source.class_names != class_names:
             raise ConfigError(

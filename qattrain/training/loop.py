@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qattrain.config import TrainConfig
 from qattrain.data.augment import AUGMENTATIONS
 from qattrain.data.dataset import ImageSet, augmentation_seed, batch_slices, epoch_order
-from qattrain.errors import ConfigError, TrainingError
+from qattrain.errors import TrainingError, pick
 from qattrain.layers.quantized import set_compute_dtype
 from qattrain.quant.native import compiled
 from qattrain.training.distillation import Teacher, distilled
@@ -33,8 +33,7 @@ def check_names(config: TrainConfig, augment: str) -> None:
         (SCHEDULES, config.schedule, "train.schedule"),
         (AUGMENTATIONS, augment, "data.augment"),
     ):
-        if value not in table:
-            raise ConfigError(f"{key} = {value!r}: allowed: {', '.join(table)}")
+        pick(table, value, f"{key} =")
 
 
 class Observer(Protocol):

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from qattrain.config import TrainConfig
+from qattrain.config import QuantConfig, TrainConfig
+from qattrain.errors import pick
+from qattrain.layers.network import plan_layers
 from qattrain.quant import Quantizer
 
 Schedule = Callable[[int, int, float], float]  # (step from 0, steps of the run, warm-up share) -> factor on the rate
@@ -70,6 +72,24 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
     "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
     "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
 }
+
+
+SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
+AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
+
+
+def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> TrainConfig:
+    """`config` with batch size, learning rate and weight decay settled where they are `auto`. Raises ConfigError.
+
+    images: how many are trained on. The learning rate is another one where any weight has one bit.
+    """
+    optimizer = pick(OPTIMIZERS, config.optimizer, "train.optimizer =")
+    settled = {
+        "batch_size": AUTO_BATCH if images >= SMALL_SET else AUTO_BATCH_SMALL,
+        "lr": optimizer.one_bit_lr if "binary" in plan_layers(quant).weight_quantizer else optimizer.lr,
+        "weight_decay": optimizer.weight_decay,
+    }
+    return config.model_copy(update={key: value for key, value in settled.items() if getattr(config, key) == "auto"})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig
 from qattrain.data import Dataset, load_dataset
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LeNet, build_model, plan_layers
+from qattrain.layers.network import LeNet, build_model, copy_weights, plan_layers
 from qattrain.layers.quantized import QuantReLU
 from qattrain.quant import Quantizer, dequantize
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
-from qattrain.training.run import RunResult, copy_weights, new_run, prepare_torch
+from qattrain.training.run import RunResult, new_run, prepare_torch
 
 PERCENTILE = 99.9
 MSE_LARGEST_PERCENT = 150
@@ -114,16 +114,14 @@ def ptq_config(
     source: ExperimentConfig, epochs: int, path: str, quant: QuantConfig, ptq: PtqConfig, name: str | None
 ) -> ExperimentConfig:
     """As `settle_ptq`, for a float run `source` of `epochs` epochs that errors call `path`."""
-    layers = plan_layers(source.quant).layer_bits
-    if source.ptq is not None or any(bits != FLOAT_BITS for bits in layers.values()):
+    if source.ptq is not None or not plan_layers(source.quant).is_float:
         raise ConfigError(
             f"{path} is already quantized ({source.quant.bits} bits); post-training quantization starts from a "
             "float checkpoint: train one with --bits 32"
         )
-    if ptq.calibration not in CALIBRATIONS:
-        raise ConfigError(f"--calibration {ptq.calibration!r}: allowed: {', '.join(CALIBRATIONS)}")
+    pick(CALIBRATIONS, ptq.calibration, "--calibration")
     plan = plan_layers(quant)
-    if plan.bits == plan.act_bits == FLOAT_BITS:
+    if plan.is_float:
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
     settled = quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     ptq = ptq.model_copy(update={"source_epochs": epochs})
@@ -149,7 +147,7 @@ def quantize(
     assert config.ptq is not None, config
     prepare_torch(config)
     model = build_model(config.model, config.quant, len(source.class_names))
-    copy_weights(source, model, str(path))
+    copy_weights(source.model, model, str(path))
     float_model = restore_model(source, str(path))
     images = dataset.train.head(config.data.limit_train).head(config.ptq.images).images
     calibrate(model, float_model, images, CALIBRATIONS[config.ptq.calibration])

@@ -15,14 +15,13 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from qattrain.config import ExperimentConfig
 from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dataset, split_validation
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LayerPlan, LeNet, build_model, plan_layers
+from qattrain.layers.network import LayerPlan, LeNet, build_model, copy_weights, plan_layers
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.runs.environment import (
@@ -33,8 +32,8 @@ from qattrain.runs.environment import (
     pick_precision,
 )
 from qattrain.training.distillation import Teacher
-from qattrain.training.loop import EpochResult, Observer, Trainer
-from qattrain.training.optimization import OPTIMIZERS
+from qattrain.training.loop import EpochResult, Observer, Trainer, check_names
+from qattrain.training.optimization import settle_training
 
 
 class Display(Observer, Protocol):
@@ -176,9 +175,6 @@ def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
-AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
-
 Loader = Callable[[str, Path], Dataset]  # as data.load_dataset; a process that trains many runs keeps what it loaded
 
 
@@ -191,25 +187,20 @@ def resolve(
     DataError.
     """
     plan = plan_layers(config.quant)
+    check_names(config.train, config.data.augment)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
-    if config.train.optimizer not in OPTIMIZERS:
-        raise ConfigError(f"train.optimizer = {config.train.optimizer!r}: allowed: {', '.join(OPTIMIZERS)}")
-    optimizer = OPTIMIZERS[config.train.optimizer]
-    one_bit = "binary" in plan.weight_quantizer
     name, notice = config.data.dataset, None
     if name == AUTO_NAME:
         name, notice = choose_dataset(data_dir)
     dataset = load(name, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
-    settled = {
-        "batch_size": AUTO_BATCH if images >= SMALL_SET else AUTO_BATCH_SMALL,
-        "lr": optimizer.one_bit_lr if one_bit else optimizer.lr,
-        "weight_decay": optimizer.weight_decay,
-    }
-    train = config.train.model_copy(
-        update={key: value for key, value in settled.items() if getattr(config.train, key) == "auto"}
-        | {"precision": precision, "device": str(device), "threads": config.train.threads or torch.get_num_threads()}
+    train = settle_training(config.train, config.quant, images).model_copy(
+        update={
+            "precision": precision,
+            "device": str(device),
+            "threads": config.train.threads or torch.get_num_threads(),
+        }
         | {"compile": pick_compile(config.train.compile, device, images * config.train.epochs)}
     )
     quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
@@ -239,7 +230,8 @@ def start(
     prepare_torch(config)
     model = build_model(config.model, config.quant, dataset.classes)
     if config.train.init is not None:
-        copy_weights(load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir)), model, config.train.init)
+        source = load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir))
+        copy_weights(source.model, model, config.train.init)
     session = Session(config, dataset, notice, model, _teacher(config, dataset, runs_dir))
     with new_run(config, runs_dir, notice) as run_dir:
         session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed, too
@@ -330,34 +322,10 @@ def prepare_torch(config: ExperimentConfig) -> None:
     torch.manual_seed(config.seed)
 
 
-def copy_weights(source: Checkpoint, model: nn.Module, name: str) -> None:
-    """Weights and biases of `source` into `model`; quantizers keep their own state, set at the first batch.
-
-    Raises ConfigError if the shapes differ.
-    """
-    own = model.state_dict()
-    taken = {key: tensor for key, tensor in source.model.items() if "quantizer." not in key}
-    for key, tensor in taken.items():
-        if key not in own or own[key].shape != tensor.shape:
-            mine = tuple(own[key].shape) if key in own else None
-            raise ConfigError(
-                f"--init {name}: its {key} has shape {tuple(tensor.shape)}, this model's {mine}; "
-                "choose the same --model and dataset"
-            )
-    model.load_state_dict(own | taken)
-
-
 @contextmanager
 def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
     """A new run folder with its `config.json`; removed again if what follows fails before a checkpoint is there."""
-    quant = config.quant
-    assert quant.bits is not None, quant
-    assert quant.act_bits is not None, quant
-    quantizer = quant.quantizer + ("-ptq" if config.ptq else "")
-    default = runs.default_name(
-        config.model.name, quant.bits, quant.act_bits, quantizer, config.data.dataset, config.seed
-    )
-    run_dir = runs.create_run_dir(runs_dir, config.name, default)
+    run_dir = runs.create_run_dir(runs_dir, config.name, runs.default_name(config))
     try:
         environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
         runs.write_config(run_dir, config.model_dump(mode="json"), environment)

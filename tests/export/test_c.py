@@ -75,7 +75,7 @@ def random_layer(
     zero_point = int(random.integers(3 * 2**bits // 8, 5 * 2**bits // 8 + 1)) if quantizer == "affine" else 0
     kind = "conv" if len(shape) == 4 else "linear"
     input_max = 255 if name == "conv1" else int(2**act_bits - 1)
-    parts = (name, kind, codes, bits, quantizer, zero_point)
+    parts = (name, kind, codes, bits, quantizer, int(grid(quantizer, bits)[0]), zero_point)
     acc = IntegerLayer(*parts, np.zeros(shape[0], np.int64), input_max, None).accumulate(
         x if kind == "conv" else x.reshape(len(x), -1)
     )

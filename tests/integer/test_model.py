@@ -97,7 +97,7 @@ def test_the_ends_of_every_range_are_exact(
 
 def layer_of(codes: NDArray[np.int64], bias: int, input_max: int, zero_point: int = 0) -> IntegerLayer:
     biases = np.full(len(codes), bias, np.int64)
-    return IntegerLayer("fc1", "linear", codes, 8, "affine", zero_point, biases, input_max, None)
+    return IntegerLayer("fc1", "linear", codes, 8, "affine", 0, zero_point, biases, input_max, None)
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 255), min_size=3, max_size=3), min_size=1, max_size=4), data=st.data())

@@ -18,7 +18,6 @@ from qattrain.quant import (
     activation_quantizer,
     dequantize,
     weight_quantizer,
-    weight_quantizer_name,
 )
 from qattrain.quant.grid import MIN_SCALE
 from qattrain.quant.quantizers import LSQQuantizer, RangeQuantizer
@@ -260,8 +259,8 @@ def test_one_bit_weights_are_binary_and_those_of_pow2_have_the_nearest_power_of_
 
 @pytest.mark.parametrize(("name", "bits"), WEIGHTS)
 def test_the_integers_know_every_grid(name: str, bits: int) -> None:
-    ran = weight_quantizer_name(name, bits)
-    assert list(weight_grid(ran, bits)) == codes_of(name, bits)
+    lowest = weights(name, bits).qmin
+    assert list(weight_grid(lowest, bits)) == codes_of(name, bits)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qattrain.config import parse_config
 from qattrain.errors import CheckpointError, ConfigError, TrainingError
 from qattrain.runs import folder as runs
 
@@ -33,9 +34,13 @@ def changed(config: dict[str, Any], section: str, **values: Any) -> dict[str, An
 
 
 def test_default_names_tell_what_is_in_the_run() -> None:
-    assert runs.default_name("lenet", 4, 4, "lsq", "mnist", 0) == "lenet-w4a4-lsq-mnist-s0"
-    assert runs.default_name("lenet", 32, 32, "lsq", "digits", 7) == "lenet-w32a32-float-digits-s7"
-    assert runs.default_name("lenet", 32, 8, "affine", "digits", 7) == "lenet-w32a8-affine-digits-s7"
+    def name(bits: int, act_bits: int, quantizer: str, dataset: str, seed: int) -> str:
+        quant = {"bits": bits, "act_bits": act_bits, "quantizer": quantizer}
+        return runs.default_name(parse_config({"quant": quant, "data": {"dataset": dataset}, "seed": seed}, "test"))
+
+    assert name(4, 4, "lsq", "mnist", 0) == "lenet-w4a4-lsq-mnist-s0"
+    assert name(32, 32, "lsq", "digits", 7) == "lenet-w32a32-float-digits-s7"
+    assert name(32, 8, "affine", "digits", 7) == "lenet-w32a8-affine-digits-s7"
 
 
 def test_default_names_are_numbered_and_given_names_are_not(tmp_path: Path) -> None:
