@@ -5,11 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.integer import (
-    IntegerLayer,
-    IntegerModel,
-    Requantization,
-)
+from qattrain.integer import IntegerLayer, IntegerModel, Requantization
 
 MAX_BIAS = 2**22 - 1
 LOGIT_SCALE = 1 / 3000  # not a number of few digits

@@ -6,11 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.integer import (
-    IntegerLayer,
-    IntegerModel,
-    Requantization,
-)
+from qattrain.integer import IntegerLayer, IntegerModel, Requantization
 
 Images = NDArray[np.uint8]
 NANO, LENET = (8, 16, 32), (20, 50, 500)

@@ -15,16 +15,11 @@ from numpy.typing import NDArray
 from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
 from qattrain.benchmark.training import PlainLeNet, timed
 from qattrain.config import ModelConfig, QuantConfig
-from qattrain.export import (
-    EXPORTERS,
-)
+from qattrain.export import EXPORTERS
 from qattrain.export.c_compile import compiled_c
 from qattrain.export.c_export import c_sources
 from qattrain.export.onnx_graph import optional_packages
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import build_model
 

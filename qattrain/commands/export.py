@@ -40,9 +40,7 @@ def export(
     console = Console(json)
     from qattrain.errors import ConfigError
     from qattrain.evaluation.checkpoints import ExportRequest, export_network
-    from qattrain.export.base import (
-        NOISE_IMAGES,
-    )
+    from qattrain.export.base import NOISE_IMAGES
     from qattrain.runs.folder import find_checkpoint
 
     if no_verify and verify_images is not None:

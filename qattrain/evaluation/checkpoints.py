@@ -13,15 +13,8 @@ from qattrain.errors import CheckpointError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
 from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained, load_network
 from qattrain.evaluation.verification import Mismatches, compare_with_integers
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.export.base import (
-    Exported,
-    check_folder,
-    export_model,
-    settled_layout,
-)
+from qattrain.export import EXPORTERS
+from qattrain.export.base import Exported, check_folder, export_model, settled_layout
 from qattrain.runs.environment import pick_device
 
 
@@ -42,14 +35,25 @@ class Outcome:
 def evaluate_checkpoint(
     path: Path, data_dir: Path, engine: str | None = None, limit_test: int | None = None, verify: bool = False
 ) -> Outcome:
-    """Evaluate what is in `path` on its dataset's test images, as many as its run used if no limit is given.
-
-    engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. verify: also count what differs
-    from the integers. Raises ConfigError, CheckpointError, DataError, ExportError.
-    """
+    """Load what is in `path` and evaluate it, as `evaluate_network` does. Raises CheckpointError, too."""
     if engine is not None:
         pick(ENGINES, engine, "--engine")
-    network = load_network(path)
+    return evaluate_network(load_network(path), path, data_dir, engine, limit_test, verify)
+
+
+def evaluate_network(
+    network: Network,
+    path: Path,
+    data_dir: Path,
+    engine: str | None = None,
+    limit_test: int | None = None,
+    verify: bool = False,
+) -> Outcome:
+    """Evaluate `network`, read from `path`, on its dataset's test images, as many as its run used without a limit.
+
+    engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. verify: also count what differs
+    from the integers. Raises ConfigError, DataError, ExportError, CheckpointError for a dataset of other classes.
+    """
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
     dataset = load_test_data(network, path, data_dir)
     device = pick_device("auto")  # wherever it was trained: a GPU's result does not need that GPU

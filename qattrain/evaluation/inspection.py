@@ -14,9 +14,7 @@ from qattrain.data import ImageSet
 from qattrain.errors import ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
 from qattrain.evaluation.networks import ENGINES, Network, Packed
-from qattrain.integer import (
-    IntegerModel,
-)
+from qattrain.integer import IntegerModel
 from qattrain.layers.network import LeNet
 from qattrain.quant import QTensor, Quantizer
 

@@ -16,23 +16,11 @@ from torch import Tensor
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import Predictor
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.export.base import (
-    Exporter,
-    Runner,
-    settled_layout,
-)
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.export import EXPORTERS
+from qattrain.export.base import Exporter, Runner, settled_layout
+from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
-from qattrain.integer.packed import (
-    is_packed,
-    load_packed,
-)
+from qattrain.integer.packed import is_packed, load_packed
 from qattrain.layers.network import LeNet, plan_layers
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from qattrain.config import ACTIVATION_LAYERS
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
-from qattrain.integer import (
-    IntegerModel,
-)
+from qattrain.integer import IntegerModel
 from qattrain.layers.network import LeNet
 from qattrain.quant import QTensor
 

@@ -13,11 +13,7 @@ from qattrain.errors import ExportError
 from qattrain.evaluation.networks import ENGINES, Packed
 from qattrain.evaluation.verification import compare_with_integers
 from qattrain.explain.lab import MODEL, Explanation, Lab, Table
-from qattrain.integer import (
-    IntegerLayer,
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.integer.model import IntArray
 from qattrain.report.drawing import COLORS

@@ -6,22 +6,11 @@ To add one: write `qattrain/export/<name>.py` with an `Exporter`, and one line i
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from qattrain.export.base import (
-    Exporter,
-    Files,
-    Runner,
-)
+from qattrain.export.base import Exporter, Files, Runner
 from qattrain.export.c_export import C_EXPORTER
 from qattrain.export.onnx_export import ONNX_EXPORTER
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-)
-from qattrain.integer.packed import (
-    FILE_NAME,
-    load_packed,
-    write_packed,
-)
+from qattrain.integer import IntegerModel, ModelFacts
+from qattrain.integer.packed import FILE_NAME, load_packed, write_packed
 
 
 def _write_packed(model: IntegerModel, facts: ModelFacts, _layout: str) -> Files:

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from qattrain.errors import ConfigError, ExportError
 from qattrain.files import replace_files
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import IntegerModel, ModelFacts
 
 Files = dict[str, bytes]  # name -> content; a file with the same name in the target folder is what gets written
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, 1, 28, 28) -> logits (N, classes)

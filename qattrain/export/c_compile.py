@@ -13,10 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
-from qattrain.export.base import (
-    Files,
-    Runner,
-)
+from qattrain.export.base import Files, Runner
 
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT_SECONDS = 300

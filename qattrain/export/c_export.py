@@ -5,21 +5,13 @@ reading image files, and more than one image at a time.
 """
 
 from qattrain.errors import ExportError
-from qattrain.export.base import (
-    Exporter,
-    Files,
-)
+from qattrain.export.base import Exporter, Files
 from qattrain.export.c_compile import EMBEDDED, HOST, NATIVE, Footprint, Target, measure, run_c
 from qattrain.export.c_frame import HEAD, HEADER, MAIN, PREDICT
 from qattrain.export.c_kernels_int8 import INT8_KERNELS, INT8_LAYOUT, INT8_STRUCT
 from qattrain.export.c_kernels_packed import PACKED_KERNELS, PACKED_LAYOUT, PACKED_STRUCT
 from qattrain.export.c_tables import ALIGN, arena_of, channel_bytes, tables, types, weight_bytes
-from qattrain.integer import (
-    INT32_MAX,
-    IntegerLayer,
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, ModelFacts
 
 
 def model_source(model: IntegerModel, layout: str) -> str:

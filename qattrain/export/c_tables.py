@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
 from qattrain.export.c_kernels_int8 import CONV_ROWS, LINEAR_ROWS
-from qattrain.integer import (
-    INT32_MAX,
-    IntegerLayer,
-    IntegerModel,
-    pack_codes,
-)
+from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, pack_codes
 
 ALIGN = 32  # bytes; of rows in layout int8: one 256-bit vector
 SIDE = 5  # of the kernels

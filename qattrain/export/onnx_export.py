@@ -38,17 +38,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
-from qattrain.export.base import (
-    Exporter,
-    Files,
-    Runner,
-)
+from qattrain.export.base import Exporter, Files, Runner
 from qattrain.export.onnx_graph import Graph, StoredWeight, add_weights, optional_packages, stored_weight
-from qattrain.integer import (
-    IntegerLayer,
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
 WINDOW = 6  # pixels in a row that the four 5x5 kernels of a 2x2 window see
 

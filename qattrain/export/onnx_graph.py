@@ -28,10 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
-from qattrain.integer import (
-    IntegerLayer,
-    pack_codes,
-)
+from qattrain.integer import IntegerLayer, pack_codes
 
 BASE_OPSET = 18  # the first in which every operator used here has the form used here (ReduceMax: axes as an input)
 

@@ -10,12 +10,7 @@ import torch
 
 from qattrain.config import WEIGHT_LAYERS
 from qattrain.errors import ExportError
-from qattrain.integer import (
-    INT32_MAX,
-    IntegerLayer,
-    IntegerModel,
-    Requantization,
-)
+from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, Requantization
 from qattrain.layers.network import INPUT_SCALE, LeNet
 from qattrain.layers.quantized import joint_scale
 from qattrain.quant.kernels import bias_codes

@@ -21,15 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qattrain.errors import ConfigError
-from qattrain.quant import (
-    QTensor,
-    Quantizer,
-    activation_quantizer,
-    functional,
-    kernels,
-    native,
-    weight_quantizer,
-)
+from qattrain.quant import QTensor, Quantizer, activation_quantizer, functional, kernels, native, weight_quantizer
 
 EXACT_FLOAT32 = (
     2**23

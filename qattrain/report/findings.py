@@ -14,9 +14,7 @@ from qattrain.evaluation.checkpoints import Outcome, evaluate_checkpoint, load_t
 from qattrain.evaluation.inspection import Inspection, inspect_network
 from qattrain.evaluation.metrics import Evaluation, mcnemar_p
 from qattrain.evaluation.networks import Packed, Trained, load_network
-from qattrain.integer import (
-    ModelFacts,
-)
+from qattrain.integer import ModelFacts
 from qattrain.report.console import percent
 from qattrain.report.sources import Subject
 from qattrain.runs import folder as runs

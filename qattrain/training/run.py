@@ -24,13 +24,7 @@ from qattrain.evaluation.networks import torch_predictor
 from qattrain.layers.network import LayerPlan, LeNet, build_model, copy_weights, plan_layers
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
-from qattrain.runs.environment import (
-    describe_environment,
-    keep_freed_memory,
-    pick_compile,
-    pick_device,
-    pick_precision,
-)
+from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.training.distillation import Teacher
 from qattrain.training.loop import EpochResult, Observer, Trainer, check_names
 from qattrain.training.optimization import settle_training

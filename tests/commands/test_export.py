@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from qattrain.evaluation.checkpoints import default_folder
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.export.base import (
-    NOISE_IMAGES,
-    Exporter,
-)
+from qattrain.export import EXPORTERS
+from qattrain.export.base import NOISE_IMAGES, Exporter
 from qattrain.runs.folder import LAST_FILE
 from qattrain.training import run as experiment
 

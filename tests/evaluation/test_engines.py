@@ -12,9 +12,7 @@ from integer_models import random_images
 
 from qattrain.errors import ConfigError, ExportError
 from qattrain.evaluation.networks import ENGINES, Packed, Trained, exported_engine, load_network
-from qattrain.export import (
-    EXPORTERS,
-)
+from qattrain.export import EXPORTERS
 from qattrain.runs.folder import LAST_FILE
 
 IMAGES = torch.from_numpy(random_images(20, 1))

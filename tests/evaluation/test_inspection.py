@@ -25,12 +25,8 @@ from qattrain.evaluation.inspection import (
 )
 from qattrain.evaluation.metrics import errors_by_class
 from qattrain.evaluation.networks import Network, Packed, load_network
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.integer import (
-    ModelFacts,
-)
+from qattrain.export import EXPORTERS
+from qattrain.integer import ModelFacts
 from qattrain.layers.network import LeNet, plan_layers
 from qattrain.quant import QUANTIZERS
 from qattrain.report.drawing import png, svg

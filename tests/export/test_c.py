@@ -16,24 +16,12 @@ from numpy.typing import NDArray
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.errors import ExportError
-from qattrain.export import (
-    c_compile,
-)
-from qattrain.export import (
-    c_export as c_readme,
-)
-from qattrain.export.base import (
-    Files,
-)
+from qattrain.export import c_compile
+from qattrain.export import c_export as c_readme
+from qattrain.export.base import Files
 from qattrain.export.c_compile import COMPILERS, EMBEDDED, Target, measure
 from qattrain.export.c_export import C_EXPORTER
-from qattrain.integer import (
-    IntegerLayer,
-    IntegerModel,
-    ModelFacts,
-    Requantization,
-    unpack_codes,
-)
+from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts, Requantization, unpack_codes
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import build_model
 

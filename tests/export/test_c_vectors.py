@@ -9,22 +9,13 @@ import pytest
 from random_integers import noise, random_model, with_layer
 
 from qattrain.errors import ExportError
-from qattrain.export import (
-    c_compile,
-)
-from qattrain.export import (
-    c_export as c_readme,
-)
-from qattrain.export.base import (
-    Files,
-)
+from qattrain.export import c_compile
+from qattrain.export import c_export as c_readme
+from qattrain.export.base import Files
 from qattrain.export.c_compile import COMPILERS, NATIVE, PORTABLE, compiled_c
 from qattrain.export.c_export import C_EXPORTER
 from qattrain.export.c_tables import two_products_fit_16_bits
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import IntegerModel, ModelFacts
 
 # The compiler's flags, what /proc/cpuinfo must list, and the instruction that must stand in the assembly.
 FORMS: dict[str, tuple[tuple[str, ...], set[str], str]] = {

@@ -12,22 +12,9 @@ import pytest
 from integer_models import KINDS, random_images, random_model
 
 from qattrain.errors import ConfigError, ExportError
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.export.base import (
-    MARK,
-    MARKED_BYTES,
-    NOISE_IMAGES,
-    Exporter,
-    Files,
-    Runner,
-    export_model,
-    noise_images,
-)
-from qattrain.integer import (
-    ModelFacts,
-)
+from qattrain.export import EXPORTERS
+from qattrain.export.base import MARK, MARKED_BYTES, NOISE_IMAGES, Exporter, Files, Runner, export_model, noise_images
+from qattrain.integer import ModelFacts
 
 MODEL, IMAGES = random_model(), random_images(10)
 FACTS = ModelFacts("lenet-nano", "digits", tuple("0123456789"), None)

@@ -15,12 +15,7 @@ from random_integers import GRID, LENET, Images, noise, random_model, with_layer
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.data import load_dataset
 from qattrain.export.onnx_export import ONNX_EXPORTER
-from qattrain.integer import (
-    INT32_MAX,
-    IntegerModel,
-    ModelFacts,
-    Requantization,
-)
+from qattrain.integer import INT32_MAX, IntegerModel, ModelFacts, Requantization
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import build_model
 

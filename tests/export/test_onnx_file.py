@@ -14,10 +14,7 @@ from random_integers import GRID, LENET, NANO, noise, random_model, with_layer
 
 from qattrain.errors import ExportError
 from qattrain.export.onnx_export import FORMAT_VERSION, ONNX_EXPORTER
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-)
+from qattrain.integer import IntegerModel, ModelFacts
 
 onnx = pytest.importorskip("onnx")
 FACTS = ModelFacts("lenet-test", "mnist", tuple("0123456789"), 0.9946)

@@ -12,9 +12,7 @@ from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, Quant
 from qattrain.errors import ExportError
 from qattrain.evaluation.networks import torch_predictor
 from qattrain.evaluation.verification import compare_with_integers
-from qattrain.integer import (
-    INT32_MAX,
-)
+from qattrain.integer import INT32_MAX
 from qattrain.integer.lowering import FOLLOWING, lower
 from qattrain.layers.network import PRESETS, LeNet, build_model
 from qattrain.quant import QUANTIZERS

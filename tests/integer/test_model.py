@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from integer_models import MAX_BIAS, random_images, random_model
 from numpy.typing import NDArray
 
-from qattrain.integer import (
-    INT32_MAX,
-    IntegerLayer,
-    IntegerModel,
-    Requantization,
-)
+from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, Requantization
 from qattrain.integer.model import BATCH, EXACT_FLOAT32
 
 MIXED: list[dict[str, Any]] = [

@@ -10,19 +10,9 @@ import safetensors.numpy
 from integer_models import KINDS, assert_same_model, random_images, random_model
 
 from qattrain.errors import CheckpointError
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.integer import (
-    IntegerModel,
-    ModelFacts,
-    unpack_codes,
-)
-from qattrain.integer.packed import (
-    FILE_NAME,
-    is_packed,
-    load_packed,
-)
+from qattrain.export import EXPORTERS
+from qattrain.integer import IntegerModel, ModelFacts, unpack_codes
+from qattrain.integer.packed import FILE_NAME, is_packed, load_packed
 
 PACKED = EXPORTERS["packed"]
 

@@ -11,19 +11,9 @@ from hypothesis import strategies as st
 from integer_models import random_model
 
 from qattrain.errors import CheckpointError
-from qattrain.export import (
-    EXPORTERS,
-)
-from qattrain.integer import (
-    ModelFacts,
-)
-from qattrain.integer.packed import (
-    FILE_NAME,
-    KEY,
-    Header,
-    _metadata,
-    load_packed,
-)
+from qattrain.export import EXPORTERS
+from qattrain.integer import ModelFacts
+from qattrain.integer.packed import FILE_NAME, KEY, Header, _metadata, load_packed
 
 FACTS = ModelFacts("lenet-nano", "digits", tuple("0123456789"), 0.987)
 DATA = EXPORTERS["packed"].write(random_model(), FACTS, "")[FILE_NAME]

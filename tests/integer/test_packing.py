@@ -5,10 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qattrain.integer import (
-    pack_codes,
-    unpack_codes,
-)
+from qattrain.integer import pack_codes, unpack_codes
 
 
 @given(data=st.data(), bits=st.integers(1, 8), lowest=st.integers(-128, 0))

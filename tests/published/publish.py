@@ -43,9 +43,7 @@ SIZES = (
 def sizes(runs_dir: Path) -> dict[str, Any]:
     """Bytes of every export of the runs in SIZES, and what the C takes on an Arm Cortex-M0."""
     from qattrain.evaluation.networks import load_network
-    from qattrain.export import (
-        EXPORTERS,
-    )
+    from qattrain.export import EXPORTERS
     from qattrain.export.c_compile import EMBEDDED, measure
 
     rows = []

@@ -116,12 +116,8 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
     """One run on all test images: what torch, the integers and C compute, sizes in bytes, seconds of training."""
     from qattrain.evaluation.checkpoints import evaluate_checkpoint, load_test_data
     from qattrain.evaluation.networks import Trained
-    from qattrain.export import (
-        EXPORTERS,
-    )
-    from qattrain.export.base import (
-        verify,
-    )
+    from qattrain.export import EXPORTERS
+    from qattrain.export.base import verify
     from qattrain.files import default_data_dir
     from qattrain.layers.network import weight_bytes
 

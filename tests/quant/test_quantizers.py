@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from qattrain.errors import ConfigError
-from qattrain.integer.model import (
-    weight_grid,
-)
-from qattrain.quant import (
-    QUANTIZERS,
-    QTensor,
-    activation_quantizer,
-    dequantize,
-    weight_quantizer,
-)
+from qattrain.integer.model import weight_grid
+from qattrain.quant import QUANTIZERS, QTensor, activation_quantizer, dequantize, weight_quantizer
 from qattrain.quant.grid import MIN_SCALE
 from qattrain.quant.quantizers import LSQQuantizer, RangeQuantizer
 
