@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "qattrain"
-MAX_LINES = 420
+MAX_LINES = 450
 
 # The rooms from the bottom up; each may import only rooms before its own, and its own modules.
 ROOMS = (

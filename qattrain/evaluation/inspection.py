@@ -112,9 +112,8 @@ def _observed(
     values = None if pair is None else pair[0].contiguous().cpu().numpy()
     if quantizer is None:
         return Observed(layer, kind, shape, FLOAT_BITS, None, values)
-    grid = range(quantizer.qmin, quantizer.qmax + 1, quantizer.step)
     if pair is None:
-        return Observed(layer, kind, shape, quantizer.bits, quantizer.name, grid=tuple(grid))
+        return Observed(layer, kind, shape, quantizer.bits, quantizer.name, grid=tuple(quantizer.grid))
     x, q = pair
     assert q.scale is not None, layer
     zero_point = int(q.zero_point)
@@ -127,7 +126,7 @@ def _observed(
         values,
         q.centered().contiguous().cpu().numpy().astype(np.int64),
         q.scale.double().cpu().numpy(),
-        tuple(code - zero_point for code in grid),
+        tuple(code - zero_point for code in quantizer.grid),
         quantizer.clipped_share(x, q),
         quantizer.approximates,
     )

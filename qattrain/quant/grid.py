@@ -46,10 +46,9 @@ def code_range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
-def odd_code_range(bits: int) -> tuple[int, int, int]:
-    """(smallest, largest, step) of the 2^b odd codes that lie evenly around 0: 1 - 2^b, 3 - 2^b .. 2^b - 1."""
-    _, largest = code_range(bits, signed=False)
-    return -largest, largest, 2
+def odd_codes(bits: int) -> range:
+    """The 2^b odd numbers evenly around 0: 1 - 2^b, 3 - 2^b .. 2^b - 1."""
+    return range(1 - 2**bits, 2**bits, 2)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -102,6 +102,17 @@ def tanh_codes_gradient(grad_codes: Tensor, tanh: Tensor, largest: Tensor, bits:
     return grad_x
 
 
+def ternary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, scale, step) of weights x whose scale is shared over `dims`; the thresholds lie at +-step / 2."""
+    magnitude = x.abs()
+    threshold = 0.7 * magnitude.mean(dims, keepdim=keep)
+    kept = magnitude > threshold
+    codes = torch.where(kept, x.sign(), 0.0).to(dtype or x.dtype)
+    count = torch.where(kept, 1.0, 0.0).to(x.dtype).sum(dims, keepdim=keep).clamp_min(1)
+    scale = torch.where(kept, magnitude, 0.0).sum(dims, keepdim=keep) / count
+    return codes, scale.clamp_min(MIN_SCALE), 2 * threshold.clamp_min(MIN_SCALE)
+
+
 def formatted_as(grad: Tensor, x: Tensor) -> Tensor:
     """The same numbers in the memory format of x: elementwise work on two formats at once is several times slower."""
     return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)

@@ -1,7 +1,7 @@
 """The quantizers, side by side: what they have in common, then each with its formula, gradient, range and paper.
 
-A quantizer is an `nn.Module` that maps a real tensor to a `QTensor`. It holds whatever it learns or observes, so that a
-state dict is all that is needed to reproduce its codes.
+A quantizer is an `nn.Module` that maps a real tensor to a `QTensor`. It holds whatever it learns or observes, so a
+state dict is enough to reproduce its codes.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qattrain.errors import ConfigError, pick
 from qattrain.quant import kernels, native
 from qattrain.quant.functional import LearnedClip, LearnedStep, Staircase, TanhCodes
-from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two, odd_code_range, round_half_up
+from qattrain.quant.grid import MIN_SCALE, QTensor, code_range, nearest_power_of_two, odd_codes, round_half_up
 from qattrain.quant.surrogates import SURROGATES
 
 Role = Literal["weight", "activation"]
@@ -29,17 +29,15 @@ class Quantizer(nn.Module, ABC):
     """
 
     summary: ClassVar[str]  # what it is, in a few words
-    weight_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)  # widths at which it can hold weights
+    weight_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)  # widths it allows for weights
     default_bits: ClassVar[int] = 4
+    one_scale: ClassVar[bool] = False  # whether a layer has one scale by definition, whatever `shape` asks for
     weights: ClassVar[str | None] = None  # name of the quantizer that takes its weights; None: itself
     activations: ClassVar[str | None] = None  # name of the quantizer that takes its activations; None: itself
     signed_activations: ClassVar[str | None] = None  # the same for signed values, if its own are never negative
     decays: ClassVar[bool] = False  # whether weight decay acts on what it learns: on a scale, it only narrows the grid
 
-    qmin: int
-    qmax: int
-    step: int = 1  # between neighbouring codes
-    approximates: bool = True  # whether the real value of a code is meant to be near x, so that an error can be told
+    approximates: bool = True  # whether the real value of a code is meant to be near x, so that there is an error
     rectify: bool = False  # quantize max(x, 0): the ReLU in front of an activation's quantizer is part of it
     codes_dtype: torch.dtype | None = None  # of codes while training; None: float32 or wider
 
@@ -56,12 +54,19 @@ class Quantizer(nn.Module, ABC):
                 f"{type(self).__name__} for signed activations: its codes are never negative; "
                 f"allowed: signed=False, or quantizer {self.signed_activations!r}"
             )
-        self.bits, self.role, self.shape, self.signed, self.surrogate = bits, role, shape, signed, surrogate
+        self.bits, self.role, self.signed, self.surrogate = bits, role, signed, surrogate
+        self.shape = () if self.one_scale else shape
+        self.grid = self.codes()
+        self.qmin, self.qmax, self.levels = self.grid[0], self.grid[-1], len(self.grid)
         self.setup()
 
-    @abstractmethod
+    def codes(self) -> range:
+        """All codes there are, ascending."""
+        lowest, largest = code_range(self.bits, self.signed)
+        return range(lowest, largest + 1)
+
     def setup(self) -> None:
-        """Set `qmin` and `qmax`, and register parameters and buffers; the last step of the constructor."""
+        """Register parameters and buffers; the last step of the constructor."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> QTensor:
@@ -71,6 +76,11 @@ class Quantizer(nn.Module, ABC):
     def set_range(self, low: Tensor, high: Tensor) -> None:
         """Fix the scale from outside for values in [low, high] (each of `shape`): post-training quantization."""
 
+    @property
+    def name(self) -> str:
+        """As in QUANTIZERS, and as recorded: `LSQQuantizer` is `lsq`."""
+        return type(self).__name__.removesuffix("Quantizer").lower()
+
     def training_dtype(self) -> torch.dtype | None:
         """`codes_dtype` while training, else None."""
         return self.codes_dtype if self.training else None
@@ -79,27 +89,20 @@ class Quantizer(nn.Module, ABC):
         """x, or max(x, 0) where a ReLU is part of this quantizer; detached."""
         return x.detach().relu() if self.rectify else x.detach()
 
-    @property
-    def name(self) -> str:
-        """As in QUANTIZERS, and as recorded: `LSQQuantizer` is `lsq`."""
-        return type(self).__name__.removesuffix("Quantizer").lower()
-
-    @property
-    def levels(self) -> int:
-        """How many different codes there are."""
-        return (self.qmax - self.qmin) // self.step + 1
-
     def shared_dims(self, x: Tensor) -> list[int]:
         """Dimensions of x over which a scale is shared."""
         return [d for d in range(x.dim()) if not self.shape or self.shape[d] == 1]
 
-    def shared_count(self, x: Tensor) -> int:
-        """How many elements of x share a scale."""
-        return x.numel() // math.prod(self.shape)
-
     def mean_magnitude(self, x: Tensor) -> Tensor:
         """Mean of |x| over the elements that share a scale; of `shape`."""
         return x.detach().abs().mean(self.shared_dims(x), keepdim=bool(self.shape))
+
+    def fitting_scale(self, low: Tensor, high: Tensor) -> Tensor:
+        """The smallest scale at which the codes reach from low to high (each of `shape`), at least 2^-20."""
+        needed = high / max(self.qmax, 1)
+        if self.qmin:
+            needed = torch.maximum(needed, low / self.qmin)
+        return needed.clamp_min(MIN_SCALE)
 
     def on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor | int) -> QTensor:
         """x as codes qmin..qmax of this scale and zero point, with the surrogate's gradient."""
@@ -115,7 +118,7 @@ class Quantizer(nn.Module, ABC):
         return QTensor(codes, scale, zero_point)
 
     def clipped_share(self, x: Tensor, q: QTensor) -> float | None:
-        """Share of x that lies outside the grid, so that `q` has it clipped; None where the design clips nothing."""
+        """Share of x that lies outside the grid and is clipped in `q`; None where the design clips nothing."""
         assert q.scale is not None
         v = x / q.scale + q.zero_point
         outside = (v < self.qmin - 0.5) | (v >= self.qmax + 0.5)
@@ -126,23 +129,23 @@ class Quantizer(nn.Module, ABC):
 
 
 class InitializedQuantizer(Quantizer):
-    """A quantizer whose state comes from the first tensor it sees, or from `set_range`, and is then kept.
+    """A quantizer whose state is set by the first tensor it sees, or by `set_range`, and then kept.
 
-    `initialized` (a buffer, so that it is in the state dict) says whether that happened.
+    `initialized` (a buffer, so that it is in the state dict) says whether that has happened.
     """
 
     initialized: Tensor
 
     def setup(self) -> None:
         self.register_buffer("initialized", torch.tensor(False))
-        self._known_initialized = False  # spares a device synchronization at every forward
+        self._known_initialized = False  # avoids a device synchronization in every forward pass
 
     @abstractmethod
     def initialize(self, x: Tensor) -> None:
         """Set the state from the first tensor."""
 
     def ensure_initialized(self, x: Tensor) -> None:
-        """Initialize from x if nothing else has; to be called at the head of `forward`."""
+        """Initialize from x if nothing else has; call it first in `forward`."""
         if not self._known_initialized:
             if not bool(self.initialized):
                 with torch.no_grad():
@@ -159,11 +162,11 @@ class InitializedQuantizer(Quantizer):
 
 
 class RangeQuantizer(InitializedQuantizer):
-    """A quantizer whose scale follows from the range [low, high] it observes while training, and always holds 0.
+    """A quantizer whose scale follows from the range [low, high] it observes in training; the range always holds 0.
 
     Weights: the range of the tensor itself, at every training step. Activations: moving averages of each batch's
-    smallest and largest value (`momentum` is the new batch's share). At one bit twice the mean stands for the largest
-    value: as the only level above 0 that would be far too high, and training on it blows up. Evaluation observes
+    smallest and largest value (`momentum` is the share of the new batch). At one bit, twice the mean replaces the
+    largest value, which would be far too high for the only level above 0: training diverges on it. Evaluation observes
     nothing.
     """
 
@@ -196,20 +199,31 @@ class RangeQuantizer(InitializedQuantizer):
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.bits == 1:
             return torch.zeros_like(self.low), 2 * self.mean_magnitude(x)
-        low, high = torch.aminmax(x.flatten()) if not self.shape else self._range_by_channel(x)
+        if not self.shape:
+            low, high = torch.aminmax(x.flatten())
+        else:
+            dims = self.shared_dims(x)
+            low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
         return low.clamp_max(0), high.clamp_min(0)
 
-    def _range_by_channel(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        dims = self.shared_dims(x)
-        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+
+class ClosedFormQuantizer(Quantizer):
+    """Weights whose codes and scale are a closed form of the tensor: nothing is set from outside."""
+
+    activations = "lsq"
+
+    def set_range(self, low: Tensor, high: Tensor) -> None: ...
+
+    def clipped_share(self, x: Tensor, q: QTensor) -> None:
+        """None: magnitudes are replaced by design, not cut off."""
 
 
 class LSQQuantizer(InitializedQuantizer):
     """LSQ.
 
     Formula: q = clip(round(x / s), qmin, qmax), x_hat = s q; s starts at 2 mean|x| / sqrt(qmax) of the first tensor.
-    Gradient: see `functional.LearnedStep`; that of s is scaled by 1 / sqrt(elements * qmax), elements being the weights
-        that share s, or the features of one example.
+    Gradient: see `functional.LearnedStep`; that of s is scaled by 1 / sqrt(elements * qmax), where elements are the
+        weights that share s, or the features of one example.
     Range: weights -2^(b-1) .. 2^(b-1)-1, b = 2..8; activations 0 .. 2^a-1, a = 1..8. s >= 2^-20.
     Source: Esser et al. 2020, "Learned Step Size Quantization".
     """
@@ -218,7 +232,6 @@ class LSQQuantizer(InitializedQuantizer):
 
     def setup(self) -> None:
         super().setup()
-        self.qmin, self.qmax = code_range(self.bits, self.signed)
         self.scale = nn.Parameter(torch.ones(self.shape))
 
     @torch.no_grad()
@@ -227,14 +240,12 @@ class LSQQuantizer(InitializedQuantizer):
 
     @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:
-        above = high / self.qmax if self.qmax else torch.zeros_like(high)
-        below = low / self.qmin if self.qmin else torch.zeros_like(low)
-        self.scale.copy_(torch.maximum(above, below).clamp_min(MIN_SCALE))
+        self.scale.copy_(self.fitting_scale(low, high))
         self.mark_initialized()
 
     def forward(self, x: Tensor) -> QTensor:
         self.ensure_initialized(x)
-        elements = self.shared_count(x) if self.role == "weight" else max(math.prod(x.shape[1:]), 1)
+        elements = x.numel() // math.prod(self.shape) if self.role == "weight" else max(math.prod(x.shape[1:]), 1)
         gradient_scale = 1 / math.sqrt(elements * max(self.qmax, 1))
         codes = LearnedStep.apply(  # type: ignore[no-untyped-call]
             *(x, self.scale, self.qmin, self.qmax, gradient_scale, self.surrogate, self.rectify, self.training_dtype())
@@ -248,18 +259,17 @@ class AffineQuantizer(RangeQuantizer):
     Formula: s = (max - min) / (2^b - 1), z = clip(round(-min / s), 0, 2^b - 1), q = clip(round(x / s + z), 0, 2^b - 1),
         x_hat = s (q - z). The range is widened to hold 0, so that 0 has the exact code z (zero padding, ReLU).
     Gradient: straight through where the surrogate lets it; s and z are statistics, not trained.
-    Range: weights 0 .. 2^b-1, b = 2..8, one scale a layer, of the tensor itself; activations 0 .. 2^a-1, a = 1..8,
-        moving averages of min and max, hence z = 0 behind a ReLU.
+    Range: weights 0 .. 2^b-1, b = 2..8, one scale per layer, of the tensor itself; activations 0 .. 2^a-1, a = 1..8,
+        moving averages of min and max, hence z = 0 after a ReLU.
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
         Inference", sections 2.1 and 3.1.
     """
 
     summary = "scale and zero point"
+    one_scale = True
 
-    def setup(self) -> None:
-        self.shape = ()  # one scale a layer, by definition
-        super().setup()
-        self.qmin, self.qmax = code_range(self.bits, signed=False)
+    def codes(self) -> range:
+        return range(code_range(self.bits, signed=False)[1] + 1)
 
     def forward(self, x: Tensor) -> QTensor:
         self.observe(x)
@@ -282,35 +292,25 @@ class Pow2Quantizer(RangeQuantizer):
     summary = "fixed point, 2^n"
     fraction_bits: int | None = None
 
-    def setup(self) -> None:
-        super().setup()
-        self.qmin, self.qmax = code_range(self.bits, self.signed)
-
     def forward(self, x: Tensor) -> QTensor:
         self.observe(x)
-        return self.on_grid(x, self._scale(), 0)
-
-    def _scale(self) -> Tensor:
         if self.fraction_bits is not None:
-            return torch.full_like(self.high, 2.0**-self.fraction_bits)
-        needed = self.high / max(self.qmax, 1)
-        if self.qmin:
-            needed = torch.maximum(needed, self.low / self.qmin)
-        return nearest_power_of_two(needed.clamp_min(MIN_SCALE))
+            return self.on_grid(x, torch.full_like(self.high, 2.0**-self.fraction_bits), 0)
+        return self.on_grid(x, nearest_power_of_two(self.fitting_scale(self.low, self.high)), 0)
 
 
 class DorefaQuantizer(Quantizer):
-    """DoReFa-Net, forward; its quantized gradients are left out.
+    """DoReFa-Net's forward pass; its quantized gradients are left out.
 
     Formula: weights t = tanh(w), q = 2 round((2^b - 1) (t / (2 max|t|) + 1/2)) - (2^b - 1), w_hat = s q; the paper's s
         is 1 / (2^b - 1), so that weights always span [-1, 1]. Activations q = round((2^a - 1) clip(x, 0, 1)),
         s = 1 / (2^a - 1).
-    Deviation: s is such that weights have the variance 2 / fan_in, s^2 mean(q^2) = 2 / fan_in, a constant to autograd.
-        The paper's layers have a batch normalization behind them that undoes any factor; ours have none, sums become
-        large, and activations saturate. At 4 bits after 2 epochs of MNIST, one seed: 94.0 % with the paper's s, 98.7 %
-        so, 98.3 % with the variance 1 / fan_out of the source named below.
+    Deviation: s gives the weights the variance 2 / fan_in, s^2 mean(q^2) = 2 / fan_in, and is a constant to autograd.
+        The paper's layers are followed by a batch normalization that undoes any factor; ours are not, so sums become
+        large and activations saturate. At 4 bits after 2 epochs of MNIST, one seed: 94.0 % with the paper's s, 98.7 %
+        with ours, 98.3 % with the variance 1 / fan_out of the source named below.
     Gradient: weights, see `functional.TanhCodes`; activations straight through where the surrogate lets it.
-    Range: weights the odd numbers of -(2^b - 1) .. 2^b - 1, b = 2..8, one scale a layer; activations 0 .. 2^a-1,
+    Range: weights the odd numbers of -(2^b - 1) .. 2^b - 1, b = 2..8, one scale per layer; activations 0 .. 2^a-1,
         a = 1..8, those of signed values are LSQ's. Post-training quantization gives the largest code the largest
         magnitude of its range, in place of both formulas for s. s >= 2^-20.
     Source: Zhou et al. 2016, "DoReFa-Net", eq. 5 to 11; the factor: Jin, Yang, Liao 2020, "Towards Efficient Training
@@ -318,16 +318,15 @@ class DorefaQuantizer(Quantizer):
     """
 
     summary = "tanh"
+    one_scale = True
     signed_activations = "lsq"
     largest: Tensor  # value that the largest code stands for; 0 where the variance decides
 
+    def codes(self) -> range:
+        return odd_codes(self.bits) if self.role == "weight" else super().codes()
+
     def setup(self) -> None:
-        self.shape = ()  # one scale a layer, by definition
-        if self.role == "weight":
-            self.qmin, self.qmax, self.step = odd_code_range(self.bits)
-            self.approximates = False  # the size of weights has no meaning, only their ratios
-        else:
-            self.qmin, self.qmax = code_range(self.bits, signed=False)
+        self.approximates = self.role == "activation"  # the size of weights has no meaning, only their ratios
         self.register_buffer("largest", torch.tensor(0.0 if self.role == "weight" else 1.0))
 
     def set_range(self, low: Tensor, high: Tensor) -> None:
@@ -352,8 +351,8 @@ class PactQuantizer(InitializedQuantizer):
     """Parameterized clipping activation.
 
     Formula: q = round((2^a - 1) clip(x, 0, alpha) / alpha), x_hat = alpha / (2^a - 1) q. alpha starts at the largest
-        value of the first batch, at one bit at twice the mean: at 4 bits as good as a constant 8 (99.1 % both, 2 epochs
-        of MNIST, one seed), while at one bit nothing reaches half of 8, and the network learns nothing.
+        value of the first batch, at one bit at twice the mean: at 4 bits that is as good as a constant 8 (99.1 % both,
+        2 epochs of MNIST, one seed), while at one bit nothing reaches half of 8, and the network learns nothing.
     Gradient: see `functional.LearnedClip`; weight decay acts on alpha as on weights (section 3: lambda_alpha = lambda).
     Range: activations 0 .. 2^a-1, a = 1..8; those of signed values are LSQ's. Weights are DoReFa's, b = 2..8.
         alpha / (2^a - 1) >= 2^-20.
@@ -361,6 +360,7 @@ class PactQuantizer(InitializedQuantizer):
     """
 
     summary = "learned clipping"
+    one_scale = True
     weights = "dorefa"
     signed_activations = "lsq"
     decays = True
@@ -368,8 +368,6 @@ class PactQuantizer(InitializedQuantizer):
     def setup(self) -> None:
         assert self.role == "activation", self.role
         super().setup()
-        self.shape = ()
-        self.qmin, self.qmax = code_range(self.bits, signed=False)
         self.alpha = nn.Parameter(torch.ones(()))
 
     def initialize(self, x: Tensor) -> None:
@@ -391,7 +389,7 @@ class PactQuantizer(InitializedQuantizer):
         self.alpha.copy_(alpha.clamp_min(MIN_SCALE * self.qmax))
 
 
-class TernaryQuantizer(Quantizer):
+class TernaryQuantizer(ClosedFormQuantizer):
     """Ternary weight network.
 
     Formula: q = sign(w) where |w| > 0.7 mean|w|, else 0; s = mean of |w| over those; w_hat = s q.
@@ -403,37 +401,20 @@ class TernaryQuantizer(Quantizer):
     summary = "-1, 0, 1"
     weight_bits = (2,)
     default_bits = 2
-    activations = "lsq"
 
-    def setup(self) -> None:
-        self.qmin, self.qmax = -1, 1
-
-    def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Nothing to set: the scale is a closed form of the weights."""
-
-    def clipped_share(self, x: Tensor, q: QTensor) -> None:
-        """None: magnitudes are replaced by design, not cut off."""
+    def codes(self) -> range:
+        return range(-1, 2)
 
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
-            codes, scale, step = ternary_codes(x.detach(), self.shared_dims(x), bool(self.shape), self.training_dtype())
+            dims, keep, dtype = self.shared_dims(x), bool(self.shape), self.training_dtype()
+            codes, scale, step = kernels.ternary_codes(x.detach(), dims, keep, dtype)
             limit = 1 / step
         codes = Staircase.apply(x, codes, scale, step, 0, -limit, limit, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)
 
 
-def ternary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(codes, scale, step) of weights x whose scale is shared over `dims`; the thresholds lie at +-step / 2."""
-    magnitude = x.abs()
-    threshold = 0.7 * magnitude.mean(dims, keepdim=keep)
-    kept = magnitude > threshold
-    codes = torch.where(kept, x.sign(), 0.0).to(dtype or x.dtype)
-    count = torch.where(kept, 1.0, 0.0).to(x.dtype).sum(dims, keepdim=keep).clamp_min(1)
-    scale = torch.where(kept, magnitude, 0.0).sum(dims, keepdim=keep) / count
-    return codes, scale.clamp_min(MIN_SCALE), 2 * threshold.clamp_min(MIN_SCALE)
-
-
-class BinaryQuantizer(Quantizer):
+class BinaryQuantizer(ClosedFormQuantizer):
     """Binary weight network.
 
     Formula: q = +1 where w >= 0, else -1; s = mean|w|; w_hat = s q. With `power_of_two` (for `pow2` at one bit) s is
@@ -447,29 +428,17 @@ class BinaryQuantizer(Quantizer):
     summary = "-1, 1"
     weight_bits = (1,)
     default_bits = 1
-    activations = "lsq"
     power_of_two: bool = False
 
-    def setup(self) -> None:
-        self.qmin, self.qmax, self.step = odd_code_range(self.bits)
-
-    def set_range(self, low: Tensor, high: Tensor) -> None:
-        """Nothing to set: the scale is a closed form of the weights."""
-
-    def clipped_share(self, x: Tensor, q: QTensor) -> None:
-        """None: magnitudes are replaced by design, not cut off."""
+    def codes(self) -> range:
+        return odd_codes(self.bits)
 
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
-            codes, scale = binary_codes(x.detach(), self.shared_dims(x), bool(self.shape), self.training_dtype())
+            codes = torch.where(x >= 0, 1.0, -1.0).to(self.training_dtype() or x.dtype)
+            scale = self.mean_magnitude(x).clamp_min(MIN_SCALE)
             if self.power_of_two:
                 scale = nearest_power_of_two(scale)
         # v = (x - 1) / 2: one step, from -1 to 0, with its threshold -1/2 at x = 0
         codes = Staircase.apply(x, codes, scale, 2.0, -0.5, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
         return QTensor(codes, scale)
-
-
-def binary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-    """(codes, scale) of weights x whose scale is shared over `dims`."""
-    codes = torch.where(x >= 0, 1.0, -1.0).to(dtype or x.dtype)
-    return codes, x.abs().mean(dims, keepdim=keep).clamp_min(MIN_SCALE)

@@ -60,7 +60,7 @@ class TensorBoardDisplay:
             self.writer.add_histogram(f"weights/{name}", layer.weight, epoch)
             quantizer = layer.weight_quantizer
             if quantizer is not None:  # a bin for every code
-                step = quantizer.step
+                step = quantizer.grid.step
                 bins = np.arange(quantizer.qmin, quantizer.qmax + 2 * step, step) - step / 2
                 self.writer.add_histogram(f"codes/{name}", layer.quantized_weight().codes, epoch, bins=bins)
 
