@@ -11,8 +11,15 @@ from torch import Tensor
 from qattrain.data import Dataset, load_dataset
 from qattrain.errors import CheckpointError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
-from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained, load_network
-from qattrain.evaluation.verification import Mismatches, compare_with_integers
+from qattrain.evaluation.networks import (
+    ENGINES,
+    Mismatches,
+    Network,
+    Packed,
+    Trained,
+    compare_with_integers,
+    load_network,
+)
 from qattrain.export import EXPORTERS
 from qattrain.export.base import Exported, check_folder, export_model, settled_layout
 from qattrain.runs.environment import pick_device

@@ -1,7 +1,7 @@
 """A network looked at from inside: numbers for every layer, and the data of every picture. Draws and prints nothing."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, WEIGHT_LAYERS
+from qattrain.config import FLOAT_BITS, WEIGHT_LAYERS
 from qattrain.data import ImageSet
 from qattrain.errors import ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
 from qattrain.evaluation.networks import ENGINES, Network, Packed
 from qattrain.integer import IntegerModel
-from qattrain.layers.network import LeNet
+from qattrain.layers.network import LeNet, watched_activations
 from qattrain.quant import QTensor, Quantizer
 
 INSPECTED_IMAGES = 1000  # on which activations are observed
+BINS = 96  # of a histogram
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +27,11 @@ class Observed:
     """One layer's weights, or its activations on all images looked at.
 
     kind: "weight" or "activation". shape: of the weights, or of one image's activations; () if unknown.
-    values: before quantization, float; None if only integers are known, and for activations without images.
+    values: float, before quantization; None if only integers are known, and for activations without images.
     codes: int64, zero point subtracted; None if float, and for activations without images.
     scale: of the codes, broadcasts against them; None if float or unknown.
-    grid: all codes there are, ascending, zero point subtracted; () if float or not yet set.
-    clipped_share: of the values, those outside the grid; None where unknown, or where the design clips nothing.
+    grid: all possible codes, ascending, zero point subtracted; () if float.
+    clipped_share: share of the values outside the grid; None if unknown, or if the quantizer clips nothing by design.
     approximates: whether scale times code is meant to be near the value.
     """
 
@@ -48,7 +49,7 @@ class Observed:
 
 
 def observe(network: Network, images: Tensor | None) -> list[Observed]:
-    """All layers in the order of the network. images: uint8 (N, 1, 28, 28), or None: weights only."""
+    """All layers in the order of the network. images: uint8 (N, 1, 28, 28); None: weights only."""
     if isinstance(network, Packed):
         return observe_integers(network.model, images)
     return observe_model(network.model, images)
@@ -82,58 +83,48 @@ def observe_integers(model: IntegerModel, images: Tensor | None) -> list[Observe
 def observe_model(model: LeNet, images: Tensor | None) -> list[Observed]:
     """All layers of a network that torch can run."""
     model.eval()
-    seen: dict[str, tuple[Tensor, QTensor]] = {}
-    handles = [
-        getattr(model, name).register_forward_hook(
-            lambda _module, inputs, output, name=name: seen.update({name: (inputs[0].relu(), output)})
-        )
-        for name in ACTIVATION_LAYERS
-    ]
-    if images is not None:
-        model(images)
-    for handle in handles:
-        handle.remove()
+    with watched_activations(model) as seen:
+        if images is not None:
+            model(images)
     found = []
-    for name in [layer for layer, _ in model.named_children()]:
-        module = getattr(model, name)
+    module: Any
+    for name, module in model.named_children():
         if name in WEIGHT_LAYERS:
-            pair = (module.weight, module.quantized_weight())
+            pair = module.weight, module.quantized_weight()
             found.append(_observed(name, tuple(module.weight.shape), module.weight_quantizer, pair))
+        elif name in seen:
+            x, q = seen[name]
+            found.append(_observed(name, tuple(x.shape[1:]), module.quantizer, (x.relu(), q)))
         else:
-            shape = tuple(seen[name][0].shape[1:]) if name in seen else ()
-            found.append(_observed(name, shape, module.quantizer, seen.get(name)))
+            found.append(_observed(name, (), module.quantizer, None))
     return found
 
 
 def _observed(
     layer: str, shape: tuple[int, ...], quantizer: Quantizer | None, pair: tuple[Tensor, QTensor] | None
 ) -> Observed:
+    """pair: the values before quantization and the codes they became."""
     kind = "weight" if layer in WEIGHT_LAYERS else "activation"
     values = None if pair is None else pair[0].contiguous().cpu().numpy()
     if quantizer is None:
         return Observed(layer, kind, shape, FLOAT_BITS, None, values)
+    seen = Observed(layer, kind, shape, quantizer.bits, quantizer.name, values, grid=tuple(quantizer.grid))
     if pair is None:
-        return Observed(layer, kind, shape, quantizer.bits, quantizer.name, grid=tuple(quantizer.grid))
+        return seen
     x, q = pair
     assert q.scale is not None, layer
-    zero_point = int(q.zero_point)
-    return Observed(
-        layer,
-        kind,
-        shape,
-        quantizer.bits,
-        quantizer.name,
-        values,
-        q.centered().contiguous().cpu().numpy().astype(np.int64),
-        q.scale.double().cpu().numpy(),
-        tuple(code - zero_point for code in quantizer.grid),
-        quantizer.clipped_share(x, q),
-        quantizer.approximates,
+    return replace(
+        seen,
+        codes=q.centered().contiguous().cpu().numpy().astype(np.int64),
+        scale=q.scale.double().cpu().numpy(),
+        grid=tuple(code - int(q.zero_point) for code in quantizer.grid),
+        clipped_share=quantizer.clipped_share(x, q),
+        approximates=quantizer.approximates,
     )
 
 
 def probabilities(network: Network, images: Tensor) -> Tensor:
-    """Of every class, float64 (N, classes), by torch, or by the integers where nothing else is known."""
+    """Of every class, float64 (N, classes): from torch, or from the integers if only they are known."""
     with ENGINES["integer" if isinstance(network, Packed) else "torch"](network) as predict:
         return torch.cat([predict(batch).double().cpu().softmax(1) for batch in torch.split(images, EVALUATION_BATCH)])
 
@@ -142,15 +133,15 @@ def probabilities(network: Network, images: Tensor) -> Tensor:
 class LayerReport:
     """One layer's weights or activations.
 
-    levels: codes there are; codes_used: different ones that occur. entropy_bits: of the codes' frequencies, what an
-    ideal code would need for each. clipped_share: of the values, those outside the grid. sqnr_db: signal-to-
-    quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_hat)^2); None also where nothing was lost,
-    and for dorefa's weights, which are rescaled.
-    accumulator_bound: no integer sum of the layer is larger in magnitude; accumulator_bits: of the signed integer that
-    holds it. weight_bytes: of the packed codes, 4 a weight if float.
+    levels: number of possible codes; codes_used: number of codes that occur. entropy_bits: entropy of the codes'
+    frequencies, the bits per code of an ideal compression. clipped_share: share of the values outside the grid.
+    sqnr_db: signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (x - x_hat)^2); None also if there is no noise,
+    and for dorefa's weights, which are rescaled. accumulator_bound: the largest magnitude an integer sum of the layer
+    can have; accumulator_bits: of the signed integer that holds it. weight_bytes: of the packed codes, 4 per weight if
+    float.
 
-    All of these but weight_bytes are None where the layer is float, and for activations where no images were at hand;
-    what needs real values also where only integers are known.
+    All but weight_bytes are None if the layer is float, and for activations without images; what needs real values is
+    None, too, if only integers are known.
     """
 
     layer: str
@@ -171,7 +162,7 @@ class LayerReport:
 
 
 def layer_report(seen: Observed, accumulator_bound: int | None = None) -> LayerReport:
-    """The report of what was observed. accumulator_bound: of a weight layer, if known."""
+    """Report on what was observed. accumulator_bound: of a weight layer, if known."""
     count = None if seen.codes is None else np.unique(seen.codes, return_counts=True)[1]
     return LayerReport(
         seen.layer,
@@ -193,13 +184,13 @@ def layer_report(seen: Observed, accumulator_bound: int | None = None) -> LayerR
 
 
 def entropy_bits(counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
-    """Shannon's entropy of the frequencies, in bits: 0 where all are one code, b where all 2^b are equally frequent."""
+    """Shannon entropy of the frequencies in bits: 0 if only one code occurs, b if all 2^b are equally frequent."""
     share = counts / counts.sum()
     return max(0.0, float(-(share * np.log2(share)).sum()))
 
 
 def sqnr_db(seen: Observed) -> float | None:
-    """Signal-to-quantization-noise ratio in dB; None where it is unknown, or infinite, or of nothing."""
+    """Signal-to-quantization-noise ratio in dB; None if it is unknown or infinite, or if there is no signal."""
     if seen.values is None or seen.codes is None or seen.scale is None or not seen.approximates:
         return None
     x = seen.values.astype(np.float64)
@@ -207,19 +198,16 @@ def sqnr_db(seen: Observed) -> float | None:
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
 
-BINS = 96
-
-
 @dataclass(frozen=True, eq=False)
 class LayerHistogram:
     """One layer's weights or activations, before and after, on one axis.
 
-    unit: of the axis: "steps" (value / scale: where each channel has a scale of its own, only so do they share a
-        grid), "value" (real values), or "codes" (only integers are known).
-    edges: (bins + 1,) of the equal bins, before: (bins,) how many values fall into each; empty if unknown.
-    grid: all points of the grid on this axis, after: how many values lie on each; empty if the layer is float.
-    clip: values below and above these are cut off, half a step outside the grid; None where nothing is.
-    total: how many values there are. scale_range: smallest and largest scale, None if unknown.
+    unit: of the axis: "steps" (value / scale, the only grid that channels with scales of their own share), "value"
+        (real values), or "codes" (only integers are known).
+    edges: (bins + 1,) of equal bins; before: (bins,) the number of values in each; empty if unknown.
+    grid: all points of the grid on this axis; after: the number of values on each; empty if the layer is float.
+    clip: values beyond these, half a step outside the grid, are clipped; None if nothing is.
+    total: number of values. scale_range: smallest and largest scale, None if unknown.
     """
 
     layer: str
@@ -237,12 +225,12 @@ class LayerHistogram:
 
     @property
     def step(self) -> float:
-        """Distance of neighbouring grid points on this axis; 1 without a grid."""
+        """Distance between neighbouring grid points on this axis; 1 without a grid."""
         return float(np.diff(self.grid).min()) if len(self.grid) > 1 else 1.0
 
 
 def layer_histogram(seen: Observed) -> LayerHistogram:
-    """The histogram of a layer of which values or codes are known. Weights in steps, activations in real values."""
+    """Histogram of a layer whose values or codes are known. Weights in steps, activations in real values."""
     assert seen.values is not None or seen.codes is not None, seen.layer
     unit, per_step = "value", 1.0
     x = None if seen.values is None else seen.values.astype(np.float64)
@@ -253,10 +241,13 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
         x = None if x is None else x / seen.scale
     elif seen.scale is not None:
         per_step = float(seen.scale.reshape(-1)[0])
+    none = np.zeros(0)
     grid = np.array(seen.grid, np.float64) * per_step
-    after = np.array([(seen.codes == code).sum() for code in seen.grid], np.int64) if seen.codes is not None else None
-    before, edges = (np.zeros(0, np.int64), np.zeros(0)) if x is None else np.histogram(x, bins=BINS)
+    before, edges = (none, none) if x is None else np.histogram(x, bins=BINS)
+    after = none if seen.codes is None else np.array([(seen.codes == code).sum() for code in seen.grid])
     clips = seen.clipped_share is not None and seen.codes is not None
+    total = seen.codes if seen.values is None else seen.values
+    assert total is not None
     return LayerHistogram(
         seen.layer,
         seen.kind,
@@ -266,9 +257,9 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
         edges,
         before.astype(np.int64),
         grid,
-        np.zeros(0, np.int64) if after is None else after,
+        after.astype(np.int64),
         (float(grid[0] - per_step / 2), float(grid[-1] + per_step / 2)) if clips else None,
-        int((x if x is not None else seen.codes).size),  # type: ignore[union-attr]
+        total.size,
         None if seen.scale is None else (float(seen.scale.min()), float(seen.scale.max())),
     )
 
@@ -293,28 +284,12 @@ def first_layer_filters(seen: Observed) -> Filters:
     )
 
 
-__all__ = [
-    "INSPECTED_IMAGES",
-    "Confusion",
-    "Filters",
-    "HardImage",
-    "Inspection",
-    "LayerHistogram",
-    "LayerReport",
-    "Observed",
-    "inspect_network",
-    "layer_histogram",
-    "layer_report",
-    "observe",
-]
-
-
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """All there is to see of one network.
+    """Everything there is to see of one network.
 
     layers, histograms: in the order of the network, one each for weights and for activations (histograms of
-    activations only where images were at hand). confusion: None without images. hardest: the worst first, empty without
+    activations only if there were images). confusion: None without images. hardest: the worst first, empty without
     images. accuracy: fraction of the `images` test images, None if there were none. notes: what is left out, and why.
     """
 
@@ -333,8 +308,8 @@ class Inspection:
 def inspect_network(network: Network, test: ImageSet | None, title: str = "") -> Inspection:
     """Look at `network`, on the CPU.
 
-    test: images for everything that depends on data; activations are those of the first 1,000. None: weights only.
-    title: what pictures call the network; its model and dataset if left out.
+    test: images for everything that depends on data; activations are observed on the first 1,000. None: weights only.
+    title: of the pictures; default: model and dataset.
     """
     facts = network.facts
     layers = observe(network, None if test is None else test.images[:INSPECTED_IMAGES])
@@ -362,8 +337,8 @@ def inspect_network(network: Network, test: ImageSet | None, title: str = "") ->
 
 
 def _bounds(network: Network) -> dict[str, int]:
-    """The accumulator bound of every layer that computes on integers; none where a layer is float."""
+    """Every layer's accumulator bound; {} if a layer is float."""
     try:
         return {layer.name: layer.accumulator_bound for layer in network.integers().layers} if network.quantized else {}
-    except ExportError:  # sums beyond int32: the layers can be looked at all the same
+    except ExportError:  # sums beyond int32: the layers can still be inspected
         return {}

@@ -1,27 +1,29 @@
-"""A network as CKPT names it, a checkpoint or a packed file, and ENGINES, which turn images into its logits.
+"""A network as CKPT names it, ENGINES that compute its logits, and whether an engine equals the integers.
 
-To add an engine: write a function from a network to a context that gives a predictor (what it compiles or opens is
-closed behind the context), and one line in ENGINES.
+To add an engine: write a context manager that takes a network and yields a predictor (and closes what it opened), and
+one line in ENGINES.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from qattrain.config import ACTIVATION_LAYERS
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
-from qattrain.evaluation.metrics import Predictor
+from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
 from qattrain.export import EXPORTERS
 from qattrain.export.base import Exporter, Runner, settled_layout
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import is_packed, load_packed
-from qattrain.layers.network import LeNet, plan_layers
+from qattrain.layers.network import LeNet, plan_layers, watched_activations
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 
 
@@ -154,4 +156,48 @@ ENGINES: dict[str, Engine] = {
     "c": partial(exported_engine, EXPORTERS["c"]),
 }
 
-__all__ = ["ENGINES", "Engine", "torch_predictor"]
+
+@dataclass(frozen=True)
+class Mismatches:
+    """Against IntegerModel. predictions: images with another class. codes: hidden codes that differ, of all layers and
+    images; None for an engine that does not show them. logits: images with any other logit.
+
+    integer_predictions: int64 (N,), the classes that IntegerModel gives.
+    """
+
+    predictions: int
+    codes: int | None
+    logits: int
+    integer_predictions: Tensor
+
+
+def compare_with_integers(
+    predict: Predictor, integers: IntegerModel, images: Tensor, shown: LeNet | None = None
+) -> Mismatches:
+    """Run `predict`, and `integers`, on all `images` (uint8 (N, 1, 28, 28)), and count what differs.
+
+    shown: the model that `predict` calls, to look at its hidden codes, too.
+    """
+    codes = different = 0
+    found_classes, classes = [], []
+    watching: AbstractContextManager[Any] = nullcontext() if shown is None else watched_activations(shown)
+    with watching as seen:
+        for start in range(0, len(images), EVALUATION_BATCH):
+            batch = images[start : start + EVALUATION_BATCH]
+            *hidden, logits = (torch.from_numpy(values) for values in integers.trace(batch.cpu().numpy()))
+            # What engines return are the accumulators times the scale: the division brings integers back.
+            found = torch.round(predict(batch).double().cpu() / integers.logit_scale).long()
+            different += int((found != logits).any(1).sum())
+            found_classes.append(found.argmax(1))
+            classes.append(logits.argmax(1))
+            if shown is not None:
+                for name, expected in zip(ACTIVATION_LAYERS, hidden, strict=True):
+                    codes += int((seen[name][1].codes.long().cpu() != expected).sum())
+    none = torch.zeros(0, dtype=torch.int64)
+    predicted, expected_classes = torch.cat([none, *found_classes]), torch.cat([none, *classes])
+    return Mismatches(
+        predictions=int((predicted != expected_classes).sum()),
+        codes=None if shown is None else codes,
+        logits=different,
+        integer_predictions=expected_classes,
+    )

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from qattrain.config import QuantConfig
 from qattrain.errors import ExportError
-from qattrain.evaluation.networks import ENGINES, Packed
-from qattrain.evaluation.verification import compare_with_integers
+from qattrain.evaluation.networks import ENGINES, Packed, compare_with_integers
 from qattrain.explain.lab import MODEL, Explanation, Lab, Table
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower

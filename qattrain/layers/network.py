@@ -7,7 +7,8 @@ ReLU and max-pooling that became the usual MNIST example (20-50-500).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qattrain.config import FLOAT_BITS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
+from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
 from qattrain.errors import ConfigError, pick
 from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
 from qattrain.quant import QUANTIZERS, QTensor, weight_quantizer_name
@@ -139,6 +140,22 @@ class LeNet(nn.Module):
             x = x._replace(codes=F.dropout(x.codes, self.dropout, self.training))
         logits: Tensor = self.fc2(x)
         return logits  # (N, classes)
+
+
+@contextmanager
+def watched_activations(model: LeNet) -> Iterator[dict[str, tuple[Tensor, QTensor]]]:
+    """Within it, every call of `model` fills the dict: name of the activation -> (input of its ReLU, its output)."""
+    seen: dict[str, tuple[Tensor, QTensor]] = {}
+
+    def keep(name: str) -> Callable[[Any, Any, QTensor], None]:
+        return lambda _module, inputs, output: seen.update({name: (inputs[0], output)})
+
+    handles = [getattr(model, name).register_forward_hook(keep(name)) for name in ACTIVATION_LAYERS]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def weight_bytes(model: LeNet) -> int:

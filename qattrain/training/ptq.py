@@ -16,8 +16,7 @@ from qattrain.data import Dataset, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LeNet, build_model, copy_weights, plan_layers
-from qattrain.layers.quantized import QuantReLU
+from qattrain.layers.network import LeNet, build_model, copy_weights, plan_layers, watched_activations
 from qattrain.quant import Quantizer, dequantize
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
@@ -75,7 +74,8 @@ CALIBRATIONS: dict[str, Calibration] = {"minmax": minmax, "percentile": percenti
 def calibrate(model: LeNet, float_model: LeNet, images: Tensor, calibrate_one: Calibration) -> None:
     """Set all scales of `model`, which has the weights of `float_model`. images: uint8 (N, 1, 28, 28), N >= 1."""
     model.eval()
-    seen = _activations(float_model.eval(), images)
+    with watched_activations(float_model.eval()) as seen:
+        float_model(images)
     for name in WEIGHT_LAYERS:
         layer = getattr(model, name)
         if layer.weight_quantizer is not None:
@@ -83,24 +83,8 @@ def calibrate(model: LeNet, float_model: LeNet, images: Tensor, calibrate_one: C
     for name in ACTIVATION_LAYERS:
         quantizer = getattr(model, name).quantizer
         if quantizer is not None:
-            calibrate_one(quantizer, seen[name])
-
-
-def _activations(model: LeNet, images: Tensor) -> dict[str, Tensor]:
-    """What each ReLU of the float network returns for `images`."""
-    seen: dict[str, Tensor] = {}
-    handles = []
-    for name in ACTIVATION_LAYERS:
-        layer: QuantReLU = getattr(model, name)
-
-        def keep(_module: object, _inputs: object, output: tuple[Tensor, ...], name: str = name) -> None:
-            seen[name] = output[0].contiguous()
-
-        handles.append(layer.register_forward_hook(keep))
-    model(images)
-    for handle in handles:
-        handle.remove()
-    return seen
+            _, output = seen[name]
+            calibrate_one(quantizer, output.codes.contiguous())
 
 
 def settle_ptq(

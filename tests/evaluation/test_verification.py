@@ -9,8 +9,7 @@ from torch import Tensor
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.evaluation.metrics import EVALUATION_BATCH
-from qattrain.evaluation.networks import torch_predictor
-from qattrain.evaluation.verification import compare_with_integers
+from qattrain.evaluation.networks import compare_with_integers, torch_predictor
 from qattrain.integer import IntegerModel
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import LeNet, build_model

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig
 from qattrain.errors import ExportError
-from qattrain.evaluation.networks import torch_predictor
-from qattrain.evaluation.verification import compare_with_integers
+from qattrain.evaluation.networks import compare_with_integers, torch_predictor
 from qattrain.integer import INT32_MAX
 from qattrain.integer.lowering import FOLLOWING, lower
 from qattrain.layers.network import PRESETS, LeNet, build_model
