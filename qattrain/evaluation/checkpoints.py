@@ -27,9 +27,9 @@ from qattrain.runs.environment import pick_device
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was evaluated, how, how it did, and the true labels (int64, on the CPU) it was held against.
+    """What was evaluated, by which engine, the result, and the true labels (int64, on the CPU).
 
-    mismatches: against the integers, if asked for and if every layer has them.
+    mismatches: against the integers, if asked for and if every layer is quantized.
     """
 
     network: Network
@@ -63,7 +63,7 @@ def evaluate_network(
     """
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
     dataset = load_test_data(network, path, data_dir)
-    device = pick_device("auto")  # wherever it was trained: a GPU's result does not need that GPU
+    device = pick_device("auto")  # not the one it was trained on, which this machine may lack
     if isinstance(network, Trained):
         network.model.to(device)
         threads = network.checkpoint.config.train.threads
@@ -82,7 +82,7 @@ def evaluate_network(
 def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:
     """For each of `images` (N, 1, 28, 28) its `top` classes and their probabilities, the likeliest first.
 
-    A class that is a digit is a number, any other its name. Computed by the integers where there are any.
+    A class that is a digit is a number, any other its name. The integers compute it if the network is quantized.
     """
     with ENGINES["integer" if network.quantized else "torch"](network) as predict:
         probabilities = predict(torch.from_numpy(images)).double().softmax(1)
@@ -100,7 +100,7 @@ def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
     dataset = load_dataset(facts.dataset, data_dir)
     if dataset.classes != len(facts.class_names):
         raise CheckpointError(
-            f"{path} tells {len(facts.class_names)} classes apart, "
+            f"{path} was trained for {len(facts.class_names)} classes, "
             f"{dataset.name} in {data_dir} has {dataset.classes}; use the data it was trained on"
         )
     return dataset
@@ -114,8 +114,8 @@ class ExportRequest:
     """What to write and how to verify it.
 
     to: a key of EXPORTERS. layout: one of that exporter's; None: its default. folder: None: `export` beside the file.
-    force: also into a folder that holds other files. verify_images: how many of the test images; None: all. verify:
-    False: not at all.
+    force: write even into a folder that holds other files. verify_images: number of test images; None: all. verify:
+    False: write without verifying.
     """
 
     to: str
@@ -129,7 +129,7 @@ class ExportRequest:
 def export_network(path: Path, request: ExportRequest, data_dir: Path) -> tuple[Network, Exported]:
     """Export what is in `path`. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError."""
     exporter = pick(EXPORTERS, request.to, "--to")
-    # What can be refused at once is: verifying takes seconds.
+    # Refuse early what can be refused: verifying takes seconds.
     settled_layout(exporter, request.layout)
     folder = request.folder or default_folder(path)
     check_folder(folder, request.force)

@@ -4,7 +4,6 @@ Takes any predictor, so that every engine is measured by the same code on the sa
 dropped.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from qattrain.data.dataset import ImageSet
 Predictor = Callable[[Tensor], Tensor]  # uint8 images (N, 1, 28, 28) -> logits (N, classes)
 
 EVALUATION_BATCH = 1000  # fixed: the sum of losses must not depend on how training was batched
+HARDEST = 20  # wrongly classified images to show
 
 
 @dataclass(frozen=True)
@@ -62,40 +62,33 @@ def errors_by_class(predictions: Tensor, labels: Tensor, classes: int) -> list[t
     return list(zip(errors.tolist(), images.tolist(), strict=True))
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a proportion; z = 1.96 for 95 %. total >= 1.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion. total >= 1.
 
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference".
     """
-    p, z2 = correct / total, z * z
-    centre = (p + z2 / (2 * total)) / (1 + z2 / total)
-    half = z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
-    # At the ends the bound is the end itself, which rounding would miss.
-    return (centre - half if correct else 0.0), (centre + half if correct < total else 1.0)
+    from scipy.stats import binomtest  # here, because importing it takes most of a second
+
+    interval = binomtest(correct, total).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar_p(correct_a: Tensor, correct_b: Tensor) -> float:
     """Exact two-sided McNemar p-value of two predictors on the same images; bool tensors (N,).
 
-    Of the images that exactly one gets right, each is a fair coin if the predictors are equally good.
-    Source: McNemar 1947; exact binomial form, computed in integers.
+    If the predictors are equally good, each image that exactly one of them gets right is a fair coin.
+    Source: McNemar 1947; exact binomial form.
     """
+    from scipy.stats import binomtest
+
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((~correct_a & correct_b).sum())
-    discordant, fewer = only_a + only_b, min(only_a, only_b)
-    tail = term = 1  # binomial coefficients, each from the one before
-    for k in range(fewer):
-        term = term * (discordant - k) // (k + 1)
-        tail += term
-    return float(min(1.0, 2 * tail / 2**discordant))
-
-
-HARDEST = 20
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """counts: int64 (classes, classes), images of class [row] taken for class [column]."""
+    """counts: int64 (classes, classes), images of class [row] classified as [column]."""
 
     class_names: tuple[str, ...]
     counts: NDArray[np.int64]
@@ -111,8 +104,8 @@ class Confusion:
 
 @dataclass(frozen=True, eq=False)
 class HardImage:
-    """A wrong answer. index: in the test set; image: uint8 (28, 28). Names of the classes, and what the network gave
-    each: probabilities 0..1."""
+    """A wrongly classified image. index: in the test set; image: uint8 (28, 28); true, predicted: names of the classes;
+    probabilities: 0..1, as the network sees them."""
 
     index: int
     image: NDArray[np.uint8]
@@ -132,7 +125,7 @@ def confusion(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...
 def hardest_images(
     probabilities: Tensor, test: ImageSet, class_names: tuple[str, ...], count: int = HARDEST
 ) -> list[HardImage]:
-    """The wrongly classified images whose true class got the least probability, the worst first; at most `count`."""
+    """The wrongly classified images whose true class got the lowest probability, worst first; at most `count`."""
     labels = test.labels.cpu()
     predicted = probabilities.argmax(1)
     of_true = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)

@@ -29,7 +29,7 @@ from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that torch can evaluate. checkpoint: what it came from."""
+    """A network that torch can evaluate. checkpoint: the one it was restored from."""
 
     checkpoint: Checkpoint
     model: LeNet
@@ -46,7 +46,7 @@ class Trained:
 
     @property
     def limit_test(self) -> int | None:
-        """How many test images its run used; None: all."""
+        """Number of test images its run used; None: all."""
         return self.checkpoint.config.data.limit_test
 
     @property
@@ -70,7 +70,7 @@ class Packed:
 
     @property
     def notice(self) -> str | None:
-        """That it is no MNIST network, where it is not: why, only the run knows."""
+        """Says so if the network was not trained on MNIST but on its stand-in; only the run knows why."""
         is_stand_in = self.facts.dataset == DIGITS_NAME
         return "This network was trained on scikit-learn's digits, not on MNIST." if is_stand_in else None
 
@@ -109,16 +109,18 @@ def torch_predictor(model: LeNet) -> Predictor:
 
 @contextmanager
 def torch_engine(network: Network) -> Iterator[Predictor]:
-    """Predict with what was trained. Raises ConfigError for a packed file, which has no real weights."""
+    """Predict with the trained model itself. Raises ConfigError for a packed file, which has no real weights."""
     if isinstance(network, Packed):
-        raise ConfigError("--engine torch: a packed file holds only integers; leave it out, or take --engine integer")
+        raise ConfigError(
+            "--engine torch: a packed file holds only integers; leave the option out, or use --engine integer"
+        )
     yield torch_predictor(network.model)
 
 
 def integer_predictor(run: Runner, integers: IntegerModel) -> Predictor:
     """uint8 images (N, 1, 28, 28) -> logits float64 (N, classes): those of `run` times `logit_scale`.
 
-    The scale makes the loss that of the real logits.
+    With that factor the loss is the one of the real logits.
     """
 
     def predict(images: Tensor) -> Tensor:
@@ -159,10 +161,10 @@ ENGINES: dict[str, Engine] = {
 
 @dataclass(frozen=True)
 class Mismatches:
-    """Against IntegerModel. predictions: images with another class. codes: hidden codes that differ, of all layers and
-    images; None for an engine that does not show them. logits: images with any other logit.
+    """What differs from IntegerModel. predictions: images with another class. codes: hidden codes that differ, over all
+    layers and images; None for an engine that does not show them. logits: images with at least one other logit.
 
-    integer_predictions: int64 (N,), the classes that IntegerModel gives.
+    integer_predictions: int64 (N,), the classes that IntegerModel predicts.
     """
 
     predictions: int
@@ -174,9 +176,9 @@ class Mismatches:
 def compare_with_integers(
     predict: Predictor, integers: IntegerModel, images: Tensor, shown: LeNet | None = None
 ) -> Mismatches:
-    """Run `predict`, and `integers`, on all `images` (uint8 (N, 1, 28, 28)), and count what differs.
+    """Run `predict` and `integers` on all `images` (uint8 (N, 1, 28, 28)) and count what differs.
 
-    shown: the model that `predict` calls, to look at its hidden codes, too.
+    shown: the model that `predict` calls, if its hidden codes are to be compared, too.
     """
     codes = different = 0
     found_classes, classes = [], []
@@ -185,7 +187,7 @@ def compare_with_integers(
         for start in range(0, len(images), EVALUATION_BATCH):
             batch = images[start : start + EVALUATION_BATCH]
             *hidden, logits = (torch.from_numpy(values) for values in integers.trace(batch.cpu().numpy()))
-            # What engines return are the accumulators times the scale: the division brings integers back.
+            # Engines return accumulators times the scale: dividing by it gives the integers back.
             found = torch.round(predict(batch).double().cpu() / integers.logit_scale).long()
             different += int((found != logits).any(1).sum())
             found_classes.append(found.argmax(1))
