@@ -4,12 +4,12 @@ QattrainError
   +-- ConfigError       a value, flag, key or file of the configuration
   +-- DataError         a dataset, an image: missing, truncated, corrupt, unreachable
   +-- CheckpointError   a checkpoint: missing, truncated, altered, foreign, of another version
-  +-- TrainingError     a run that cannot go on: not-a-number loss, unwritable run folder
-  +-- ExportError       a model that cannot become integers, or a file that does not equal it
+  +-- TrainingError     a run that cannot continue: loss not finite, run folder not writable
+  +-- ExportError       a model that cannot become integers, or a file that does not equal them
   +-- ReportError       a picture or a page that cannot be made or written
 
-Libraries raise them; only `qattrain.cli.main` catches them, prints the one line and exits with 1. A message says what
-is wrong, the value found, what is allowed, and the remedy, on one line.
+Libraries raise them; only `qattrain.cli.main` catches them, prints one line and exits with 1. A message says what is
+wrong, the value found, what is allowed, and the remedy, on one line.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ class CheckpointError(QattrainError):
 
 
 class TrainingError(QattrainError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class ExportError(QattrainError):

@@ -1,8 +1,8 @@
-"""The whole experiment as frozen pydantic models: TOML in, JSON out, every default written once, here.
+"""The whole experiment as frozen pydantic models: TOML in, JSON out, every default defined here and nowhere else.
 
-What may be `auto` is settled by `qattrain.experiment.resolve` before training; a run records only settled values, so
-that resuming or comparing never guesses again. Names of quantizers, datasets and the like are plain strings here: their
-tables stand beside the code they name and are checked against it when the experiment is resolved.
+`qattrain.training.run.resolve` replaces every `auto` before training. A run records only these settled values, so
+resuming and comparing never guess again. Names of quantizers, datasets and the like are plain strings here: the tables
+that define them are beside the code they name, and names are checked when the experiment is resolved.
 """
 
 import json
@@ -88,7 +88,7 @@ def is_float(quant: QuantConfig) -> bool:
 
 
 class DataConfig(_Section):
-    """The images. Counts are of images; 0 held-out images means no validation split."""
+    """The images. Counts are numbers of images; `val_split` 0 means no validation split."""
 
     dataset: str = "auto"
     augment: str = "shift"
@@ -98,11 +98,11 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The training loop. `init` is a float checkpoint to start from; weight decay spares what quantizers learn, but for
-    pact's clipping level; `scale_lr` is the learning rate of what they learn, as a share of the weights'.
+    """The training loop. `init` is a float checkpoint to start from. Weight decay spares what quantizers learn,
+    except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
 
-    `compile`: whether the elementwise kernels run compiled from C; `auto` is on where a C compiler is, on a CPU, unless
-    the run is too short to pay for compiling.
+    `compile`: whether the elementwise kernels run compiled from C; `auto` compiles on a CPU with a C compiler, unless
+    the run is too short to be worth it.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -124,7 +124,7 @@ class TrainConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """Knowledge distillation: `teacher` is a float checkpoint, whose soft answers count `weight`, labels the rest."""
+    """Knowledge distillation: `teacher` is a float checkpoint; its logits weigh `weight`, the labels the rest."""
 
     teacher: str | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
@@ -132,7 +132,7 @@ class DistillConfig(_Section):
 
 
 class PtqConfig(_Section):
-    """Post-training quantization: how ranges are found, on how many training images, behind how many float epochs."""
+    """Post-training quantization: how ranges are found, on how many training images, after how many float epochs."""
 
     calibration: str = "minmax"
     images: Annotated[int, Field(ge=1)] = 1024
@@ -140,7 +140,7 @@ class PtqConfig(_Section):
 
 
 class ExperimentConfig(_Section):
-    """One training run, or, where `ptq` is set, a post-training quantization of the float run the rest describes."""
+    """One training run or, if `ptq` is set, a post-training quantization of the float run that the rest describes."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -181,7 +181,7 @@ def validated(section: type[Section], values: dict[str, Any], source: str) -> Se
         return section.model_validate(values)
     except ValidationError as error:
         first, *others = error.errors()
-        # A union, number or "auto", reports each of its branches.
+        # A union (number or "auto") reports an error for each of its branches.
         also = any(other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1] for other in others)
         message = _explain(first, section) + (" or 'auto'" if also else "")
         raise ConfigError(f"{source}: {message}") from None
@@ -194,7 +194,7 @@ def _explain(detail: Any, section: Any) -> str:
             section = section.model_fields[part].annotation
             section = next((s for s in get_args(section) if s is not type(None)), section)
         return f"unknown key '{'.'.join(path)}'; allowed: {', '.join(section.model_fields)}"
-    # The branches of a union and the items of a list add parts to the path: keep the key itself.
+    # Branches of a union and items of a list add parts to the path: keep only the key.
     key = ".".join(part for part in path[:2] if part in _known_keys())
     plain = {"missing": "a value is missing", "model_type": "this is a table of settings, not one value"}
     message = plain.get(detail["type"], detail["msg"].removeprefix("Value error, "))

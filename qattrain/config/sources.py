@@ -1,4 +1,4 @@
-"""Where settings come from: flags over `--set` over a file over the defaults; and where data lie by default."""
+"""Where settings come from: flags override `--set`, `--set` overrides the file, the file overrides the defaults."""
 
 import json
 import tomllib
@@ -22,7 +22,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             if isinstance(values, dict) and "config" in values:
                 values = values["config"]
                 if isinstance(values, dict):
-                    values["name"] = None  # a run's settings without its name, which is taken
+                    values["name"] = None  # that name is taken
         else:
             values = tomllib.loads(text)
     except ValueError as error:  # JSONDecodeError and TOMLDecodeError are both ValueErrors
@@ -33,9 +33,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def parse_assignment(text: str) -> tuple[list[str], Any]:
-    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is read as TOML, else taken as a string.
+    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is TOML, or else a plain string.
 
-    Raises ConfigError without a `=` or with an empty key.
+    Raises ConfigError if there is no `=`, or an empty key.
     """
     key, sign, value = text.partition("=")
     if not sign or not all(key.strip().split(".")):
@@ -44,7 +44,7 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
 
 
 def parse_values(text: str, name: str) -> list[Any]:
-    """`1,2,4` -> [1, 2, 4], each read as TOML, else taken as a string. Raises ConfigError if one is empty."""
+    """`1,2,4` -> [1, 2, 4]; each value is TOML, or else a plain string. Raises ConfigError if one is empty."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise ConfigError(f"--{name.replace('_', '-')} {text!r}: a value is missing; give them as in 1,2,4")
@@ -59,20 +59,20 @@ def _parse_value(text: str) -> Any:
 
 
 def parse_layer_bits(text: str) -> dict[str, int]:
-    """`conv1=8,act2=4` -> {"conv1": 8, "act2": 4}. Raises ConfigError if a part is no LAYER=BITS."""
+    """`conv1=8,act2=4` -> {"conv1": 8, "act2": 4}. Raises ConfigError if a part is not LAYER=BITS."""
     result: dict[str, int] = {}
     for part in text.split(","):
         layer, _, bits = (piece.strip() for piece in part.partition("="))
         if not layer or not bits.isdecimal():
             raise ConfigError(f"--layer-bits {text!r}: '{part}' is not LAYER=BITS, for example conv1=8,act2=4")
         if layer in result:
-            raise ConfigError(f"--layer-bits {text!r}: layer '{layer}' stands there twice; name each layer once")
+            raise ConfigError(f"--layer-bits {text!r}: layer '{layer}' is given twice; name each layer once")
         result[layer] = int(bits)
     return result
 
 
 def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> None:
-    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError where a step is a value, not a table."""
+    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError if a step is a value, not a table."""
     for depth, part in enumerate(path[:-1]):
         base = base.setdefault(part, {})
         if not isinstance(base, dict):
@@ -83,7 +83,7 @@ def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> Non
 def collect_settings(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     """Nested values from all sources: flags over `--set` over file. `flags` maps a path, ("train", "lr"), to a value.
 
-    Raises ConfigError for an unreadable file and for an assignment that is none.
+    Raises ConfigError for an unreadable file and for a malformed assignment.
     """
     values = read_config_file(file) if file else {}
     for text in assignments:
@@ -95,14 +95,14 @@ def collect_settings(file: Path | None, assignments: list[str], flags: Mapping[t
 
 
 def build_config(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> ExperimentConfig:
-    """One valid config from its sources, the defaults below all. Raises ConfigError."""
+    """One valid config from its sources and, below them, the defaults. Raises ConfigError."""
     return parse_config(collect_settings(file, assignments, flags), str(file) if file else "configuration")
 
 
 def assigned_settings(
     file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]
 ) -> dict[tuple[str, ...], Any]:
-    """Only what the sources say, without defaults: path -> value, validated. Raises ConfigError."""
+    """Only what the sources set, without defaults: path -> value, validated. Raises ConfigError."""
     values = collect_settings(file, assignments, flags)
     known = parse_config(values, str(file) if file else "configuration").model_dump(mode="json")
     return dict(_leaves(values, known, ()))

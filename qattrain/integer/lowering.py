@@ -1,4 +1,4 @@
-"""lower(): a trained network becomes an IntegerModel. The one file that knows both worlds.
+"""lower(): a trained network becomes an IntegerModel. The one file of this room that knows torch.
 
 M = s_x s_w[c] / s_y in float64,  m = round(M 2^k) < 2^31 with k the largest in 1..62
 """
@@ -15,18 +15,18 @@ from qattrain.layers.network import INPUT_SCALE, LeNet
 from qattrain.layers.quantized import joint_scale
 from qattrain.quant.kernels import bias_codes
 
-FOLLOWING = {"conv1": "act1", "conv2": "act2", "fc1": "act3"}  # the activation behind each hidden layer
+FOLLOWING = {"conv1": "act1", "conv2": "act2", "fc1": "act3"}  # the activation after each hidden layer
 
 
 def multiplier_and_shift(factor: float) -> tuple[int, int]:
     """(m, k) with m / 2^k nearest to `factor` > 0, 0 <= m < 2^31, 1 <= k <= 62; m = 0 below 2^-62.
 
-    A power of two from 1 up becomes (2 factor, 1): an exact shift. Raises ExportError from 2^30 up.
+    A power of two of at least 1 becomes (2 factor, 1), an exact shift. Raises ExportError from 2^30 up.
     """
     if factor < 2.0**-62:
         return 0, 62
     if factor >= 2.0**30:
-        raise ExportError(f"multiplier {factor:g}: its scales are too far apart; below 2^30 is allowed; train it again")
+        raise ExportError(f"multiplier {factor:g}: its scales are too far apart; allowed: below 2^30; train it again")
     mantissa, exponent = math.frexp(factor)
     if mantissa == 0.5 and factor >= 1:
         return int(2 * factor), 1

@@ -4,7 +4,8 @@
     q_y = clip((acc * m[c] + 2^(k[c] - 1)) >> k[c], 0, qmax)    in int64, per output channel
     logits = acc of the last layer
 
-Convolutions take the largest acc of every 2x2 window before q_y: multipliers are not negative, so the order is free.
+Convolutions take the largest acc of every 2x2 window before q_y; since multipliers are not negative, the order does
+not matter.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 INT32_MAX = 2**31 - 1
-EXACT_FLOAT32 = 2**24
+EXACT_FLOAT32 = 2**24  # float32 holds every integer up to this
 BATCH = 500
 
 
@@ -80,7 +81,7 @@ class IntegerLayer:
 
     @property
     def numbers(self) -> IntArray:
-        """Which code of the grid each weight is, 0 .. 2^bits - 1: what files store. Of the shape of `codes`."""
+        """Index of each weight in the grid, 0 .. 2^bits - 1, as files store it. Of the shape of `codes`."""
         return (self.codes - self.grid.start) // self.grid.step
 
     @property
@@ -90,7 +91,7 @@ class IntegerLayer:
 
     @property
     def accumulator_bound(self) -> int:
-        """No accumulator, nor any partial sum on the way to it, is larger in magnitude."""
+        """The largest magnitude any accumulator, or partial sum of one, can have."""
         rows = np.abs(self.centered).reshape(len(self.codes), -1).sum(1)
         return int((rows * self.input_max + np.abs(self.bias)).max())
 
@@ -129,7 +130,7 @@ class IntegerModel:
         return np.concatenate(logits).astype(np.int32) if logits else np.zeros((0, self.classes), np.int32)
 
     def trace(self, images: NDArray[np.uint8]) -> list[IntArray]:
-        """Codes behind every hidden layer, and the logits.
+        """Codes of every hidden layer, and the logits.
 
         [(N, c1, 12, 12), (N, c2, 4, 4), (N, features), (N, classes)]
         """

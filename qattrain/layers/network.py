@@ -57,7 +57,7 @@ INITIALIZERS: dict[str, Callable[[nn.Module], None]] = {"kaiming": kaiming, "xav
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Bits of every layer, settled: what was asked, what the weights run on, and the bits by layer name."""
+    """Bits of every layer, settled: the quantizer asked for, the one the weights use, and the bits by layer name."""
 
     quantizer: str
     weight_quantizer: str
@@ -77,9 +77,9 @@ class LayerPlan:
 
 
 def plan_layers(quant: QuantConfig) -> LayerPlan:
-    """Settle the bits of all seven layers from the quantizer's defaults and the exemptions asked for by name.
+    """Settle the bits of all seven layers from the quantizer's defaults and the exemptions given by name.
 
-    Raises ConfigError where a quantizer cannot have the bits asked for.
+    Raises ConfigError if a quantizer does not allow the bits asked for.
     """
     bits = quant.bits if quant.bits is not None else pick(QUANTIZERS, quant.quantizer, "quantizer").default_bits
     act_bits = quant.act_bits if quant.act_bits is not None else bits
@@ -93,8 +93,8 @@ class LeNet(nn.Module):
     """The network. uint8 images (N, 1, 28, 28) -> logits (N, classes), real values.
 
     widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: bits of every layer. dropout: share
-    of fc1's outputs that is 0 in a training step (Srivastava et al. 2014, "Dropout").
-    The last layer has one weight scale, so that its integer sums order the classes as the logits do.
+    of fc1's outputs set to 0 in a training step (Srivastava et al. 2014, "Dropout").
+    The last layer has one weight scale, so that its integer sums rank the classes as the logits do.
     """
 
     input_scale: Tensor
@@ -111,7 +111,7 @@ class LeNet(nn.Module):
         super().__init__()
         self.dropout = dropout
         bits, common = plan.layer_bits, {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
-        # Every layer is fed codes by the one before it: none needs an input quantizer of its own (act_bits 32).
+        # Every layer gets codes from the one before it: none needs an input quantizer of its own (act_bits 32).
         weights: dict[str, Any] = common | {"act_bits": 32, "ops": ops}
 
         def own(layer: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         assert images.shape[1:] == (1, 28, 28), images.shape
-        # With one channel both memory formats describe the same bytes; saying channels-last keeps it from here on.
+        # With one channel both memory formats describe the same bytes; from here on it stays channels-last.
         pixels = images.reshape(len(images), 28, 28, 1).permute(0, 3, 1, 2)
         x = QTensor(pixels, self.input_scale)
         x = self.act1(self.conv1(x))  # (N, c1, 12, 12)
@@ -159,7 +159,7 @@ def watched_activations(model: LeNet) -> Iterator[dict[str, tuple[Tensor, QTenso
 
 
 def weight_bytes(model: LeNet) -> int:
-    """Bytes of all weight codes, packed without gaps layer by layer; 4 a weight at 32 bits. No biases, no scales."""
+    """Bytes of all weight codes, packed without gaps layer by layer; 4 per weight at 32 bits. No biases, no scales."""
     layers = [getattr(model, name) for name in WEIGHT_LAYERS]
     return sum(math.ceil(layer.weight.numel() * layer.bits / 8) for layer in layers)
 

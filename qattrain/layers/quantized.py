@@ -1,16 +1,16 @@
 """Quantized layers: torch's own layers, multiplying integer codes.
 
-`QuantConv2d` and `QuantLinear` subclass `nn.Conv2d` and `nn.Linear`, take the same arguments, and honour every one of
-them. `QuantReLU` is a ReLU that returns codes. Each takes a `QTensor` (codes that a layer before it made), or a plain
-tensor, which it first quantizes itself: the drop-in case, in somebody else's model.
+`QuantConv2d` and `QuantLinear` subclass `nn.Conv2d` and `nn.Linear` and honour all their arguments. `QuantReLU` is a
+ReLU that returns codes. A layer takes a `QTensor` (codes from the layer before it), or a plain tensor, which it first
+quantizes itself: the drop-in case, in somebody else's model.
 
 One multiplication: with x_hat = s_x (q_x - z_x) and w_hat = s_w (q_w - z_w),
 
     y = pool( sum (q_x - z_x)(q_w - z_w) ) + b_q,  times s_x s_w[c],     b_q = clip(round(b / (s_x s_w)), +-(2^22 - 1))
 
-The sum is over integers, max-pooling comes before the scale because scales are positive, and the bias lies on the same
-grid. In evaluation all sums are exact: float32 holds integers up to 2^24, and a layer that could come near takes
-float64. In training they may be rounded (`compute_dtype` bfloat16).
+The sum is over integers; max-pooling can come before the scale because scales are positive; the bias is on the same
+grid. In evaluation all sums are exact: float32 holds integers up to 2^24, and a layer whose sums could come near that
+uses float64. In training they may be rounded (`compute_dtype` bfloat16).
 """
 
 from abc import ABC, abstractmethod
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from qattrain.errors import ConfigError
 from qattrain.quant import QTensor, Quantizer, activation_quantizer, functional, kernels, native, weight_quantizer
 
-EXACT_FLOAT32 = (
-    2**23
-)  # float32 holds every integer to 2^24; to 2^23 a common factor keeps different ones different, too
+# Below this, integers that differ in float32 still differ after a multiplication by a common factor; the integers
+# themselves are exact to twice as many.
+DISTINCT_FLOAT32 = 2**23
 
 Ops = Literal["torch", "explicit"]
 
 
 class _QuantLayer(nn.Module, ABC):
-    """What convolution and fully connected layer share: quantizers, bias on the grid, exact sums in evaluation."""
+    """What convolutions and fully connected layers share: quantizers, bias on the grid, exact sums in evaluation."""
 
     weight: Tensor
     bias: Any  # nn.Parameter or None: torch's two base classes declare it differently
@@ -69,7 +69,7 @@ class _QuantLayer(nn.Module, ABC):
         if isinstance(x, QTensor):
             return self._multiply(x)
         y = self._multiply(self.input_quantizer(x) if self.input_quantizer else QTensor(x, None))
-        return y if self.training else y.to(self.weight.dtype)  # other modules cannot follow into float64
+        return y if self.training else y.to(self.weight.dtype)  # other modules may not take float64
 
     def _multiply(self, x: QTensor) -> Tensor:
         w = self.quantized_weight()
@@ -77,9 +77,9 @@ class _QuantLayer(nn.Module, ABC):
         codes_x, codes_w = x.centered(), w.centered()
         dtype = self._dtype(codes_x, codes_w, scale if on_grid else None)
         acc, pool = self._product(codes_x.to(dtype), codes_w.to(dtype)), self.pool
-        if pool > 1 and not native.is_compiled():  # compiled, pooling is one pass with what follows
+        if pool > 1 and not native.is_compiled():  # compiled, pooling and what follows are one pass
             acc, pool = F.max_pool2d(acc, pool), 1
-        trailing = self.weight.dim() - 2  # dimensions behind the channel
+        trailing = self.weight.dim() - 2  # dimensions after the channel
         y: Tensor = functional.Rescale.apply(acc, self.bias, scale, on_grid, trailing, pool)  # type: ignore[no-untyped-call]
         return y
 
@@ -95,7 +95,7 @@ class _QuantLayer(nn.Module, ABC):
         bound = w.abs().flatten(1).sum(1).max() * x.abs().max()
         if self.bias is not None and scale is not None:
             bound = bound + kernels.bias_codes(self.bias, scale).abs().max()
-        return torch.float64 if bool(bound >= EXACT_FLOAT32) else torch.float32
+        return torch.float64 if bool(bound >= DISTINCT_FLOAT32) else torch.float32
 
 
 def joint_scale(x: Tensor | None, w: Tensor | None) -> Tensor | None:
@@ -118,7 +118,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     quantizer, surrogate: keys of QUANTIZERS and SURROGATES. fraction_bits: pow2's n. per_channel: one weight scale per
     output channel, or one in all. signed_input: whether plain tensors have negative values. pool: kernel and stride of
     a max-pooling applied to the accumulators. ops: torch's convolution or this project's own (`functional.Conv2d`).
-    Raises ConfigError for unknown names, and with ops="explicit" for groups, dilation and padding modes that has not.
+    Raises ConfigError for unknown names, and with ops="explicit" for groups, dilation and padding modes.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class QuantReLU(nn.Module):
     """max(x, 0) as unsigned codes: Tensor (N, ...) -> QTensor with one scale; at 32 bits the real values.
 
     bits: 1..8, or 32. quantizer, surrogate: keys of QUANTIZERS and SURROGATES. In evaluation the rounding is done in
-    float64, so that a value one float32 ulp below a half is not taken for a half.
+    float64, so that a value one float32 ulp below a half is not rounded up.
     """
 
     def __init__(self, bits: int = 4, quantizer: str = "lsq", surrogate: str = "clipped") -> None:
@@ -228,7 +228,7 @@ def _refuse(name: str, value: object, allowed: object) -> None:
 
 
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Have every quantized layer of `model` multiply in `dtype` while it trains (None: as the weights are)."""
+    """Make every quantized layer of `model` multiply in `dtype` in training (None: in the dtype of its weights)."""
     for module in model.modules():
         if isinstance(module, _QuantLayer):
             module.compute_dtype = dtype

@@ -28,7 +28,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "binary": BinaryQuantizer,
 }
 
-FLOAT = "float"  # what is recorded where nothing is quantized
+FLOAT = "float"  # recorded if nothing is quantized
 
 __all__ = [
     "QUANTIZERS",
@@ -45,9 +45,9 @@ __all__ = [
 
 
 def weight_quantizer_name(name: str, bits: int) -> str:
-    """What runs for weights when `name` is asked for: at one bit every quantizer's weights are binary.
+    """The quantizer that `name` uses for weights of that many bits: at one bit it is always binary.
 
-    Raises ConfigError where that quantizer cannot have that many bits.
+    Raises ConfigError if the quantizer does not allow that many bits.
     """
     quantizer = pick(QUANTIZERS, name, "quantizer")
     if bits == FLOAT_BITS:

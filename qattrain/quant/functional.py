@@ -9,17 +9,17 @@
 - `Linear`        the matrix product of a fully connected layer
 - `Conv2d`        convolution as unfold and einsum
 
-**Where the surrogate is.** In the backward of all but the last three: the line that says `SURROGATES[...]`. `Round`
-applies it there; the others hand it to the function of `kernels.py` that computes their gradient.
+**Where the surrogate is.** In the backward of all but the last three: the line with `SURROGATES[...]`. `Round` applies
+it there; the others pass it to the function of `kernels.py` that computes their gradient.
 
 **Where the factor 2^n goes.** With `w_hat = 2^-n round(2^n w)` the chain rule gives `2^-n * 1 * 2^n = 1`: the scale of
 the forward cancels the scale of the inner derivative. A layer that returns the raw `round(2^n w)` has the gradient
 factor 2^n, and SGD then steps 4^n times too far; dropping the factor leaves 2^n. The fault is the missing division.
 
 **Codes carry the gradient.** These functions return *codes* q, not real values, because layers multiply codes. A layer
-multiplies by the scale s afterwards, so the gradient that reaches the codes is `g_q = s * g_xhat`. Hence dividing by s
-in the backward gives the gradient with respect to x_hat, and the scale itself can stay a constant in every layer: the
-whole gradient of a learned step is computed here, in one place.
+multiplies by the scale s afterwards, so the gradient that reaches the codes is `g_q = s * g_xhat`. Dividing by s in the
+backward therefore gives the gradient with respect to x_hat, and the scale can be a constant in every layer: the whole
+gradient of a learned step is computed here, in one place.
 
 **The two products**, `Linear` and `Conv2d`, equal torch's own in output and all gradients, and compute only the
 gradients that are needed. Training uses torch's, which are faster, unless `--set model.ops=explicit` asks for these.
@@ -66,9 +66,9 @@ class Round(Function):
 class Staircase(Function):
     """q = codes, already computed from x; backward: g_x = surrogate(g_q, v) / scale with v = x / unit + offset.
 
-    x, codes: any shape, the same. scale: of the codes, broadcasts against x. v: x in units of the staircase's steps,
-    what the surrogate sees, with its thresholds at k + 1/2 and its range low..high; unit, offset, low and high are
-    numbers or tensors that broadcast. rectify: codes are those of max(x, 0). Saves x and no other large tensor.
+    x, codes: of the same shape. scale: of the codes, broadcasts against x. v: x in steps of the staircase, as the
+    surrogate sees it, with thresholds at k + 1/2 and the range low..high; unit, offset, low and high are numbers or
+    tensors that broadcast. rectify: the codes are those of max(x, 0). Saves x and no other large tensor.
     """
 
     @staticmethod
@@ -223,11 +223,12 @@ class TanhCodes(Function):
 class Rescale(Function):
     """y = (max of acc over windows + b_q) * scale, per channel: accumulators of codes become real values.
 
-    acc: (..., C, *trailing) in any floating dtype; `trailing` counts the dimensions behind the channel (2 for images).
+    acc: (..., C, *trailing) in any floating dtype; `trailing` is the number of dimensions after the channel (2 for
+    images).
     bias: (C,) or None. scale: (C,) or (1,), a constant, or None for a float layer. on_grid: the bias is rounded to the
     grid of the accumulators, b_q = clip(round(b / scale)), straight through; else b_q = b / scale. pool: height and
-    width of the windows, 1 for none. y: float32 or wider, but of acc's dtype in a float layer. Of acc only the place of
-    each window's largest element is saved.
+    width of the windows, 1 for none. y: float32 or wider, but of acc's dtype in a float layer. Of acc only the position
+    of each window's largest element is saved.
     """
 
     @staticmethod

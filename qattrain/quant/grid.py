@@ -1,6 +1,6 @@
-"""The grid: real numbers as integer codes and back, `q = clip(round(x / s + z), qmin, qmax)`, `x_hat = (q - z) * s`.
+"""The grid: real numbers to integer codes and back, `q = clip(round(x / s + z), qmin, qmax)`, `x_hat = (q - z) * s`.
 
-Pure functions without gradients; the differentiable forms are in `functional.py`.
+Pure functions without gradients; `functional.py` has the differentiable forms.
 """
 
 import math
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from qattrain.errors import ConfigError
 
-MIN_SCALE = 2.0**-20  # every scale is at least this, so that multipliers stay finite and gradients bounded
+MIN_SCALE = 2.0**-20  # of every scale, so that multipliers stay finite and gradients bounded
 
 
 class QTensor(NamedTuple):
     """A tensor as integer codes: the real value is `(codes - zero_point) * scale`.
 
-    codes: integers held in a floating dtype, so that they can carry gradients and feed fast matrix products.
-    scale: broadcasts against codes (scalar, or one number a channel); None says that nothing was quantized and the
-        codes are the real values. It is a constant for autograd: the gradient of a learned scale arrives through the
+    codes: integers in a floating dtype, so that they can carry gradients and feed fast matrix products.
+    scale: broadcasts against codes (a scalar, or one number per channel); None means that nothing was quantized and
+        the codes are the real values. To autograd it is a constant: a learned scale gets its gradient through the
         codes (see `functional.LearnedStep`).
     zero_point: the code of the real value 0.
     """
@@ -33,7 +33,7 @@ class QTensor(NamedTuple):
         return self.codes if isinstance(self.zero_point, int) and self.zero_point == 0 else self.codes - self.zero_point
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "QTensor":
-        """Codes flattened, so that `nn.Flatten` takes a QTensor whose scale is a scalar. Raises ConfigError else."""
+        """Flatten the codes, so that `nn.Flatten` takes a QTensor with a scalar scale. Raises ConfigError otherwise."""
         if self.scale is not None and self.scale.numel() > 1:
             raise ConfigError(f"cannot flatten a QTensor with {self.scale.numel()} scales; only one scale can be kept")
         return QTensor(self.codes.flatten(start_dim, end_dim), self.scale, self.zero_point)
@@ -52,7 +52,7 @@ def odd_codes(bits: int) -> range:
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in float32 or wider: nothing is ever rounded to codes in half precision."""
+    """x in float32 or wider: codes are never computed in half precision."""
     return x if x.dtype == torch.float64 else x.float()
 
 

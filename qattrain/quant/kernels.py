@@ -1,8 +1,8 @@
-"""What the autograd functions compute, element by element: pure functions, each forward beside its backward.
+"""What the autograd functions compute, element by element: pure functions, each forward next to its backward.
 
-They run as written here, or in one pass over memory each where `native.c` has been compiled; the functions of
+They run as written here or, once `native.c` is compiled, each in a single pass over memory; the functions of
 `functional.py` let `native.run` choose. Only elementwise work is here; products are fast already. Nothing here knows
-autograd, modules or layers.
+about autograd, modules or layers.
 """
 
 import torch
@@ -36,14 +36,14 @@ def staircase_gradient(
     surrogate: Surrogate,
     rectify: bool,
 ) -> Tensor:
-    """g_x = surrogate(g_q, v) / s with v = x / unit + offset; zero where a ReLU in front lets nothing through."""
+    """g_x = surrogate(g_q, v) / s with v = x / unit + offset; zero where a ReLU in front blocks it."""
     wide = widened(x)
     grad_x = surrogate(grad_codes.to(wide.dtype), wide / unit + offset, low, high) / scale
     return through_relu(grad_x, x, surrogate, rectify).to(x.dtype)
 
 
 def through_relu(grad_x: Tensor, x: Tensor, surrogate: Surrogate, rectify: bool) -> Tensor:
-    """What a ReLU in front of the staircase, if there is one, lets through of its surrogate's gradient."""
+    """The part of the surrogate's gradient that passes a ReLU in front of the staircase, if there is one."""
     return torch.where(x > 0, grad_x, 0.0) if rectify and surrogate not in STAND_FOR_RELU else grad_x
 
 
@@ -80,7 +80,7 @@ def learned_clip_gradients(
 def tanh_codes(x: Tensor, bits: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, Tensor]:
     """(codes, t, m) with t = tanh(x), m = max|t|, codes = 2 round((2^b - 1) (t / 2m + 1/2)) - (2^b - 1) as `dtype`."""
     levels, tanh = 2**bits - 1, torch.tanh(widened(x))
-    largest = tanh.abs().amax().clamp_min(MIN_SCALE)  # of zeros, or nearly: gradients stay bounded
+    largest = tanh.abs().amax().clamp_min(MIN_SCALE)  # if all are nearly 0, gradients stay bounded
     codes = 2 * round_half_up(levels * (tanh / (2 * largest) + 0.5)) - levels
     return codes if dtype is None else codes.to(dtype), tanh, largest
 
@@ -90,7 +90,7 @@ def tanh_codes_gradient(grad_codes: Tensor, tanh: Tensor, largest: Tensor, bits:
 
     With v = (2^b - 1) (t / 2m + 1/2) and the surrogate's derivative Q'(v), codes have
         d q / d t = Q'(v) (2^b - 1) / m          d q / d m = -Q'(v) (2^b - 1) t / m^2          d t / d x = 1 - t^2,
-    and m is t itself, up to the sign, at the largest; several equal ones share its gradient.
+    and m is |t| at the largest element; if several are equal, they share its gradient.
     """
     levels = 2**bits - 1
     v = levels * (tanh / (2 * largest) + 0.5)
@@ -114,7 +114,7 @@ def ternary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | N
 
 
 def formatted_as(grad: Tensor, x: Tensor) -> Tensor:
-    """The same numbers in the memory format of x: elementwise work on two formats at once is several times slower."""
+    """The same numbers in the memory format of x: elementwise work on two different formats is several times slower."""
     return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
 
 
@@ -131,8 +131,8 @@ def rescale(
 ) -> tuple[Tensor, Tensor | None]:
     """(y, winners): max over windows of acc, plus bias, times scale. See `functional.Rescale`.
 
-    winners: which element of its window was taken, as numbers 0 .. pool^2 - 1 in the dtype of acc, by the first of
-    equals as `F.max_pool2d` has it; None without pooling.
+    winners: index 0 .. pool^2 - 1 of the element taken from each window, in the dtype of acc; of equal elements the
+    first, as in `F.max_pool2d`; None without pooling.
     """
     winners = None
     if pool > 1:
@@ -175,13 +175,13 @@ def rescale_gradients(
 
 
 def _window_elements(acc: Tensor, pool: int) -> list[Tensor]:
-    """The pool^2 elements of every window, each (..., H // pool, W // pool); a rest at the border belongs to none."""
+    """The pool^2 elements of every window, each (..., H // pool, W // pool); a remainder at the border is dropped."""
     height, width = (side // pool * pool for side in acc.shape[-2:])
     return [acc[..., i:height:pool, j:width:pool] for i in range(pool) for j in range(pool)]
 
 
 def _into_windows(grad: Tensor, winners: Tensor, pool: int, sides: tuple[int, ...]) -> Tensor:
-    """(..., H', W') into (..., H, W): each gradient goes to the element that won its window, 0 to the others."""
+    """(..., H', W') into (..., H, W): each gradient goes to the winner of its window, 0 to the other elements."""
     batched = grad if grad.dim() == 4 else grad.unsqueeze(0)
     taken = winners.view_as(grad).view_as(batched).permute(1, 2, 3, 0)[:, :, None, :, None]  # (C, H', 1, W', 1, N)
     spread = batched.permute(1, 2, 3, 0)[:, :, None, :, None]

@@ -1,8 +1,8 @@
-"""The kernels of `kernels.py` compiled from `native.c`, for what training meets on a CPU.
+"""The kernels of `kernels.py` compiled from `native.c`, for the cases that training on a CPU needs.
 
-Each function here takes what its namesake takes and returns the same up to float rounding, or None for what it leaves
-out (float64, other devices, a surrogate of the user's own, tensors with gaps), for which `run` takes the namesake. The
-compiler is optional; no mathematics is only here.
+Each function here takes the arguments of the kernel of the same name and returns the same up to float rounding, or None
+for a case it does not cover (float64, other devices, the user's own surrogate, tensors with gaps); `run` then calls
+that kernel. The compiler is optional; no mathematics exists only here.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _compiled: ContextVar[bool] = ContextVar("compiled", default=False)
 
 @contextmanager
 def compiled(on: bool) -> Iterator[None]:
-    """Within it forwards, and the backwards that belong to them, run compiled (or not)."""
+    """Within it, forward passes and their backward passes run compiled (or not)."""
     token = _compiled.set(on)
     try:
         yield
@@ -33,18 +33,18 @@ def compiled(on: bool) -> Iterator[None]:
 
 
 def is_compiled() -> bool:
-    """Whether kernels run compiled here. A forward keeps the answer for its backward, which may have another thread."""
+    """Whether kernels run compiled. A forward keeps the answer for its backward, which may run in another thread."""
     return _compiled.get()
 
 
 def run(compile_it: bool, kernel: Callable[..., Any], *args: Any) -> Any:
-    """kernel(*args), compiled if asked to and covered. Raises ConfigError where no compiler works."""
+    """kernel(*args), compiled if asked for and covered. Raises ConfigError if no compiler works."""
     result = NATIVE[kernel](*args) if compile_it else None
     return kernel(*args) if result is None else result
 
 
 def prepare() -> None:
-    """Compile what is not in the cache yet. Raises ConfigError, one line, where that cannot be done."""
+    """Compile what is not in the cache yet. Raises ConfigError if that fails."""
     _library(torch.float32), _library(torch.bfloat16)
 
 

@@ -1,8 +1,8 @@
 """SURROGATES: what the backward pass uses in place of the derivative of a staircase.
 
-`q = clip(round(v), low, high)` has the derivative 0 almost everywhere, so training through it would stand still. The
-backward pass therefore pretends that another function had been applied. Each entry below is that pretence, written as
-the vector-Jacobian product it is: it takes the gradient that arrives and `v`, and returns the gradient that leaves.
+`q = clip(round(v), low, high)` has the derivative 0 almost everywhere, so nothing behind it would learn. The backward
+pass therefore pretends that another function was applied. Each entry below is such a pretence, written as a
+vector-Jacobian product: it takes the incoming gradient and `v`, and returns the outgoing gradient.
 
 To try your own, write a function of this form and add it to the table; `--set quant.surrogate=NAME` then selects it:
 
@@ -51,9 +51,9 @@ def tanh(grad: Tensor, v: Tensor, low: Any, high: Any, sharpness: float = 2.0) -
 def polynomial(grad: Tensor, v: Tensor, low: Any, high: Any) -> Tensor:
     """Pretend every step is a ramp of two parabolas, two steps wide: gradients reach beyond the range and fade out.
 
-    The derivative of each ramp is a triangle, 1 at its threshold and 0 one step away; neighbors add up to 1. So it is 1
-    from the first threshold to the last, and falls to 0 at low - 1/2 and high + 1/2. Of a ReLU in front it takes the
-    place: what lies a little below 0 may come back. Helps most where there is one threshold, at 1 bit.
+    The derivative of each ramp is a triangle, 1 at its threshold and 0 one step away; neighbors add up to 1. So the
+    gradient is 1 from the first threshold to the last, and falls to 0 at low - 1/2 and high + 1/2. It also replaces a
+    ReLU in front: values slightly below 0 can recover. It helps most with a single threshold, at 1 bit.
 
     Source: Liu et al. 2018, "Bi-Real Net" (ApproxSign), there for the sign alone.
     """
@@ -66,4 +66,4 @@ SURROGATES: dict[str, Surrogate] = {
     "tanh": tanh,
     "polynomial": polynomial,
 }
-STAND_FOR_RELU = frozenset({polynomial})  # of a staircase behind a ReLU they pretend both
+STAND_FOR_RELU = frozenset({polynomial})  # they replace a ReLU in front of the staircase as well

@@ -1,8 +1,8 @@
 """Checkpoints: versioned, atomic, verified.
 
-A file is what `torch.save` writes, followed by b"QATTRAIN" and the SHA-256 of every byte before the digest. The digest
-is checked before anything is unpickled, and unpickling is torch's `weights_only=True`, which executes no code: only
-tensors and plain types are stored. The file holds the whole configuration: evaluating needs no other file or flag.
+A file is what `torch.save` writes, followed by b"QATTRAIN" and the SHA-256 of all bytes before the digest. The digest
+is checked before anything is unpickled, and torch unpickles with `weights_only=True`, which executes no code: only
+tensors and plain types are stored. The file holds the whole configuration: evaluation needs no other file or flag.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All there is to know of a run at one moment.
+    """Everything about a run at one moment.
 
-    config: every value settled. class_names: of the dataset, in label order. model: state dict. history: one dict an
-    epoch, as in `metrics.jsonl`. notice: set when the dataset is a stand-in for MNIST. trainer: optimizer, schedule
-    position and random number states, from `training.Trainer.state_dict`; None where there is nothing to resume.
+    config: every value settled. class_names: of the dataset, in label order. model: state dict. history: one dict per
+    epoch, as in `metrics.jsonl`. notice: set if the dataset is a stand-in for MNIST. trainer: optimizer, schedule
+    position and random number states, from `loop.Trainer.state_dict`; None if there is nothing to resume.
     """
 
     config: ExperimentConfig
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def finished(self) -> bool:
-        """Whether every epoch of the run is done (a post-training quantization always is)."""
+        """Whether every epoch is done (a post-training quantization always is finished)."""
         return self.config.ptq is not None or len(self.history) >= self.config.train.epochs
 
 
@@ -64,7 +64,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file atomically. Raises TrainingError where the disk does not take it."""
+    """Write the file atomically. Raises TrainingError if it cannot be written."""
     fields = {name: getattr(checkpoint, name) for name in FIELDS}
     fields |= {
         "format_version": FORMAT_VERSION,
@@ -123,14 +123,14 @@ def _verified_fields(path: Path) -> dict[str, Any]:
         )
     if hashlib.sha256(body).digest() != digest:
         raise CheckpointError(f"{path} was altered: its SHA-256 does not match; use a copy that is intact")
-    if not body.startswith(ZIP_MAGIC):  # torch.save writes a zip file; older forms are not even tried
+    if not body.startswith(ZIP_MAGIC):  # torch.save writes a zip file; older formats are refused
         raise CheckpointError(
             f"{path} does not hold what torch.save writes, nothing was run; give a last.pt that qattrain wrote"
         )
     try:
         with warnings.catch_warnings(action="ignore"):
             fields = torch.load(io.BytesIO(body[: -len(MAGIC)]), map_location="cpu", weights_only=True)
-    except Exception as error:  # a crafted file can make the unpickler fail in any way; all of them are a bad file
+    except Exception as error:  # a crafted file can make the unpickler fail in any way: all mean a bad file
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, nothing was run: {first_line}"

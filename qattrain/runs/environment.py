@@ -1,4 +1,4 @@
-"""This machine: what it can do, and what a run records of it."""
+"""This machine: what it can do, and what a run records about it."""
 
 import contextlib
 import ctypes
@@ -15,13 +15,13 @@ import qattrain
 from qattrain.errors import ConfigError
 from qattrain.quant import native
 
-IMAGES_WORTH_COMPILING = 50_000  # seconds to compile against microseconds an image won
+IMAGES_WORTH_COMPILING = 50_000  # compiling takes seconds and saves microseconds per image
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 RECORDED_PACKAGES = ("torchvision", "numpy", "pydantic", "scikit-learn")
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` is a GPU if there is one; anything else must be a device that works here. Raises ConfigError."""
+    """`auto` is a GPU if there is one; any other must be a device that works here. Raises ConfigError."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.partition(":")[0] not in ("cpu", "cuda"):
@@ -46,7 +46,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_precision(asked: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies it, else fp32. Raises ConfigError for bf16 it does not have."""
+    """`auto` is bf16 if the hardware multiplies it, else fp32. Raises ConfigError for bf16 on other hardware."""
     fast = has_fast_bf16(device)
     if asked == "auto":
         return "bf16" if fast else "fp32"
@@ -56,9 +56,9 @@ def pick_precision(asked: str, device: torch.device) -> str:
 
 
 def pick_compile(asked: str, device: torch.device, images: int) -> str:
-    """on or off: `auto` is on where the kernels can be compiled and `images`, of all epochs, are enough to pay for it.
+    """on or off: `auto` is on if the kernels can be compiled and `images`, of all epochs, are enough to be worth it.
 
-    Raises ConfigError for `on` where they cannot.
+    Raises ConfigError for `on` if they cannot be compiled.
     """
     if asked == "off" or (asked == "auto" and (device.type != "cpu" or images < IMAGES_WORTH_COMPILING)):
         return "off"
@@ -76,10 +76,10 @@ def pick_compile(asked: str, device: torch.device, images: int) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what torch frees, as every step allocates the same again; only glibc has the switch.
+    """Make the C library keep memory that torch frees, as every step allocates the same again; only glibc can do it.
 
-    By default it hands large blocks back to the system, and a training step then spends a third of its time on page
-    faults. Nothing to do on a GPU, whose memory torch itself keeps.
+    By default it returns large blocks to the system, and a training step then spends a third of its time on page
+    faults. Not needed on a GPU, whose memory torch itself keeps.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems, other C libraries
         mallopt = ctypes.CDLL(None).mallopt
@@ -121,7 +121,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with `+` if it has local changes; None if installed."""
+    """The commit of the source tree this package runs from, with `+` for local changes; None if it is installed."""
     source = Path(__file__).resolve().parent
     if not (source.parent / ".git").exists():
         return None

@@ -1,8 +1,8 @@
-"""Run folders: where a run lives, what its files are called, how it is found again. No torch in here.
+"""Run folders: where a run is kept, what its files are called, how to find it again. No torch in here.
 
 runs/<name>/  config.json   {"config": every value settled, "environment": versions, hardware, commit}
-              metrics.jsonl one line an epoch
-              last.pt       the checkpoint of the last epoch; best.pt beside it where a validation split chose one
+              metrics.jsonl one line per epoch
+              last.pt       the checkpoint of the last epoch; best.pt beside it if a validation split chose one
 """
 
 import json
@@ -17,7 +17,7 @@ from qattrain.errors import CheckpointError, ConfigError, TrainingError
 from qattrain.files import write_atomically
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
-CELLS_FOLDER = "cells"  # of a sweep, which is itself a folder beside the runs
+CELLS_FOLDER = "cells"  # of a sweep, whose folder is beside the runs
 
 
 def default_name(config: ExperimentConfig) -> str:
@@ -28,7 +28,7 @@ def default_name(config: ExperimentConfig) -> str:
 
 
 def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
-    """Make and return a new folder: `name`, or `default`, `default-2`, ... whichever is free.
+    """Make and return a new folder: `name`, or the first of `default`, `default-2`, ... that is free.
 
     Raises ConfigError if `name` exists, TrainingError if the folder cannot be made.
     """
@@ -47,7 +47,7 @@ def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
                 number += 1
     except FileExistsError:
         if name is not None and (runs_dir / name).is_dir():
-            remedy = f"choose another --name, or continue it with --resume {name}"
+            remedy = f"choose another --name, or resume it with --resume {name}"
             raise ConfigError(f"the run {runs_dir / name} exists; {remedy}") from None
         raise TrainingError(
             f"cannot make a run folder in {runs_dir}: it is a file; choose another --runs-dir"
@@ -58,7 +58,7 @@ def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
 
 
 def remove_if_empty_handed(run_dir: Path) -> None:
-    """Remove a folder that never came to hold a checkpoint: nothing half-written stays."""
+    """Remove a folder that holds no checkpoint: nothing half-written stays."""
     if not (run_dir / LAST_FILE).exists():
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -70,13 +70,13 @@ def write_config(run_dir: Path, config: dict[str, Any], environment: dict[str, A
 
 
 def write_metrics(run_dir: Path, history: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl` whole, so that it always agrees with the checkpoint. Raises TrainingError."""
+    """Rewrite all of `metrics.jsonl`, so that it always agrees with the checkpoint. Raises TrainingError."""
     text = "".join(json.dumps(record) + "\n" for record in history)
     write_atomically(run_dir / METRICS_FILE, text.encode())
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """One dict an epoch, from `metrics.jsonl`; [] where that is not there, or not what a run writes."""
+    """One dict per epoch, from `metrics.jsonl`; [] if it is missing or not what a run writes."""
     try:
         lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
@@ -85,9 +85,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
-    """The file meant by `text`: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError.
+    """The file that `text` means: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError.
 
-    Where `runs_dir` holds the cells of a sweep, the runs beside that sweep have names, too.
+    If `runs_dir` holds the cells of a sweep, runs beside that sweep are found by name, too.
     """
     given = Path(text)
     folders = [given, runs_dir / text]
@@ -102,7 +102,7 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
         for folder in folders:
             if folder.is_dir():
                 raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
-    except (OSError, ValueError) as error:  # too long, or no path at all
+    except (OSError, ValueError) as error:  # too long, or not a path
         raise CheckpointError(f"no checkpoint {text[:40]!r}: {getattr(error, 'strerror', None) or error}") from None
     known = ", ".join(run.name for run in list_runs(runs_dir)[:8]) or "none yet"
     raise CheckpointError(
@@ -111,7 +111,7 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
 
 
 def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
-    """The checkpoint of a finished run whose settled config equals `config` apart from its name and its threads."""
+    """The checkpoint of a finished run whose settled config equals `config` apart from name and threads."""
     for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")):
         run_dir = path.parent
         try:
@@ -120,7 +120,7 @@ def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
             if _comparable(found) != _comparable(config):
                 continue
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not a run, or one of another version
+            continue  # not a run, or of another version
         epochs_asked = 1 if config["ptq"] else config["train"]["epochs"]
         if epochs_done == epochs_asked and (run_dir / LAST_FILE).is_file():
             return run_dir / LAST_FILE
@@ -133,7 +133,7 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of `qattrain runs`. epochs: finished; accuracy: fraction, of the last epoch; age_seconds: of last.pt."""
+    """One line of `qattrain runs`. epochs: finished ones; accuracy: fraction, of the last; age_seconds: since then."""
 
     name: str
     dataset: str
@@ -148,7 +148,7 @@ class RunSummary:
 
 
 def list_runs(runs_dir: Path) -> list[RunSummary]:
-    """All runs of the folder, newest first. A folder that is no run, or unreadable, is left out.
+    """All runs of the folder, newest first. Folders that are not runs, or unreadable, are left out.
 
     Raises ConfigError if `runs_dir` is a file.
     """

@@ -1,8 +1,8 @@
 """Knowledge distillation: the logits of a trained float network as a second target beside the labels.
 
-The teacher sees the very images the student sees, after augmentation: what it says of a digit bent almost into another
-one is the point. What it sees depends on the seed and not on the student, so its answers are kept on disk, and the next
-student with the same seed, of whatever bits and widths, need not ask again: a large teacher is paid for once.
+The teacher sees the same augmented images as the student: its answer to a digit bent almost into another one is the
+point. These images depend on the seed and not on the student, so the teacher's logits are kept on disk, and the next
+student with the same seed, whatever its bits and widths, reuses them: a large teacher is paid for once.
 
 Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2; that teacher and student
 should see the same views: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent".
@@ -28,11 +28,11 @@ ANSWERS_FOLDER = "answers"
 
 
 class Teacher:
-    """A float network that is asked, not trained.
+    """A float network that is evaluated, not trained.
 
-    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches, of classes
-    `class_names`, which it must share. `digest`: SHA-256 of its weights, to know it again.
-    Raises ConfigError if the checkpoint is quantized or tells other classes apart.
+    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches, whose classes
+    `class_names` must be its own. `digest`: SHA-256 of its weights, to recognise it when a run is resumed.
+    Raises ConfigError if the checkpoint is quantized or was trained for other classes.
     """
 
     def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
@@ -49,17 +49,17 @@ class Teacher:
             )
         weights = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in source.model.items())
         self.digest = hashlib.sha256(weights).hexdigest()
-        # But for dropout a float network does the same in either mode; in training mode its products may be bfloat16.
+        # Apart from dropout a float network does the same in both modes; in training mode products may be bfloat16.
         self.model = restore_model(source, str(path)).to(student.train.device).train().requires_grad_(False)
         self.model.dropout = 0.0
         set_compute_dtype(self.model, torch.bfloat16 if student.train.precision == "bf16" else None)
         self.folder = path.parent / ANSWERS_FOLDER / _views_key(self.digest, student)
         self.config, self.classes = student.distill, len(class_names)
-        self.epoch: int | None = None  # the one whose answers are at hand
+        self.epoch: int | None = None  # the one whose logits are loaded
         self.answers, self.missing = torch.empty(0), 0
 
     def answer(self, images: Tensor, epoch: int, place: slice, count: int) -> Tensor:
-        """Logits (B, classes), float32, of images, uint8 (B, 1, 28, 28): those at `place` among the epoch's `count`."""
+        """Logits (B, classes), float32, of images, uint8 (B, 1, 28, 28), which are at `place` in the epoch of `count`."""
         if epoch != self.epoch:
             self.epoch, known = epoch, self._read(epoch, count)
             self.answers = torch.empty(count, self.classes) if known is None else known
@@ -67,7 +67,7 @@ class Teacher:
         if self.missing > 0:
             self.answers[place] = self.model(images).float().cpu()
             self.missing -= len(images)
-            if self.missing == 0:  # never so in an epoch that was begun elsewhere, and resumed
+            if self.missing == 0:  # never in an epoch that was resumed in the middle
                 self._write(epoch)
         return self.answers[place].to(images.device)
 
@@ -88,12 +88,12 @@ class Teacher:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file(epoch), buffer.getvalue())
-        except (OSError, TrainingError):  # a teacher in a place that cannot be written to is asked every time
+        except (OSError, TrainingError):  # without a writable folder the teacher is evaluated every time
             return
 
 
 def _views_key(digest: str, student: ExperimentConfig) -> str:
-    """The same for two students exactly if they show this teacher the same images, and it computes the same."""
+    """Equal for two students exactly if the teacher sees the same images and computes the same with both."""
     train = student.train
     numerics = [train.precision, train.device, train.compile, train.threads]
     views = [student.seed, student.data.model_dump(exclude={"limit_test"}), train.batch_size]
@@ -104,7 +104,7 @@ def distilled(loss: Tensor, logits: Tensor, answers: Tensor, config: DistillConf
     """(1 - w) loss + w T^2 KL(softmax(answers / T) || softmax(logits / T)), a mean over the batch.
 
     loss: the student's cross-entropy with the labels. logits: the student's, (B, classes), float32 or wider. answers:
-    the teacher's. T, w: temperature and weight of the config. T^2 keeps the size of the gradient.
+    the teacher's logits. T, w: temperature and weight of the config. T^2 keeps the size of the gradient.
     """
     temperature = config.temperature
     targets = F.log_softmax(answers.to(logits.dtype) / temperature, 1)

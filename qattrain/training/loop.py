@@ -1,8 +1,8 @@
-"""The training loop: one code for the float baseline and for quantization-aware training.
+"""The training loop: the same code for the float baseline and for quantization-aware training.
 
 `Trainer` holds the model, the optimizer and the position in the run, trains one epoch at a time, and can be saved
-between any two steps: a resumed run equals the uninterrupted one tensor for tensor on a CPU. What it leaves out:
-evaluating, saving and showing, which `qattrain.session` does between epochs.
+between any two steps: on a CPU a resumed run equals the uninterrupted one tensor for tensor. It does not evaluate, save
+or show anything: `qattrain.training.run.Session` does that between epochs.
 """
 
 import time
@@ -23,11 +23,11 @@ from qattrain.quant.native import compiled
 from qattrain.training.distillation import Teacher, distilled
 from qattrain.training.optimization import OPTIMIZERS, SCHEDULES, parameter_groups
 
-STEPS_BETWEEN_CHECKS = 50  # of the loss being finite: each check synchronizes with the device
+STEPS_BETWEEN_CHECKS = 50  # that the loss is finite: each check synchronizes with the device
 
 
 def check_names(config: TrainConfig, augment: str) -> None:
-    """Raises ConfigError if the optimizer, the schedule or the augmentation is none of their tables."""
+    """Raises ConfigError if optimizer, schedule or augmentation are not in their tables."""
     for table, value, key in (
         (OPTIMIZERS, config.optimizer, "train.optimizer"),
         (SCHEDULES, config.schedule, "train.schedule"),
@@ -37,7 +37,7 @@ def check_names(config: TrainConfig, augment: str) -> None:
 
 
 class Observer(Protocol):
-    """Watches a run. `loss` is a function, called only by who wants to show it: reading it synchronizes."""
+    """Watches a run. `loss` is a function, to be called only if it is shown: reading the loss synchronizes."""
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None: ...
 
@@ -56,8 +56,7 @@ class EpochResult:
 class Trainer:
     """Trains `model` on `data` as `config` says; every value of the config must be settled (nothing `auto`).
 
-    model: on its device, as are the data (uint8 images, int64 labels) and the teacher, if there is one. seed: of order
-    and augmentation.
+    model, data (uint8 images, int64 labels) and teacher (or None): all on one device. seed: of order and augmentation.
     """
 
     def __init__(
@@ -81,14 +80,14 @@ class Trainer:
         )
         self.shares = [group["share"] for group in self.optimizer.param_groups]  # of the learning rate
         self.learning_rate = config.lr
-        self.epoch = 0  # finished ones
-        self.step = 0  # finished ones of the epoch under way
-        self.seconds = 0.0  # of the epoch under way
+        self.epoch = 0  # finished epochs
+        self.step = 0  # finished steps of the current epoch
+        self.seconds = 0.0  # of the current epoch
         self.generator = torch.Generator()
         self.losses = torch.zeros(len(self.slices), device=data.labels.device)
 
     def train_epoch(self, observer: Observer, should_stop: Callable[[], bool]) -> EpochResult | None:
-        """Train to the end of the epoch under way; None if `should_stop` said so after some step.
+        """Train to the end of the current epoch; None if `should_stop` became true after some step.
 
         Raises TrainingError as soon as a loss is found not to be finite.
         """
@@ -101,7 +100,7 @@ class Trainer:
         steps = len(self.slices)
         while self.step < steps:
             batch = order[self.slices[self.step]]
-            # A last, smaller batch runs uncompiled: compiling for its shape would cost more than it saves.
+            # A smaller last batch runs uncompiled.
             full = len(batch) == self.config.batch_size
             with compiled(self.config.compile == "on" and full):
                 loss = self._train_step(batch)
@@ -148,10 +147,10 @@ class Trainer:
         raise self.diverged("training", self.losses[step - 1].item(), self.epoch + 1, step)
 
     def diverged(self, kind: str, loss: float, epoch: int, step: int) -> TrainingError:
-        """The error that says when the loss was found not to be finite, and what to try."""
+        """The error that says when the loss stopped being finite, and what to try."""
         return TrainingError(
             f"the {kind} loss became {loss} at epoch {epoch}, step {step} of {len(self.slices)}, learning rate "
-            f"{self.config.lr:g}; the last good checkpoint stays; try a smaller --lr, --set train.grad_clip=1, or "
+            f"{self.config.lr:g}; the last good checkpoint is kept; try a smaller --lr, --set train.grad_clip=1, or "
             "--precision fp32"
         )
 
@@ -163,7 +162,7 @@ class Trainer:
         return EpochResult(self.epoch, train_loss, self.learning_rate, seconds, len(self.data.labels) / seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors: all that resuming needs beside the model's own state."""
+        """Plain values and tensors: everything that resuming needs besides the model's own state."""
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -176,8 +175,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises KeyError, ValueError or RuntimeError if it is not of such a run."""
-        if state.get("teacher") != (self.teacher and self.teacher.digest):  # a run of an older version names none
+        """Continue from `state`. Raises KeyError, ValueError or RuntimeError if it does not belong to such a run."""
+        if state.get("teacher") != (self.teacher and self.teacher.digest):  # older versions did not record it
             raise ValueError("its teacher was another one; put that one back, or train a new run")
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses.copy_(state["losses"])

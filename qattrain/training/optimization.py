@@ -1,4 +1,4 @@
-"""How weights are moved: learning-rate schedules, optimizers and their defaults, who decays and at what pace."""
+"""Learning-rate schedules, optimizers and their defaults, and which parameters decay and learn at which rate."""
 
 import math
 from collections.abc import Callable
@@ -60,11 +60,11 @@ def adamw(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How to build an optimizer, and its defaults where the config says `auto`."""
+    """How to build an optimizer, and its defaults for `auto`."""
 
     build: Callable[[list[dict[str, Any]], float, TrainConfig], torch.optim.Optimizer]
     lr: float
-    one_bit_lr: float  # where any weight has one bit: of the signs SGD flips too many otherwise, AdamW too few
+    one_bit_lr: float  # if any weights have one bit: otherwise SGD flips too many signs, AdamW too few
     weight_decay: float
 
 
@@ -79,9 +79,9 @@ AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
 
 
 def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> TrainConfig:
-    """`config` with batch size, learning rate and weight decay settled where they are `auto`. Raises ConfigError.
+    """`config` with every `auto` batch size, learning rate and weight decay settled. Raises ConfigError.
 
-    images: how many are trained on. The learning rate is another one where any weight has one bit.
+    images: number of training images. The learning rate differs if any weights have one bit.
     """
     optimizer = pick(OPTIMIZERS, config.optimizer, "train.optimizer =")
     settled = {
@@ -93,9 +93,9 @@ def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> Tra
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Weights and biases, and what quantizers learn, which decays only where they say it (`Quantizer.decays`).
+    """Weights and biases, and what quantizers learn, which decays only if `quantizers.Quantizer.decays` says so.
 
-    share: of the learning rate. That of the quantizers' parameters is `scale_lr`.
+    share: fraction of the learning rate; for the quantizers' parameters it is `scale_lr`.
     """
     quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
     learned = {id(p): quantizer.decays for quantizer in quantizers for p in quantizer.parameters()}
@@ -105,6 +105,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.
             "weight_decay": weight_decay if decays is not False else 0.0,
             "share": 1.0 if decays is None else scale_lr,
         }
-        for decays in (None, True, False)  # None: not of a quantizer
+        for decays in (None, True, False)  # None: not a quantizer's
     ]
     return [group for group in groups if group["params"]]

@@ -25,7 +25,7 @@ from qattrain.training.run import RunResult, new_run, prepare_torch
 PERCENTILE = 99.9
 MSE_LARGEST_PERCENT = 150
 
-# Each takes the quantizer, the values it will see (any shape), and sets the quantizer's range.
+# Takes a quantizer and the values it will see (any shape), and sets the quantizer's range.
 Calibration = Callable[[Quantizer, Tensor], None]
 
 
@@ -36,12 +36,12 @@ def _extremes(quantizer: Quantizer, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minmax(quantizer: Quantizer, values: Tensor) -> None:
-    """The whole range: outliers decide. Source: Jacob et al. 2018, section 3.1."""
+    """The whole range, outliers included. Source: Jacob et al. 2018, section 3.1."""
     quantizer.set_range(*_extremes(quantizer, values))
 
 
 def percentile(quantizer: Quantizer, values: Tensor) -> None:
-    """The central 99.9 % of the values, clipping what lies outside. Source: Wu et al. 2020, section 3.3."""
+    """From the 0.1th to the 99.9th percentile; the rest is clipped. Source: Wu et al. 2020, section 3.3."""
     low, high = np.percentile(
         values.numpy(), [100 - PERCENTILE, PERCENTILE], axis=tuple(quantizer.shared_dims(values)), keepdims=True
     )
@@ -49,10 +49,10 @@ def percentile(quantizer: Quantizer, values: Tensor) -> None:
 
 
 def mse(quantizer: Quantizer, values: Tensor) -> None:
-    """Of all whole percents of the range, up to 150 %, the one with the smallest squared error.
+    """The whole percentage of the range, up to 150 %, with the smallest squared error.
 
-    More than all of it can be best where scales are powers of two. Source: Nagel et al. 2021, "A White Paper on Neural
-    Network Quantization", section 3.1.
+    With power-of-two scales more than 100 % can be best. Source: Nagel et al. 2021, "A White Paper on Neural Network
+    Quantization", section 3.1.
     """
     low, high = _extremes(quantizer, values)
     dims, keep = quantizer.shared_dims(values), bool(quantizer.shape)
@@ -97,7 +97,7 @@ def settle_ptq(
 def ptq_config(
     source: ExperimentConfig, epochs: int, path: str, quant: QuantConfig, ptq: PtqConfig, name: str | None
 ) -> ExperimentConfig:
-    """As `settle_ptq`, for a float run `source` of `epochs` epochs that errors call `path`."""
+    """As `settle_ptq`, for a float run `source` of `epochs` epochs; errors call it `path`."""
     if source.ptq is not None or not plan_layers(source.quant).is_float:
         raise ConfigError(
             f"{path} is already quantized ({source.quant.bits} bits); post-training quantization starts from a "

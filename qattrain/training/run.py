@@ -76,7 +76,7 @@ class RunResult:
 
 
 class Session:
-    """A run under way: its model, data and trainer on their device, and its history so far."""
+    """A run in progress: model, data and trainer on their device, and the history so far."""
 
     def __init__(
         self,
@@ -111,9 +111,9 @@ class Session:
     def run(
         self, run_dir: Path, display: Display, stop_after: int | None, stop: threading.Event | None = None
     ) -> RunResult:
-        """Train to the last epoch, or to the end of epoch `stop_after`, or until Ctrl-C or somebody sets `stop`.
+        """Train to the last epoch, to the end of epoch `stop_after`, or until Ctrl-C or until `stop` is set.
 
-        Saves after every epoch, and where it stops.
+        Saves after every epoch and when it stops.
         """
         display.on_start(run_dir, self.checkpoint(), len(self.trainer.data.labels), len(self.test.labels))
         last = min(self.config.train.epochs, stop_after or self.config.train.epochs)
@@ -130,7 +130,7 @@ class Session:
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
         test = evaluate(self.predict, self.test)
-        if not math.isfinite(test.loss):  # its last update came after its last check of the training loss
+        if not math.isfinite(test.loss):  # the last update came after the last check of the training loss
             raise self.trainer.diverged("test", test.loss, result.epoch, len(self.trainer.slices))
         record: dict[str, Any] = {
             "epoch": result.epoch,
@@ -152,7 +152,7 @@ class Session:
 
 @contextmanager
 def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C only sets `stop`, to be asked for between steps; a second one interrupts at once."""
+    """Within it, the first Ctrl-C only sets `stop`, which is checked between steps; the second interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield stop.is_set
         return
@@ -169,13 +169,13 @@ def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-Loader = Callable[[str, Path], Dataset]  # as data.load_dataset; a process that trains many runs keeps what it loaded
+Loader = Callable[[str, Path], Dataset]  # like `load_dataset`; a process that trains many runs caches
 
 
 def resolve(
     config: ExperimentConfig, data_dir: Path, load: Loader = load_dataset
 ) -> tuple[ExperimentConfig, Dataset, str | None]:
-    """Settle everything that is `auto`, and load the dataset.
+    """Settle every `auto` and load the dataset.
 
     Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
     DataError.
@@ -220,7 +220,7 @@ def start(
     stop_after: int | None = None,
     stop: threading.Event | None = None,
 ) -> RunResult:
-    """Train a new run of what `resolve` returned; `stop`, once set, ends it between two steps, saved."""
+    """Train a new run from what `resolve` returned; setting `stop` saves and ends it between two steps."""
     prepare_torch(config)
     model = build_model(config.model, config.quant, dataset.classes)
     if config.train.init is not None:
@@ -228,7 +228,7 @@ def start(
         copy_weights(source.model, model, config.train.init)
     session = Session(config, dataset, notice, model, _teacher(config, dataset, runs_dir))
     with new_run(config, runs_dir, notice) as run_dir:
-        session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed, too
+        session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed
         return session.run(run_dir, display, stop_after, stop)
 
 
@@ -240,15 +240,15 @@ def resume(
     asked: dict[tuple[str, ...], Any],
     stop_after: int | None,
 ) -> RunResult:
-    """Continue a run to the epochs it was started with; a finished one is returned as it is.
+    """Resume a run until its last epoch; a finished one is returned as it is.
 
-    asked: settings given beside `--resume`, by path; each must be what the run was started with. Raises ConfigError,
+    asked: settings given along with `--resume`, by path; each must equal the run's own. Raises ConfigError,
     CheckpointError, DataError, TrainingError.
     """
     path = runs.find_checkpoint(run, runs_dir)
     if path.name != runs.LAST_FILE:
         raise ConfigError(
-            f"--resume {run}: a run goes on from its {runs.LAST_FILE} only; give the run's name or folder"
+            f"--resume {run}: a run is resumed from its {runs.LAST_FILE} only; give the run's name or folder"
         )
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
@@ -256,7 +256,7 @@ def resume(
         recorded: Any = config.model_dump(mode="json")
         for part in key:
             recorded = recorded[part]
-        if value not in ("auto", recorded):  # auto asks for nothing
+        if value not in ("auto", recorded):  # auto asks for nothing in particular
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 "leave the option out, or train a new run"
@@ -275,11 +275,11 @@ def go_on(
     stop: threading.Event | None = None,
     load: Loader = load_dataset,
 ) -> RunResult:
-    """Continue the run whose `last.pt` is `path`; `stop`, once set, ends it between two steps, saved."""
+    """Continue the run whose `last.pt` is `path`; setting `stop` saves and ends it between two steps."""
     config = checkpoint.config
-    for leftover in path.parent.glob(".*.tmp"):  # of a process killed while it wrote
+    for leftover in path.parent.glob(".*.tmp"):  # of a process that was killed while writing
         leftover.unlink()
-    runs.write_metrics(path.parent, checkpoint.history)  # killed between the two files, they would disagree
+    runs.write_metrics(path.parent, checkpoint.history)  # they disagree if it was killed between the two
     if checkpoint.finished:
         return RunResult(path.parent, checkpoint)
     if checkpoint.trainer is None:
@@ -300,7 +300,7 @@ def go_on(
 
 
 def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teacher | None:
-    """The teacher the config names, on the run's device. Raises CheckpointError, ConfigError."""
+    """The teacher that the config names, on the run's device. Raises CheckpointError, ConfigError."""
     name = config.distill.teacher
     if name is None:
         return None
@@ -309,7 +309,7 @@ def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teac
 
 
 def prepare_torch(config: ExperimentConfig) -> None:
-    """Seed torch and set its number of threads: results on a CPU are equal for equal numbers of threads."""
+    """Seed torch and set its number of threads: CPU results are equal for equal numbers of threads."""
     keep_freed_memory()
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
@@ -318,7 +318,7 @@ def prepare_torch(config: ExperimentConfig) -> None:
 
 @contextmanager
 def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
-    """A new run folder with its `config.json`; removed again if what follows fails before a checkpoint is there."""
+    """A new run folder with its `config.json`; removed again if what follows fails before its first checkpoint."""
     run_dir = runs.create_run_dir(runs_dir, config.name, runs.default_name(config))
     try:
         environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
