@@ -31,7 +31,7 @@ SIZES_FILE = PUBLISHED / "sizes.json"
 EXPLAIN = PUBLISHED / "explain.json"
 BENCH = PUBLISHED / "bench.json"
 README = ROOT / "README.md"
-PAGES = (README, *sorted(PUBLISHED.glob("*.md")))
+PAGES = (README, ROOT / "configs" / "README.md", *sorted(PUBLISHED.glob("*.md")))
 PICTURES = ("ste", "scale", "ptq")  # of the README's "How it works"
 # The contenders in the README's short table; benchmark.md has all.
 SPEED = {
@@ -197,10 +197,11 @@ def benchmark(result: dict[str, Any]) -> dict[str, Any]:
 def bench_tables(document: dict[str, Any]) -> dict[str, str]:
     """The tables of the benchmark, by name."""
     training = {row["name"]: row for row in document["training"]}
+    speed_header = [f"training on {document['environment']['cpu_cores']} cores", *SPEED.values()]
     return {
         "performance": _training_table(document, training),
         "inference": _inference_table(document["inference"]),
-        "speed": markdown(["", *SPEED.values()], [["images/s", *(_speed(training[name]) for name in SPEED)]]),
+        "speed": markdown(speed_header, [["images/s", *(_speed(training[name]) for name in SPEED)]]),
     }
 
 
@@ -259,6 +260,6 @@ if __name__ == "__main__":
         for name, draw in published_results.PICTURES.items():
             save_small(name, draw(json.loads(RESULTS.read_text())))
     else:
-        sys.exit(f"{sys.argv[1]!r}: sizes, pictures, bench or render")
+        sys.exit(f"{sys.argv[1]!r}: allowed: sizes, pictures, bench, render")
     for path, text in rendered().items():
         path.write_text(text)
