@@ -1,35 +1,49 @@
-"""Published figures: from run folders into `runs/published/*.json`, from there into the README's tables.
+"""Published figures: from run folders into `runs/published/*.json`, from there into the tables of the Markdown pages.
 
-    python tests/published/publish.py sizes RUNS_DIR       export the runs named in SIZES, into sizes.json
+    python tests/published/publish.py sizes RUNS_DIR       export the runs named in SIZES: sizes.json
     python tests/published/publish.py pictures             run the topics of PICTURES: explain.json and PNGs
-    python tests/published/publish.py bench FILE           a full run's `qattrain bench --json` into bench.json
-    python tests/published/publish.py render               rewrite the README's tables, and the pictures of results.json
+    python tests/published/publish.py bench FILE           the output of a full `qattrain bench --json`: bench.json
+    python tests/published/publish.py render               rewrite the tables of PAGES, and the pictures of results.json
 
-`tests/published/recipes.py` makes results.json.
-`tests/published/test_published.py` fails when README and JSON differ.
+The first three rewrite the tables, too. A table is what stands between `<!-- name -->` and `<!-- /name -->` in one of
+PAGES; the text around it is written by hand. `recipes.py` makes results.json. `test_published.py` fails when a page and
+the JSON differ.
 """
 
 import io
 import json
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import published_results
+from published_results import markdown
 from recipes import RESULTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES_FILE = ROOT / "runs" / "published" / "sizes.json"
-EXPLAIN = ROOT / "runs" / "published" / "explain.json"
-BENCH = ROOT / "runs" / "published" / "bench.json"
+PUBLISHED = ROOT / "runs" / "published"
+SIZES_FILE = PUBLISHED / "sizes.json"
+EXPLAIN = PUBLISHED / "explain.json"
+BENCH = PUBLISHED / "bench.json"
 README = ROOT / "README.md"
+PAGES = (README, ROOT / "configs" / "README.md", *sorted(PUBLISHED.glob("*.md")))
 PICTURES = ("ste", "scale", "ptq")  # of the README's "How it works"
+# The contenders in the README's short table; benchmark.md has all.
+SPEED = {
+    "plain": "PyTorch, float32",
+    "float": "`--bits 32`",
+    "lsq-w4a4": "`--bits 4`",
+    "brevitas-w4a4": "Brevitas, 4 bits",
+    "brevitas-w4a4-raw-tuned": "Brevitas, tuned, raw image",
+}
 PICTURE_COLORS = 128  # of a palette: small files
 
-# (title, run name); what is exported does not depend on how long it was trained
+# (title, run name); the sizes do not depend on how long the network was trained
 SIZES = (
     ("lenet, 8 bits", "lsq-8"),
     ("lenet, 4 bits", "lsq-4"),
@@ -41,7 +55,7 @@ SIZES = (
 
 
 def sizes(runs_dir: Path) -> dict[str, Any]:
-    """Bytes of every export of the runs in SIZES, and what the C takes on an Arm Cortex-M0."""
+    """Bytes of every export of the runs in SIZES, and flash and RAM of the C on an Arm Cortex-M0."""
     from qattrain.evaluation.networks import load_network
     from qattrain.export import EXPORTERS
     from qattrain.export.c_compile import EMBEDDED, measure
@@ -70,15 +84,16 @@ def sizes(runs_dir: Path) -> dict[str, Any]:
 
 
 def size_table(document: dict[str, Any]) -> str:
-    """The README's table, Markdown."""
+    """Bytes of every export."""
     columns = ("float_weight_bytes", "packed_bytes", "onnx_bytes", "c_flash_bytes", "c_ram_bytes")
-    lines = ["| network | float weights | packed file | ONNX | C: flash | C: RAM |", "|---|---|---|---|---|---|"]
-    lines += [f"| {row['title']} | " + " | ".join(f"{row[c]:,}" for c in columns) + " |" for row in document["rows"]]
-    return "\n".join(lines)
+    return markdown(
+        ["network", "float weights", "packed file", "ONNX", "C: flash", "C: RAM"],
+        [[row["title"], *(f"{row[column]:,}" for column in columns)] for row in document["rows"]],
+    )
 
 
 def pictures() -> dict[str, Any]:
-    """Writes one small PNG a topic beside EXPLAIN; returns what the README says of them."""
+    """Write one small PNG per topic beside EXPLAIN; return the numbers of their tables."""
     from qattrain.explain import TOPICS, Lab, scale
 
     found = {topic: TOPICS[topic].explain(Lab(ROOT, "digits")) for topic in PICTURES}
@@ -106,7 +121,7 @@ def pictures() -> dict[str, Any]:
 
 
 def save_small(name: str, figure: "Figure") -> None:
-    """The figure as a PNG of few colors, beside the JSON."""
+    """Save the figure as a PNG with few colors, beside the JSON."""
     from PIL import Image
 
     from qattrain.report.drawing import png
@@ -116,40 +131,60 @@ def save_small(name: str, figure: "Figure") -> None:
 
 
 def explain_tables(document: dict[str, Any]) -> dict[str, str]:
-    """The README's tables of "How it works" by name, Markdown."""
+    """The tables of the three questions, by name."""
+
+    def percents(title: str, fractions: Iterable[float]) -> list[str]:
+        return [title, *(f"{100 * fraction:.1f} %" for fraction in fractions)]
+
     ste = document["ste"]["training"]
-    lines = ["| backward of the rounding | " + " | ".join(ste) + " |", "|---|" + "---|" * len(ste)]
-    lines += [
-        f"| {title} | " + " | ".join(f"{100 * found[key]:.1f} %" for found in ste.values()) + " |"
-        for title, key in (("test accuracy", "test_accuracy"), ("convolution codes that moved", "codes_moved"))
-    ]
-    tables = {"ste": "\n".join(lines)}
-    lines = ["| layer | " + " | ".join(document["scale_columns"]) + " | mean \\|w\\|, SGD |", "|---|" + "---|" * 5]
-    for row in document["scale"]:
-        accuracies = " | ".join(f"{100 * accuracy:.1f} %" for accuracy in row["test_accuracy"])
-        lines.append(f"| {row['form']} | {accuracies} | {row['weight_size']:.3g} |")
-    tables["scale"] = "\n".join(lines)
-    bits = list(document["qat"])
-    lines = ["| bits | " + " | ".join(bits) + " |", "|---|" + "---|" * len(bits)]
-    for name, key in (("rounded after training (PTQ)", "ptq"), ("trained with rounding (QAT)", "qat")):
-        lines.append(f"| {name} | " + " | ".join(f"{100 * document[key][b]:.1f} %" for b in bits) + " |")
-    return tables | {"ptq": "\n".join(lines)}
+    bits = document["qat"]
+    return {
+        "ste": markdown(
+            ["backward of the rounding", *ste],
+            [
+                percents("test accuracy", (found["test_accuracy"] for found in ste.values())),
+                percents("convolution codes that changed", (found["codes_moved"] for found in ste.values())),
+            ],
+        ),
+        "scale": markdown(
+            ["layer", *document["scale_columns"], "mean \\|w\\|, SGD"],
+            [[*percents(row["form"], row["test_accuracy"]), f"{row['weight_size']:.3g}"] for row in document["scale"]],
+        ),
+        "ptq": markdown(
+            ["bits", *bits],
+            [
+                percents("post-training quantization (PTQ)", (document["ptq"][b] for b in bits)),
+                percents("quantization-aware training (QAT)", (document["qat"][b] for b in bits)),
+            ],
+        ),
+    }
 
 
-def rendered(text: str) -> str:
-    """The README with its tables as the JSON has them."""
-    for name, table in published_results.tables(json.loads(RESULTS.read_text())).items():
-        text = with_table(text, name, table)
-    text = with_table(text, "sizes", size_table(json.loads(SIZES_FILE.read_text())))
-    for name, table in explain_tables(json.loads(EXPLAIN.read_text())).items():
-        text = with_table(text, name, table)
-    for name, table in bench_tables(json.loads(BENCH.read_text())).items():
-        text = with_table(text, name, table)
-    return text
+def tables() -> dict[str, str]:
+    """Every table by name, Markdown, as the JSON has it."""
+    return {
+        **published_results.tables(json.loads(RESULTS.read_text())),
+        "sizes": size_table(json.loads(SIZES_FILE.read_text())),
+        **explain_tables(json.loads(EXPLAIN.read_text())),
+        **bench_tables(json.loads(BENCH.read_text())),
+    }
+
+
+def rendered() -> dict[Path, str]:
+    """Every page with its tables as the JSON has them; each table stands in exactly one place."""
+    table, placed = tables(), []
+
+    def fill(mark: re.Match[str]) -> str:
+        placed.append(mark[1])
+        return f"<!-- {mark[1]} -->\n{table[mark[1]]}\n<!-- /{mark[1]} -->"
+
+    pages = {path: re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", fill, path.read_text(), flags=re.S) for path in PAGES}
+    assert sorted(placed) == sorted(table), f"in the pages: {sorted(placed)}, in the JSON: {sorted(table)}"
+    return pages
 
 
 def benchmark(result: dict[str, Any]) -> dict[str, Any]:
-    """The document of a result of `qattrain bench --json`: nothing missing, nothing hurried, on an idle machine."""
+    """The document of `qattrain bench --json`: refused unless complete, with all repeats, on an idle machine."""
     from qattrain.benchmark.run import FULL
 
     assert (result["repeats"], result["train_images"]) == (FULL.repeats, FULL.train_images), "not the default run"
@@ -160,58 +195,71 @@ def benchmark(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def bench_tables(document: dict[str, Any]) -> dict[str, str]:
-    """The README's tables of "Performance" by name, Markdown; the first with a line on how it was measured."""
+    """The tables of the benchmark, by name."""
+    training = {row["name"]: row for row in document["training"]}
+    speed_header = [f"training on {document['environment']['cpu_cores']} cores", *SPEED.values()]
+    return {
+        "performance": _training_table(document, training),
+        "inference": _inference_table(document["inference"]),
+        "speed": markdown(speed_header, [["images/s", *(_speed(training[name]) for name in SPEED)]]),
+    }
+
+
+def _training_table(document: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
+    """A row per contender, below a line on how all were measured."""
     machine, threads = document["environment"], document["threads"]["training"]
-    lines = [
+    measured = (
         f"`{document['command']}`: medians of {document['repeats']}, {document['train_images']:,} images each; "
         f"{machine['cpu']}, {machine['cpu_cores']} cores, {threads} threads, our training in {document['precision']}, "
         f"torch {machine['versions']['torch']}; other processes used {document['other_processes_cores']['median']:.2f} "
-        f"cores; {document['seconds']:.0f} s in all.",
-        "",
-        "| training | | images/s | lowest to highest | times `plain` | times `float` | eager | times `float` |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    rows = {row["name"]: row for row in document["training"]}
+        f"cores; {document['seconds']:.0f} s in total."
+    )
+    plain, own = "times `plain`", "times `float`"
+    lines = []
     for name, row in rows.items():
         if not name.endswith("-eager"):
             eager = rows.get(f"{name}-eager")
-            what = f"`{row['what']}`" if row["what"].startswith("qattrain") else row["what"]
             span = f"{min(row['repeats']):,.0f} to {max(row['repeats']):,.0f}"
             ratios = [f"{row['ratios'][reference]:.2f}" for reference in ("plain", "float")]
-            beside = [f"{eager['images_per_second']:,.0f}", f"{eager['ratios']['float']:.2f}"] if eager else ["", ""]
-            cells = [f"`{name}`", what, f"{row['images_per_second']:,.0f}", span, *ratios, *beside]
-            lines.append("| " + " | ".join(cells) + " |")
-    tables = {"performance": "\n".join(lines)}
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for row in document["inference"]:
-        by_name.setdefault(row["name"], []).append(row)
-    columns = [f"batch {batch:,} | times `ort-fp32` | times `ort-int8`" for batch in (1, 1000)]
-    lines = ["| inference | images/s: | " + " | ".join(columns) + " |", "|---|---|" + "---|" * 6]
-    for name, batches in by_name.items():
-        cells = [f"`{name}`", batches[0]["what"]]
-        for row in batches:
-            cells += [f"{row['images_per_second']:,.0f}", *(f"{ratio:.2f}" for ratio in row["ratios"].values())]
-        lines.append("| " + " | ".join(cells) + " |")
-    return tables | {"inference": "\n".join(lines)}
+            beside = [_speed(eager), f"{eager['ratios']['float']:.2f}"] if eager else ["", ""]
+            lines.append([f"`{name}`", _what(row), _speed(row), span, *ratios, *beside])
+    table = markdown(["training", "", "images/s", "lowest to highest", plain, own, "eager", own], lines)
+    return f"{measured}\n\n{table}"
 
 
-def with_table(text: str, name: str, table: str) -> str:
-    """`text` with what stands between `<!-- name -->` and `<!-- /name -->` replaced by `table`."""
-    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-    before, _, rest = text.partition(start)
-    _, marker, after = rest.partition(end)
-    assert marker, f"README.md has no {start.strip()} ... {end.strip()}"
-    return before + start + table + end + after
+def _inference_table(rows: list[dict[str, Any]]) -> str:
+    """A row per contender, its batch sizes side by side."""
+    header = ["inference", ""]
+    for batch in (1, 1000):
+        header += [f"images/s, batch {batch:,}", "times `ort-fp32`", "times `ort-int8`"]
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        cells = lines.setdefault(row["name"], [f"`{row['name']}`", _what(row)])
+        cells += [_speed(row), *(f"{ratio:.2f}" for ratio in row["ratios"].values())]
+    return markdown(header, list(lines.values()))
+
+
+def _what(row: dict[str, Any]) -> str:
+    """What a contender is; a command line in code quotes."""
+    what: str = row["what"]
+    return f"`{what}`" if what.startswith("qattrain") else what
+
+
+def _speed(row: dict[str, Any]) -> str:
+    return f"{row['images_per_second']:,.0f}"
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "sizes":
         SIZES_FILE.write_text(json.dumps(sizes(Path(sys.argv[2])), indent=1) + "\n")
-    if sys.argv[1] == "bench":
+    elif sys.argv[1] == "bench":
         BENCH.write_text(json.dumps(benchmark(json.loads(Path(sys.argv[2]).read_text())), indent=1) + "\n")
-    if sys.argv[1] == "pictures":
+    elif sys.argv[1] == "pictures":
         EXPLAIN.write_text(json.dumps(pictures(), indent=1) + "\n")
-    if sys.argv[1] == "render":
+    elif sys.argv[1] == "render":
         for name, draw in published_results.PICTURES.items():
             save_small(name, draw(json.loads(RESULTS.read_text())))
-    README.write_text(rendered(README.read_text()))
+    else:
+        sys.exit(f"{sys.argv[1]!r}: allowed: sizes, pictures, bench, render")
+    for path, text in rendered().items():
+        path.write_text(text)

@@ -1,4 +1,4 @@
-"""Tables and pictures of runs/published/results.json, for the README."""
+"""Tables and pictures of runs/published/results.json, for the README and the pages beside the JSON."""
 
 import statistics
 from typing import TYPE_CHECKING, Any
@@ -11,25 +11,26 @@ if TYPE_CHECKING:
 
 LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
-# BitNetMCU's own figures for its convolutional networks: weight bytes -> accuracy on the MNIST test images.
+SUMMARY = (*LENET, "kb11", "kb03")  # of the README
+# BitNetMCU's published figures for its convolutional networks: weight bytes, accuracy on the MNIST test images.
 BITNETMCU = ((3_200, 0.9892), (5_400, 0.9906), (7_300, 0.9928), (9_300, 0.9944), (11_000, 0.9955), (13_000, 0.9958))
 
-# What the rows of these recipes are called, in their order.
+# Titles of the rows of these recipes, in order.
 ABLATION = (
     "**kb03**, ten epochs, without the teacher",
-    "the quantizers' own parameters at the full rate",
+    "full learning rate for the quantizers' parameters",
     "shifted images instead of affine distortions",
-    "elastic distortions instead",
+    "elastic instead of affine distortions",
     "2 bits instead of 1 in the middle, fewer channels",
-    "2 bits, with as many weights as would fit at 1.6 bits each, ternary",
+    "2 bits, with as many weights as would fit if they were ternary (1.6 bits each)",
     "with the teacher",
     "**kb11**, ten epochs, without the teacher",
     "with the teacher",
     "**w1a1**, ten epochs, with the polynomial gradient",
-    "with the clipped one",
+    "with the clipped gradient",
 )
 TRIALS = (
-    "moving average of the weights, 0.998 a step",
+    "moving average of the weights, 0.998 per step",
     "batch normalization folded into the weight, five epochs",
     "4 bits in the first half",
 )
@@ -50,18 +51,18 @@ def each(row: dict[str, Any]) -> str:
 
 
 def markdown(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines))
+    """A table: its header and its rows, cell by cell."""
+    rows = ["| " + " | ".join(cells) + " |" for cells in (header, *lines)]
+    return "\n".join([rows[0], "|" + "---|" * len(header), *rows[1:]])
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
-    """The README's tables by name, Markdown."""
+    """The tables by name, Markdown."""
     lenet = [[recipe, *_figures(row), str(row["epochs"])] for recipe in LENET for row in results[recipe]["rows"]]
     front = []
     for recipe in FRONT:
         (row,) = results[recipe]["rows"]
-        theirs = next(
-            accuracy for size, accuracy in BITNETMCU if row["weight_bytes"] <= size
-        )  # the smallest it fits in
+        theirs = next(accuracy for size, accuracy in BITNETMCU if row["weight_bytes"] <= size)  # smallest as large
         front.append([recipe, _network(row), *_figures(row), str(row["epochs"]), percent(theirs)])
     figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes", "epochs"]
     ablation, trials = (results[recipe]["rows"] for recipe in ("ablation", LEFT_OUT))
@@ -70,6 +71,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         LEFT_OUT: _tried(ABLATION[:1] + TRIALS, ablation[:1] + trials),
         "lenet": markdown(["recipe", *figures], lenet),
         "front": markdown(["recipe", "network", *figures, "BitNetMCU"], front),
+        "summary": _summary({recipe: results[recipe]["rows"][0] for recipe in SUMMARY}),
         "widths": _widths_table(results["widths"]["rows"]),
         "quantizers": markdown(
             ["quantizer", "mean", "deviation", "seeds 0, 1, 2"],
@@ -91,6 +93,18 @@ def _figures(row: dict[str, Any]) -> list[str]:
     return [percent(row["mean"]), spread(row), each(row), f"{row['weight_bytes']:,}", other]
 
 
+def _summary(rows: dict[str, dict[str, Any]]) -> str:
+    """The README's short table: a column per recipe."""
+    return markdown(
+        ["", *rows],
+        [
+            ["test accuracy", *(percent(row["mean"]) for row in rows.values())],
+            ["deviation", *(spread(row) for row in rows.values())],
+            ["weights, bytes", *(f"{row['weight_bytes']:,}" for row in rows.values())],
+        ],
+    )
+
+
 def _network(row: dict[str, Any]) -> str:
     """`12-34-24, bits 4 1 1 4`: widths; bits of the weights of conv1, conv2, fc1, fc2."""
     bits = " ".join(str(row["layer_bits"].get(layer, row["bits"])) for layer in ("conv1", "conv2", "fc1", "fc2"))
@@ -105,9 +119,7 @@ def _widths_table(rows: Rows) -> str:
         found = {row["method"]: row for row in rows if row["bits"] == width}
         lines.append([str(width), *_figures(found["qat"])[:2], *_figures(found["ptq"])[:2]])
     lines.append(["float", *_figures(baseline)[:2], "", ""])
-    return markdown(
-        ["bits", "trained with rounding (QAT)", "deviation", "rounded afterwards (PTQ)", "deviation"], lines
-    )
+    return markdown(["bits", "QAT", "deviation", "PTQ", "deviation"], lines)
 
 
 def _axes(height: float, title: str) -> "Axes":
@@ -126,7 +138,7 @@ def draw_front(results: dict[str, Any]) -> "Figure":
     groups = [_group(row) for recipe in FRONT for row in results[recipe]["rows"]]
     others = [{"name": "", "weight_bytes": size, "accuracy": accuracy} for size, accuracy in BITNETMCU]
     draw_bytes(axes, {"groups": groups, "reference": others})
-    for text in list(axes.texts):  # bits, which differ from layer to layer here
+    for text in list(axes.texts):  # the bits, which differ between layers here
         text.remove()
     for recipe, group in zip(FRONT, groups, strict=True):
         where = (group["weight_bytes"], 1 - group["mean"])
@@ -137,7 +149,7 @@ def draw_front(results: dict[str, Any]) -> "Figure":
 
 
 def draw_widths(results: dict[str, Any]) -> "Figure":
-    """Accuracy against bits, trained with rounding and rounded afterwards."""
+    """Accuracy against bits: QAT and PTQ."""
     from qattrain.report.figures import draw_bits
 
     axes = _axes(5, "rounded while training, and afterwards")

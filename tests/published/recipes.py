@@ -1,12 +1,12 @@
-"""Published accuracies: the recipes of configs/published, trained, executed as integers, and written down.
+"""Published accuracies: train the recipes in configs/published, execute them as integers, and record the results.
 
-    python tests/published/recipes.py train [NAME...]      train these recipes or resume them, teachers first
-    python tests/published/recipes.py collect [NAME...]    execute them on all test images: runs/published/results.json
-    python tests/published/recipes.py check NAME...        the same, compared with what is published instead
+    python tests/published/recipes.py train [NAME...]      train these recipes, or resume them; teachers first
+    python tests/published/recipes.py collect [NAME...]    execute them on all test images, into results.json
+    python tests/published/recipes.py check [NAME...]      execute them, and compare with results.json instead
 
-Each recipe is a sweep, `qattrain sweep --config configs/published/NAME.toml --name NAME`, or, as a teacher is, a single
-run; without a NAME, all of them. Runs lie in QATTRAIN_RUNS_DIR (default `runs`), MNIST where QATTRAIN_DATA_DIR says.
-Nothing is selected: the last epoch, every seed.
+Without a NAME, all recipes. Each is a sweep, `qattrain sweep --config configs/published/NAME.toml --name NAME`; a
+teacher is a single run. Runs are in QATTRAIN_RUNS_DIR (default `runs`), MNIST in QATTRAIN_DATA_DIR. Nothing is
+selected: the last epoch of every seed counts.
 """
 
 import json
@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "configs" / "published"
 RESULTS = ROOT / "runs" / "published" / "results.json"
 RUNS = ROOT / os.environ.get("QATTRAIN_RUNS_DIR", "runs")
-LEFT_OUT = "trials"  # what was tried and taken out again: recipe and code lie at the commit its environment names
-COMPARISONS = ("widths", "quantizers", "ablation", LEFT_OUT)  # many rows, none of them meant to be shipped: no C
-BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # of an output channel, beside its packed weights
+LEFT_OUT = "trials"  # tried and removed: recipe and code are in the commit that its environment names
+COMPARISONS = ("widths", "quantizers", "ablation", LEFT_OUT)  # many rows, none meant for export: not run in C
+BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # per output channel, on top of its packed weights
 ENVIRONMENT = ("qattrain", "commit", "python", "packages", "cpu", "cpu_cores", "cpu_capability")
-SAME = ("method", "bits", "act_bits", "quantizer", "settings", "epochs")  # in all seeds of a row
+SAME = ("method", "bits", "act_bits", "quantizer", "settings", "epochs")  # for all seeds of a row
 EXECUTED = ("test_accuracy", "integer_accuracy")
 
 
@@ -36,17 +36,17 @@ def names() -> list[str]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The recipe as it was written."""
+    """The recipe as written in its file."""
     return tomllib.loads((RECIPES / f"{name}.toml").read_text())
 
 
 def is_single(name: str) -> bool:
-    """Whether the recipe is one run, as a teacher is, and not a sweep."""
+    """Whether the recipe is a single run (a teacher), not a sweep."""
     return name != LEFT_OUT and "sweep" not in read(name)
 
 
 def teachers(name: str) -> list[str]:
-    """The recipes that this one learns from."""
+    """The recipes that train this one's teachers."""
     recipe = read(name)
     tables = recipe.get("sweep", [])
     named = [recipe.get("distill", {}).get("teacher")]
@@ -56,13 +56,13 @@ def teachers(name: str) -> list[str]:
 
 
 def command(name: str) -> list[str]:
-    """What trains the recipe."""
+    """The command that trains the recipe."""
     verb = "train" if is_single(name) else "sweep"
     return ["qattrain", verb, "--config", f"configs/published/{name}.toml", "--name", name]
 
 
 def train(asked: list[str]) -> None:
-    """Train the recipes one after another; what is finished is kept, what was stopped goes on."""
+    """Train the recipes one after another; finished runs are kept, stopped ones resumed."""
     first = [teacher for name in asked for teacher in teachers(name)]
     for name in dict.fromkeys(first + asked):
         line = command(name)
@@ -73,7 +73,7 @@ def train(asked: list[str]) -> None:
 
 
 def collect(name: str) -> dict[str, Any]:
-    """All rows of a trained recipe, with what its runs were made by and on."""
+    """All rows of a trained recipe, with the command and the environment of its runs."""
     from qattrain.experiments.folder import SweepFolder, sweep_document
 
     if is_single(name):
@@ -83,7 +83,7 @@ def collect(name: str) -> dict[str, Any]:
     else:
         folder = SweepFolder(RUNS / name)
         plan = folder.read_plan()
-        assert plan is not None, f"{folder.path} holds no sweep: train it first"
+        assert plan is not None, f"{folder.path} has no sweep: train it first"
         document = sweep_document(plan, folder, [])
         assert document["finished"] == document["cells"], f"{name}: not all cells are finished"
         cells = [(folder.path / row["run_dir"], row) for row in document["rows"]]
@@ -105,7 +105,7 @@ def collect(name: str) -> dict[str, Any]:
 
 
 def shape(config: dict[str, Any]) -> dict[str, Any]:
-    """What tells the network beside its bits: channels of conv1 and conv2, features of fc1; layers of other bits."""
+    """Channels of conv1 and conv2, features of fc1, and the bits of layers that differ from the rest."""
     from qattrain.layers.network import PRESETS
 
     widths = config["model"]["widths"] or PRESETS[config["model"]["name"]]
@@ -113,7 +113,7 @@ def shape(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any]:
-    """One run on all test images: what torch, the integers and C compute, sizes in bytes, seconds of training."""
+    """One run on all test images: accuracy in torch, as integers and in C, sizes in bytes, training time in seconds."""
     from qattrain.evaluation.checkpoints import evaluate_checkpoint, load_test_data
     from qattrain.evaluation.networks import Trained
     from qattrain.export import EXPORTERS
@@ -160,14 +160,14 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
 
 
 def accuracies(row: dict[str, Any]) -> list[float]:
-    """Every seed's: on held-out images where the recipe holds some back, else of the integers, if there are any."""
+    """One per seed: on the held-out images if the recipe holds some out, else of the integers if there are any."""
     key = "test_accuracy" if None in row["integer_accuracy"] else "integer_accuracy"
     found: list[float] = row.get("held_out_accuracy", row[key])
     return found
 
 
 def summarized(row: dict[str, Any]) -> dict[str, Any]:
-    """With mean and standard deviation over the seeds."""
+    """The row with mean and standard deviation over the seeds."""
     for key in ("weight_bytes", "other_bytes"):
         (row[key],) = set(row[key])
     found = accuracies(row)
@@ -176,7 +176,7 @@ def summarized(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(found: dict[str, Any], published: dict[str, Any]) -> list[str]:
-    """Where every seed's accuracy is not the published one; for people."""
+    """A readable line for each list of accuracies that differs from the published one."""
     lines = []
     for mine, theirs in zip(found["rows"], published["rows"], strict=True):
         for key in EXECUTED:
@@ -204,4 +204,4 @@ if __name__ == "__main__":
             lines = differences(collect(recipe), published[recipe])
             sys.stderr.write(f"{recipe} {'; '.join(lines) or 'agrees'}\n")
     else:
-        sys.exit(f"{verb!r}: train, collect or check")
+        sys.exit(f"{verb!r}: allowed: train, collect, check")

@@ -1,8 +1,10 @@
-"""What the README says is what was measured, and what it shows runs."""
+"""What the README and its pages say is what was measured, what they show runs, and what they point to exists."""
 
 import json
+import pkgutil
 import re
 import statistics
+from pathlib import Path
 
 import publish
 import published_results
@@ -14,13 +16,13 @@ from qattrain.benchmark.inference import INFERENCE
 from qattrain.benchmark.training import TRAINING
 from qattrain.config.sources import build_config
 from qattrain.experiments.grid import expand, read_grid
+from qattrain.quant import QUANTIZERS
 
 HELD_OUT = ("ablation", "teacher-split", recipes.LEFT_OUT)  # measured on training images that were held back
 
 
-def test_readme_tables_are_those_of_the_published_json() -> None:
-    text = publish.README.read_text()
-    assert publish.rendered(text) == text
+def test_the_tables_of_every_page_are_those_of_the_published_json() -> None:
+    assert publish.rendered() == {path: path.read_text() for path in publish.PAGES}
 
 
 def test_published_means_and_deviations_follow_from_every_seed() -> None:
@@ -96,14 +98,39 @@ def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender
                 assert ratio == pytest.approx(row["images_per_second"] / same_batch[0]["images_per_second"], abs=1e-9)
 
 
-def test_published_pictures_are_small_and_the_readme_shows_each_of_them_with_words() -> None:
-    shown = dict(re.findall(r"!\[(.*?)\]\((runs/published/.*?)\)", publish.README.read_text())[::-1])
-    paths = sorted(publish.ROOT / path for path in shown.values())
-    assert paths == sorted(publish.EXPLAIN.parent.glob("*.png"))
+def test_published_pictures_are_small_and_the_pages_show_each_of_them_with_words() -> None:
+    shown = {
+        words: (page.parent / path).resolve()
+        for page in publish.PAGES
+        for words, path in re.findall(r"!\[(.*?)\]\((.*?\.png)\)", page.read_text())
+    }
+    paths = sorted(shown.values())
+    assert paths == sorted(publish.PUBLISHED.glob("*.png"))
     assert {path.stem for path in paths} == {*publish.PICTURES, *published_results.PICTURES}
     for path in paths:
         assert path.stat().st_size < 60_000
     assert all(len(words) > 40 for words in shown)
+
+
+@pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
+def test_every_link_and_every_symbol_of_a_page_leads_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!https?://)([^)#]*)[^)]*\)", text):
+        assert (page.parent / link).exists(), link
+    for symbol in re.findall(r"`(qattrain(?:\.\w+)+)`", text):
+        pkgutil.resolve_name(symbol)  # raises ImportError or AttributeError
+
+
+def test_the_readme_says_where_to_read_what_is_at_the_top_of_the_package() -> None:
+    package = publish.ROOT / "qattrain"
+    sources = {path for path in package.iterdir() if path.suffix == ".py" or list(path.glob("*.py"))}
+    described = re.findall(r"^\| \[[\w.]+\]\(qattrain/([\w.]+)\) \|", publish.README.read_text(), flags=re.M)
+    assert sorted(described) == sorted(path.name for path in sources if not path.name.startswith("__"))
+
+
+def test_the_readme_names_every_quantizer_with_its_summary() -> None:
+    named = ", ".join(f"`{name}` ({quantizer.summary})" for name, quantizer in QUANTIZERS.items())
+    assert f"Quantizers: {named}." in publish.README.read_text().splitlines()
 
 
 def test_the_drop_in_example_of_the_readme_is_ten_lines_and_learns() -> None:
