@@ -59,7 +59,7 @@ class Teacher:
         self.answers, self.missing = torch.empty(0), 0
 
     def answer(self, images: Tensor, epoch: int, place: slice, count: int) -> Tensor:
-        """Logits (B, classes), float32, of images, uint8 (B, 1, 28, 28), which are at `place` in the epoch of `count`."""
+        """Logits (B, classes), float32, of images, uint8 (B, 1, 28, 28), at `place` in the epoch of `count`."""
         if epoch != self.epoch:
             self.epoch, known = epoch, self._read(epoch, count)
             self.answers = torch.empty(count, self.classes) if known is None else known
