@@ -2,12 +2,12 @@
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qattrain.config import ExperimentConfig, parse_config
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, reason
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config file {path}: {_reason(error)}; give an existing TOML file") from None
+        raise ConfigError(f"cannot read the config file {path}: {reason(error)}; give an existing TOML file") from None
     try:
         if path.suffix == ".json":
             values = json.loads(text)
@@ -105,17 +105,7 @@ def assigned_settings(
     """Only what the sources set, without defaults: path -> value, validated. Raises ConfigError."""
     values = collect_settings(file, assignments, flags)
     known = parse_config(values, str(file) if file else "configuration").model_dump(mode="json")
-    return dict(_leaves(values, known, ()))
-
-
-def _leaves(
-    values: dict[str, Any], known: dict[str, Any], path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(known[key], dict) and key != "layer_bits":
-            yield from _leaves(value, known[key], (*path, key))
-        else:
-            yield (*path, key), known[key]
+    return {path: lookup(known, path) for path, _ in leaves(values)}
 
 
 def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -127,5 +117,9 @@ def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple
             yield (*path, key), value
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+def lookup(values: dict[str, Any], path: Iterable[str]) -> Any:
+    """The setting at `path` of a dumped configuration; None within a section that is not set."""
+    found: Any = values
+    for part in path:
+        found = None if found is None else found[part]
+    return found

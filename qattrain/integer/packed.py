@@ -24,7 +24,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qattrain.errors import CheckpointError
+from qattrain.errors import CheckpointError, system_errors
 from qattrain.integer.model import INT32_MAX, IntegerLayer, IntegerModel, Requantization, weight_grid
 
 
@@ -130,10 +130,8 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
     Raises CheckpointError if it is missing, truncated, altered, foreign, of another version, or not what it claims.
     """
     name = str(source) if isinstance(source, Path) else FILE_NAME
-    try:
+    with system_errors(CheckpointError, f"cannot read the packed file {name}", "give an existing file"):
         data = source.read_bytes() if isinstance(source, Path) else source
-    except OSError as error:
-        raise CheckpointError(f"cannot read the packed file {name}: {error.strerror}") from None
     header, tensors = _verified(data, name)
     try:
         layers, input_max = [], IMAGE_MAX
@@ -150,11 +148,8 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
 
 def is_packed(path: Path) -> bool:
     """Whether the file is, or was meant to be, a packed one: its name says so, or it begins as safetensors do."""
-    try:
-        with path.open("rb") as file:
-            return path.suffix == Path(FILE_NAME).suffix or file.read(9)[8:] == b"{"
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    with system_errors(CheckpointError, f"cannot read {path}", "give an existing file"), path.open("rb") as file:
+        return path.suffix == Path(FILE_NAME).suffix or file.read(9)[8:] == b"{"
 
 
 def _narrowed(values: NDArray[np.int64]) -> NDArray[Any]:

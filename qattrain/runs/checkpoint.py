@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qattrain.config import ExperimentConfig, parse_config
-from qattrain.errors import CheckpointError, ConfigError
+from qattrain.errors import CheckpointError, ConfigError, system_errors
 from qattrain.files import write_atomically
 from qattrain.layers.network import LeNet, build_model
 
@@ -111,10 +111,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _verified_fields(path: Path) -> dict[str, Any]:
-    try:
+    with system_errors(CheckpointError, f"cannot read the checkpoint {path}", "give an existing file"):
         data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
     body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if not body.endswith(MAGIC):
         raise CheckpointError(

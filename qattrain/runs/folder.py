@@ -5,6 +5,7 @@ runs/<name>/  config.json   {"config": every value settled, "environment": versi
               last.pt       the checkpoint of the last epoch; best.pt beside it if a validation split chose one
 """
 
+import itertools
 import json
 import shutil
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.config import ExperimentConfig, parse_config
-from qattrain.errors import CheckpointError, ConfigError, TrainingError
+from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason, system_errors
 from qattrain.files import write_atomically
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
@@ -32,29 +33,21 @@ def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
 
     Raises ConfigError if `name` exists, TrainingError if the folder cannot be made.
     """
-    try:
+    failed, remedy = f"cannot make a run folder in {runs_dir}", "choose another --runs-dir"
+    if runs_dir.exists() and not runs_dir.is_dir():
+        raise TrainingError(f"{failed}: it is a file; {remedy}")
+    with system_errors(TrainingError, failed, remedy):
         runs_dir.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            (runs_dir / name).mkdir()
-            return runs_dir / name
-        number = 1
-        while True:
-            run_dir = runs_dir / (default if number == 1 else f"{default}-{number}")
+        for number in itertools.count(1):
+            run_dir = runs_dir / (name or (default if number == 1 else f"{default}-{number}"))
             try:
                 run_dir.mkdir()  # atomic: two processes never get the same folder
-                return run_dir
+                break
             except FileExistsError:
-                number += 1
-    except FileExistsError:
-        if name is not None and (runs_dir / name).is_dir():
-            remedy = f"choose another --name, or resume it with --resume {name}"
-            raise ConfigError(f"the run {runs_dir / name} exists; {remedy}") from None
-        raise TrainingError(
-            f"cannot make a run folder in {runs_dir}: it is a file; choose another --runs-dir"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TrainingError(f"cannot make a run folder in {runs_dir}: {reason}; choose another --runs-dir") from None
+                if name is not None:
+                    remedy = f"choose another --name, or resume it with --resume {name}"
+                    raise ConfigError(f"the run {run_dir} exists; {remedy}") from None
+    return run_dir
 
 
 def remove_if_empty_handed(run_dir: Path) -> None:
@@ -103,7 +96,7 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
             if folder.is_dir():
                 raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
     except (OSError, ValueError) as error:  # too long, or not a path
-        raise CheckpointError(f"no checkpoint {text[:40]!r}: {getattr(error, 'strerror', None) or error}") from None
+        raise CheckpointError(f"no checkpoint {text[:40]!r}: {reason(error)}") from None
     known = ", ".join(run.name for run in list_runs(runs_dir)[:8]) or "none yet"
     raise CheckpointError(
         f"no checkpoint '{text}': neither a file, nor a run folder, nor a run in {runs_dir} ({known})"

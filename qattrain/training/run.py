@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from qattrain.config import ExperimentConfig
+from qattrain.config.sources import lookup
 from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dataset, split_validation
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation.metrics import evaluate
@@ -253,9 +254,7 @@ def resume(
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     for key, value in asked.items():
-        recorded: Any = config.model_dump(mode="json")
-        for part in key:
-            recorded = recorded[part]
+        recorded = lookup(config.model_dump(mode="json"), key)
         if value not in ("auto", recorded):  # auto asks for nothing in particular
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
