@@ -56,11 +56,7 @@ SETTINGS: dict[str, Setting] = {
             help="Bits of single layers: conv1 conv2 fc1 fc2 (weights), act1 act2 act3 (activations).",
         ),
     ),
-    "quantizer": Setting(
-        ("quant", "quantizer"),
-        str,
-        typer.Option(metavar="Q", help=f"{QUANTIZERS}. [default: lsq]"),
-    ),
+    "quantizer": Setting(("quant", "quantizer"), str, typer.Option(metavar="Q", help=f"{QUANTIZERS}. [default: lsq]")),
     "model": Setting(
         ("model", "name"),
         str,
@@ -77,9 +73,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "epochs": Setting(("train", "epochs"), int, typer.Option(help="Passes over the training images. [default: 10]")),
     "lr": Setting(
-        ("train", "lr"),
-        float,
-        typer.Option(help="Peak learning rate. [default: depends on the optimizer and on whether --bits is 1]"),
+        ("train", "lr"), float, typer.Option(help="Peak learning rate. [default: by optimizer; different at 1 bit]")
     ),
     "batch_size": Setting(
         ("train", "batch_size"),
@@ -91,9 +85,7 @@ SETTINGS: dict[str, Setting] = {
         str,
         typer.Option(metavar="A", help=f"{listed('data/augment.py', 'AUGMENTATIONS')}. [default: shift]"),
     ),
-    "seed": Setting(
-        ("seed",), int, typer.Option(help="Seed of initial weights, image order and augmentation. [default: 0]")
-    ),
+    "seed": Setting(("seed",), int, typer.Option(help="Seed of weights, image order and augmentation. [default: 0]")),
     "device": Setting(("train", "device"), str, typer.Option(help="auto, cpu or cuda. [default: auto]")),
     "precision": Setting(
         ("train", "precision"),
@@ -104,9 +96,7 @@ SETTINGS: dict[str, Setting] = {
     "val_split": Setting(
         ("data", "val_split"),
         int,
-        typer.Option(
-            help="Training images held out for validation; the checkpoint of the best epoch on them is kept as well."
-        ),
+        typer.Option(help="Training images held out for validation; the best epoch on them is kept as well."),
     ),
     "limit_train": Setting(("data", "limit_train"), int, typer.Option(help="Use only the first N training images.")),
     "limit_test": Setting(("data", "limit_test"), int, typer.Option(help="Use only the first N test images.")),

@@ -173,8 +173,6 @@ def _figure(steps: list[Step], image: NDArray[np.uint8], label: int, names: tupl
     colors = ["0.6" if value < outputs[3].max() else COLORS[1] for value in outputs[3]]
     logits.bar(names, outputs[3], color=colors, edgecolor="black", lw=0.5)
     logits.axhline(0, color="black", lw=0.8)
-    logits.set(
-        title=f"fc2: its sums are the logits; the image is a {names[label]}", xlabel="class", ylabel="logit (int32)"
-    )
+    logits.set(title=f"fc2: sums are the logits; the image is a {names[label]}", xlabel="class", ylabel="logit (int32)")
     figure.suptitle("One image through integers only: pixels, codes after every layer, logits")
     return figure

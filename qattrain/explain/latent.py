@@ -126,7 +126,7 @@ def explain(lab: Lab) -> Explanation:
         answer=[
             "Because a training step is far smaller than a step of the grid: the median update of a weight was "
             f"{median:.2g} grid steps, and {percent(share_small)} of all updates were below half a step. If only codes "
-            "were kept, each of those updates would be rounded away, and the network would never learn. The float "
+            "were kept, each of those updates would be rounded away, and training would make no progress. The float "
             "weight is the memory in which small updates add up until the code flips.",
             f"Codes flipped {total:,} times, {total / weights:.2f} times per weight: {first['flips']:,} in the first "
             f"epoch, {last['flips']:,} in the last. {percent(elsewhere)} of the codes ended on another value than they "

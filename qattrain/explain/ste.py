@@ -1,11 +1,14 @@
 """The straight-through estimator: the gradient of a staircase, and what replaces it."""
 
+from functools import partial
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, QuantConfig
 from qattrain.explain.lab import Explanation, Lab, Table, panels
+from qattrain.layers.network import LeNet
 from qattrain.quant import SURROGATES, round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import percent
@@ -41,17 +44,17 @@ def explain(lab: Lab) -> Explanation:
         ],
         answer=[
             f"Autograd's gradient of round is 0 everywhere: on {gradients['points']:,} points the largest is "
-            f"{gradients['bare_largest']:g}. A weight that is rounded this way never learns.",
+            f"{gradients['bare_largest']:g}. A weight that is rounded like this never learns.",
             "The straight-through estimator is one line: in the backward pass, return the gradient as if y = x. It can "
             "be written as a custom Function, or as x + (round(x) - x).detach(): the gradients of the two differ by "
             f"{forms:g}, their outputs by {gradients['largest_forward_difference']:g}. They are the same thing, but "
             "the Function has a separate backward, which you can change.",
             f"With a bare round, training still works (here {percent(bare['test_accuracy'])}, compared with "
             f"{percent(identity['test_accuracy'])} with the straight-through gradient): the biases, and the layers "
-            "after the convolutions, which are float here, still learn. But only "
-            f"{percent(bare['codes_moved'])} of the convolutions' codes changed, compared with "
-            f"{percent(identity['codes_moved'])}: they stayed as random as they were initialized. A falling loss does "
-            "not prove that the rounded layers learn; check whether their codes change.",
+            f"after the convolutions, which are float here, still learn. But {percent(bare['codes_moved'])} of the "
+            f"convolutions' codes changed, compared with {percent(identity['codes_moved'])}: they stayed as random as "
+            "they were initialized. A falling loss does not prove that the rounded layers learn; check whether their "
+            "codes change.",
             "Outside the range the staircase stays flat. identity keeps pushing such weights although nothing changes; "
             "clipped and tanh stop them there (the clip zones in the picture); polynomial fades out within half a step "
             "on either side of each end of the range.",
@@ -117,14 +120,9 @@ def trainings(lab: Lab) -> dict[str, dict[str, float]]:
     try:
         for name in names:
             quant = QuantConfig(quantizer="pow2", bits=4, n=FRACTION_BITS, layer_bits=others, surrogate=name)
-            born: list[Tensor] = []
-
-            def keep_first(model: object, _epoch: int, born: list[Tensor] = born) -> None:
-                if not born:
-                    born.append(_conv_codes(model))
-
-            model = lab.train(quant, EPOCHS, keep_first, settings={"weight_decay": 0.0})
-            moved = (_conv_codes(model) != born[0]).double().mean().item()
+            codes: list[Tensor] = []  # after every step
+            model = lab.train(quant, EPOCHS, partial(_keep_codes, codes), settings={"weight_decay": 0.0})
+            moved = (codes[-1] != codes[0]).double().mean().item()
             found[name] = {"test_accuracy": lab.accuracy(model), "codes_moved": moved}
     finally:
         del SURROGATES[BARE]
@@ -132,9 +130,8 @@ def trainings(lab: Lab) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def _conv_codes(model: object) -> Tensor:
-    layers = [getattr(model, name) for name in WEIGHT_LAYERS[:2]]
-    return torch.cat([layer.quantized_weight().codes.flatten() for layer in layers])
+def _keep_codes(kept: list[Tensor], model: LeNet, _epoch: int) -> None:
+    kept.append(torch.cat([layer.quantized_weight().codes.flatten() for layer in (model.conv1, model.conv2)]))
 
 
 def _figure() -> Figure:
