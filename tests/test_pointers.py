@@ -1,4 +1,4 @@
-"""Every pointer from text to code resolves: in README, docstrings, comments, and what `explain` says to look at.
+"""Every pointer from text to code resolves: in README and its pages, docstrings, comments, and `explain`'s `look`.
 
 A pointer is a dotted path, `qattrain.room.module.Symbol`; the path of a file or folder of this repository; the target
 of a Markdown link; a module's file name, `module.py`; or, in backticks, `module.Symbol`, `Class.attribute`, `file.c`.
@@ -25,6 +25,7 @@ from qattrain.config import ExperimentConfig
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qattrain"
 README = ROOT / "README.md"
+PAGES = [README, *sorted([*(ROOT / "configs").glob("*.md"), *(ROOT / "runs" / "published").glob("*.md")])]
 SOURCES = sorted(path for kind in ("py", "c", "h", "j2", "jinja") for path in PACKAGE.rglob(f"*.{kind}"))
 TOPICS = sorted(path for path in (PACKAGE / "explain").glob("*.py") if path.stem not in ("__init__", "lab"))
 
@@ -171,8 +172,8 @@ def check(path: Path, read: Iterable[tuple[int, str]]) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("path", [README, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_pointer_in_the_readme_docstrings_and_comments_resolves(path: Path) -> None:
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_pointer_in_the_pages_docstrings_and_comments_resolves(path: Path) -> None:
     check(path, texts(path))
 
 
