@@ -43,7 +43,7 @@ def explain(_lab: Lab) -> Explanation:
         [f"{v:g}", f"{v / scale:.3f}", f"{v / scale + zero_point:.3f}", f"{int(code)}", f"{r:.4f}", f"{r - v:+.4f}"]
         for v, code, r in zip(VALUES, q.codes, back.tolist(), strict=True)
     ]
-    zero = next(int(code) for v, code in zip(VALUES, q.codes, strict=True) if v == 0)
+    zero = int(q.codes[VALUES.index(0)])
     return Explanation(
         numbers={
             "bits": BITS,

@@ -126,9 +126,8 @@ def explain(_lab: Lab) -> Explanation:
 
 def _figure(mine: tuple[Tensor, ...], other: list[Tensor], of_round: tuple[Tensor, Tensor]) -> Figure:
     figure, [[linear, rounding]] = panels("Backward against finite differences", size=(10, 4.6))
-    for name, marker, color, a, b in zip(
-        ("dL/dx", "dL/dw", "dL/db"), ("o", "s", "^"), COLORS, other, mine, strict=False
-    ):
+    labels = ("dL/dx", "dL/dw", "dL/db")
+    for name, marker, color, a, b in zip(labels, "os^", COLORS, other, mine, strict=False):
         linear.plot(a.flatten(), b.detach().flatten(), marker, ms=6, mfc="none", color=color, label=name)
     linear.set_title("Linear: on the line, so it is the derivative", fontsize=10)
     true, said = of_round[1].flatten(), of_round[0].flatten()

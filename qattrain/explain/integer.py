@@ -106,9 +106,7 @@ def explain(lab: Lab) -> Explanation:
         },
         tables=[
             Table(f"one image of the digit {label}", ["layer", "codes in", "sums", "bound of sums", "codes out"], rows),
-            Table(
-                "one sum of each layer, worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples
-            ),
+            Table("one sum per layer, worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples),
         ],
         answer=[
             f"Pixels already are codes (0..255). Each layer sums products of codes in an int32; conv1's sums on this "
