@@ -1,6 +1,6 @@
-"""The command line: the Typer app, and `main`, the one place where errors become a line and an exit code.
+"""The command line: the Typer app, and `main`, the only place that turns an error into one line and an exit code.
 
-Nothing here imports torch. Exit codes: 0 done, 1 a QattrainError, 2 usage, 130 interrupted.
+Nothing here imports torch. Exit codes: 0 done, 1 a QattrainError, 2 wrong usage, 130 interrupted.
 """
 
 import itertools
@@ -31,21 +31,23 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train a small LeNet on MNIST with quantization-aware training at 1 to 8 bits, and ship the integers it trained.
+    """Train a small LeNet on MNIST with quantization-aware training at 1 to 8 bits, and export exactly the integers it
+    was trained with.
 
     \b
     Examples:
-      qattrain train --bits 4 --epochs 10       train a 4-bit network, about a minute
-      qattrain eval lenet-w4a4-lsq-mnist-s0     evaluate it again
-      qattrain compare fp32 vs ptq vs qat       float, rounded after training, trained quantized
+      qattrain train --bits 4 --epochs 10       train a 4-bit network (about a minute)
+      qattrain eval lenet-w4a4-lsq-mnist-s0     evaluate it
+      qattrain compare fp32 vs ptq vs qat       compare float, PTQ and QAT
     """
 
 
 def main() -> None:
     """Entry point of `qattrain` and `python -m qattrain`."""
-    # Before torch is loaded: OpenMP threads that spin long while they wait starve each other on a busy machine. With
-    # 10,000 turns W4A4 training on 2 cores was as fast as with GNU's default when alone, and 1.3 times as fast beside
-    # two other trainings (means, images/s); sleeping at once is fastest when busy, but costs a quarter when alone.
+    # Must be set before torch is loaded. OpenMP threads that spin for long while they wait starve each other on a busy
+    # machine. With 10,000 spins, W4A4 training on 2 cores was as fast as with GNU's default on an idle machine, and 1.3
+    # times as fast beside two other trainings (mean images/s). No spinning is fastest on a busy machine, but a quarter
+    # slower on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -54,9 +56,9 @@ def main() -> None:
             raise
         code = _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; the last checkpoint stays", 130)
+        code = _fail("interrupted; the last checkpoint is kept", 130)
     except Exception as error:
-        # Typer's usage errors, recognised by their shape: Typer vendors Click, so their class has no stable home.
+        # A usage error of Typer, told by its attributes: Typer vendors Click, so the class has no stable path.
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
             raise
         context = getattr(error, "ctx", None)
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def _offending_value(error: Exception) -> str:
-    """What was given for the option that could not be parsed: Typer's messages leave it out."""
+    """The value of the option that could not be parsed, which Typer's messages leave out."""
     names = getattr(getattr(error, "param", None), "opts", [])
     given = [value for name, value in itertools.pairwise(sys.argv) if name in names]
     return f" (given: {given[-1]!r})" if given else ""

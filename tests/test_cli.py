@@ -15,8 +15,12 @@ import pytest
 
 from qattrain import __version__
 from qattrain.commands import COMMANDS
+from qattrain.commands.options import listed
 from qattrain.data import AUGMENTATIONS, DATASETS
 from qattrain.evaluation.metrics import evaluate
+from qattrain.evaluation.networks import ENGINES
+from qattrain.explain import TOPICS
+from qattrain.export import EXPORTERS
 from qattrain.layers.network import PRESETS
 from qattrain.quant import QUANTIZERS
 from qattrain.runs import folder as runs
@@ -240,6 +244,33 @@ def test_help_names_everything_there_is_to_choose_from(main: Callable[..., Any])
     assert [c for c in (*QUANTIZERS, *DATASETS, *PRESETS, *AUGMENTATIONS, "auto") if c not in train] == []
     ptq = main("ptq", "--help").stdout
     assert [c for c in (*QUANTIZERS, *CALIBRATIONS) if c not in ptq] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "table", "names", "command"),
+    [
+        ("quant/__init__.py", "QUANTIZERS", QUANTIZERS, "train"),
+        ("quant/__init__.py", "QUANTIZERS", QUANTIZERS, "ptq"),
+        ("layers/network.py", "PRESETS", PRESETS, "train"),
+        ("data/__init__.py", "DATASETS", DATASETS, "compare"),
+        ("data/augment.py", "AUGMENTATIONS", AUGMENTATIONS, "sweep"),
+        ("training/ptq.py", "CALIBRATIONS", CALIBRATIONS, "ptq"),
+        ("evaluation/networks.py", "ENGINES", ENGINES, "eval"),
+        ("export/__init__.py", "EXPORTERS", EXPORTERS, "export"),
+        ("explain/__init__.py", "TOPICS", TOPICS, "explain"),
+    ],
+)
+def test_help_lists_the_names_of_a_table_as_its_source_has_them(
+    main: Callable[..., Any], module: str, table: str, names: dict[str, Any], command: str
+) -> None:
+    *others, last = names
+    assert listed(module, table) == f"{', '.join(others)} or {last}"
+    assert "".join(listed(module, table).split()) in "".join(main(command, "--help").stdout.split())
+
+
+def test_a_table_that_is_not_there_is_a_bug_that_is_named() -> None:
+    with pytest.raises(AssertionError, match="NOSUCH"):
+        listed("quant/__init__.py", "NOSUCH")
 
 
 def test_version_and_bare_call(qattrain: Callable[..., Any]) -> None:

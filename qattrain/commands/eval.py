@@ -11,7 +11,10 @@ def evaluate(
     checkpoint: opt.NetworkName,
     engine: Annotated[
         str | None,
-        typer.Option(help="What computes the logits: torch, integer, onnx or c. [default: torch; packed: integer]"),
+        typer.Option(
+            help=f"What computes the logits: {opt.listed('evaluation/networks.py', 'ENGINES')}. "
+            "[default: torch; packed: integer]"
+        ),
     ] = None,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Use only the first N test images.")] = None,
     data_dir: opt.DataDir = None,

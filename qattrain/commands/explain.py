@@ -1,4 +1,4 @@
-"""`qattrain explain`: questions about quantization, answered by a small experiment each."""
+"""`qattrain explain`: answers questions about quantization, each with a small experiment."""
 
 import time
 from pathlib import Path
@@ -16,21 +16,23 @@ def explain(
         str | None,
         typer.Argument(
             metavar="[TOPIC]",
-            help="ste, scale, ptq, affine, conv, autograd, integer or latent; left out, they are listed.",
+            help=f"{opt.listed('explain/__init__.py', 'TOPICS')}. Leave it out to list their questions.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the picture, PNG and SVG.")] = DEFAULT_OUT,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the picture (PNG and SVG).")] = DEFAULT_OUT,
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="D", help="What to experiment on. auto: MNIST if it is on disk, else the embedded digits."
+            metavar="D", help="Dataset of the experiment. auto: MNIST if it is on disk, else scikit-learn's digits."
         ),
     ] = "auto",
     data_dir: opt.DataDir = None,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Run a small experiment, and answer with what it measured: half a minute at most, on one thread.
+    """Answer a question about quantization with a small experiment.
+
+    It takes at most half a minute, on one thread.
 
     \b
     Examples:
@@ -42,7 +44,7 @@ def explain(
 
     console = Console(json)
     start = time.perf_counter()
-    from qattrain.errors import ConfigError
+    from qattrain.errors import pick
     from qattrain.explain import TOPICS, Lab
     from qattrain.report.drawing import check_writable, write_pictures
 
@@ -52,17 +54,15 @@ def explain(
             ["qattrain explain", "question"], [[name, known.question] for name, known in TOPICS.items()], ("question",)
         )
         return
-    if topic not in TOPICS:
-        raise ConfigError(f"topic {topic!r}: allowed: {', '.join(TOPICS)}; 'qattrain explain' says what each is about")
+    chosen = pick(TOPICS, topic, "topic", also="; run 'qattrain explain' to see what each is about")
     check_writable(out)
-    lab = Lab(opt.data_folder(data_dir), dataset)
-    found = TOPICS[topic].explain(lab)
+    found = chosen.explain(Lab(opt.data_folder(data_dir), dataset))
     written = write_pictures(out, {topic: found.figure})
     seconds = time.perf_counter() - start
     console.result(
         {
             "topic": topic,
-            "question": TOPICS[topic].question,
+            "question": chosen.question,
             "numbers": found.numbers,
             "answer": found.answer,
             "look": found.look,
@@ -71,7 +71,7 @@ def explain(
             "seconds": seconds,
         }
     )
-    console.heading(TOPICS[topic].question)
+    console.heading(chosen.question)
     for table in found.tables:
         console.heading(f"\n{table.title}")
         console.table(table.columns, table.rows, table.left)

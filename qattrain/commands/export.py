@@ -10,7 +10,9 @@ from qattrain.commands import options as opt
 
 def export(
     checkpoint: opt.NetworkName,
-    to: Annotated[str, typer.Option(help="What to write: packed, onnx or c.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help=f"What to write: {opt.listed('export/__init__.py', 'EXPORTERS')}.", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to. [default: <run>/export]")] = None,
     layout: Annotated[str | None, typer.Option(help="Of c: packed (smallest) or int8 (fastest).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,

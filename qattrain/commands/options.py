@@ -1,5 +1,6 @@
-"""Options that several commands share, each written once. No torch in here: help texts must come at once."""
+"""Options that several commands share, each written once. Nothing here imports torch: help must appear at once."""
 
+import ast
 import functools
 import inspect
 from collections.abc import Callable
@@ -9,17 +10,35 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 DEFAULT_RUNS = Path("runs")
+PACKAGE = Path(__file__).parents[1]
+
+
+def listed(module: str, table: str) -> str:
+    """The keys of a table for a help text, e.g. "lsq, affine or pow2". module: a path in the package.
+
+    They are read from the table's source: importing it would load torch, and a copy of the names here would be another
+    line to change for everyone who adds an entry.
+    """
+    for node in ast.parse((PACKAGE / module).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict(keys=keys)) if name == table:
+                *others, last = (ast.literal_eval(key) for key in keys if key is not None)
+                return f"{', '.join(others)} or {last}"
+    raise AssertionError(f"{module} defines no dictionary {table}")
+
+
+QUANTIZERS = listed("quant/__init__.py", "QUANTIZERS")  # of train and of ptq
 
 
 class Setting(NamedTuple):
-    """An option that stands for a setting of the configuration: its path there, type and help."""
+    """A command-line option for one setting of the configuration: path of the setting, type, and typer option."""
 
     path: tuple[str, ...]
     type: Any
     option: Any
 
 
-# Options of `train`, `compare` and whatever else describes an experiment.
+# Options of the commands that describe an experiment: `train`, `compare`, `sweep`.
 SETTINGS: dict[str, Setting] = {
     "bits": Setting(
         ("quant", "bits"),
@@ -27,59 +46,57 @@ SETTINGS: dict[str, Setting] = {
         typer.Option(help="Weight bits, 1 to 8; 32 is the float baseline. [default: 4; ternary 2, binary 1]"),
     ),
     "act_bits": Setting(
-        ("quant", "act_bits"), int, typer.Option(help="Activation bits, 1 to 8 or 32. [default: as --bits]")
+        ("quant", "act_bits"), int, typer.Option(help="Activation bits, 1 to 8 or 32. [default: same as --bits]")
     ),
     "layer_bits": Setting(
         ("quant", "layer_bits"),
         str,
         typer.Option(
             metavar="L=N,...",
-            help="Other bits for layers by name: conv1 conv2 fc1 fc2 (weights), act1 act2 act3 (activations).",
+            help="Bits of single layers: conv1 conv2 fc1 fc2 (weights), act1 act2 act3 (activations).",
         ),
     ),
-    "quantizer": Setting(
-        ("quant", "quantizer"),
-        str,
-        typer.Option(metavar="Q", help="lsq, affine, pow2, dorefa, pact, ternary or binary. [default: lsq]"),
-    ),
+    "quantizer": Setting(("quant", "quantizer"), str, typer.Option(metavar="Q", help=f"{QUANTIZERS}. [default: lsq]")),
     "model": Setting(
         ("model", "name"),
         str,
-        typer.Option(metavar="M", help="lenet, lenet-small or lenet-nano. [default: lenet]"),
+        typer.Option(metavar="M", help=f"{listed('layers/network.py', 'PRESETS')}. [default: lenet]"),
     ),
     "dataset": Setting(
         ("data", "dataset"),
         str,
         typer.Option(
             metavar="D",
-            help="auto, mnist, fashion-mnist, kmnist, emnist-balanced, emnist-letters or digits. "
-            "[default: auto: MNIST if it can be had, else scikit-learn's digits]",
+            help=f"auto, {listed('data/__init__.py', 'DATASETS')}. "
+            "[default: auto: MNIST if available, else scikit-learn's digits]",
         ),
     ),
     "epochs": Setting(("train", "epochs"), int, typer.Option(help="Passes over the training images. [default: 10]")),
     "lr": Setting(
-        ("train", "lr"), float, typer.Option(help="Peak learning rate. [default: by optimizer; another at 1 bit]")
+        ("train", "lr"), float, typer.Option(help="Peak learning rate. [default: by optimizer; different at 1 bit]")
     ),
     "batch_size": Setting(
         ("train", "batch_size"),
         int,
-        typer.Option(help="Images a step. [default: 128; 32 where there are fewer than 10,000 images]"),
+        typer.Option(help="Images per step. [default: 128; 32 with fewer than 10,000 training images]"),
     ),
     "augment": Setting(
-        ("data", "augment"), str, typer.Option(metavar="A", help="none, shift, affine or elastic. [default: shift]")
+        ("data", "augment"),
+        str,
+        typer.Option(metavar="A", help=f"{listed('data/augment.py', 'AUGMENTATIONS')}. [default: shift]"),
     ),
-    "seed": Setting(("seed",), int, typer.Option(help="Seed of weights, order and augmentation. [default: 0]")),
+    "seed": Setting(("seed",), int, typer.Option(help="Seed of weights, image order and augmentation. [default: 0]")),
     "device": Setting(("train", "device"), str, typer.Option(help="auto, cpu or cuda. [default: auto]")),
     "precision": Setting(
         ("train", "precision"),
         str,
-        typer.Option(metavar="P", help="auto, fp32 or bf16. [default: auto: bf16 where the hardware has it]"),
+        typer.Option(metavar="P", help="auto, fp32 or bf16. [default: auto: bf16 if the hardware supports it]"),
     ),
     "threads": Setting(("train", "threads"), int, typer.Option(help="CPU threads. [default: torch's choice]")),
     "val_split": Setting(
         ("data", "val_split"),
         int,
-        typer.Option(help="Training images held out for validation; the best epoch on them is kept, too."),
+        typer.Option(help="Training images held out for validation; the best epoch on them is kept as well."),
     ),
     "limit_train": Setting(("data", "limit_train"), int, typer.Option(help="Use only the first N training images.")),
     "limit_test": Setting(("data", "limit_test"), int, typer.Option(help="Use only the first N test images.")),
@@ -87,28 +104,27 @@ SETTINGS: dict[str, Setting] = {
 
 
 def train_flags() -> dict[tuple[str, ...], str]:
-    """The option of `train` for every setting that has one, by the setting's path."""
+    """The flag of `train` for each setting that has one, by the setting's path."""
     flags = {setting.path: f"--{name.replace('_', '-')}" for name, setting in SETTINGS.items()}
     return flags | {("train", "init"): "--init", ("distill", "teacher"): "--teacher"}
 
 
-Settings = dict[tuple[str, ...], Any]  # path of a setting -> the value given on the command line
+Settings = dict[tuple[str, ...], Any]  # path of a setting -> value given on the command line
 
-
-# Of these a sweep takes one value: a table has its own commas, and threads are the worker's, not the cell's.
+# A sweep takes one value of these: --layer-bits has commas of its own, and threads belong to the worker, not the cell.
 NO_AXIS = ("layer_bits", "threads")
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` an option for every entry of SETTINGS; it gets those that were given as `settings`."""
+    """Give `command` an option for every entry of SETTINGS; those that were used arrive as its `settings`."""
     return _with_options(command, SETTINGS, several=())
 
 
 def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
-    """The same with several values, split at commas, for all but NO_AXIS: `settings` maps their paths to lists."""
+    """The same with comma-separated values for all but NO_AXIS: `settings` then maps their paths to lists."""
     several = tuple(name for name in SETTINGS if name not in NO_AXIS)
     options = {name: SETTINGS[name]._replace(type=str) if name in several else SETTINGS[name] for name in SETTINGS}
-    seeds = typer.Option("--seeds", "--seed", metavar="N,...", help="Seeds, several at commas. [default: 0]")
+    seeds = typer.Option("--seeds", "--seed", metavar="N,...", help="Comma-separated seeds. [default: 0]")
     options["seed"] = options["seed"]._replace(option=seeds)
     return _with_options(command, options, several)
 
@@ -141,7 +157,7 @@ def _with_options(
         command(settings=settings, **arguments)
 
     arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-    first = [p for p in arguments if p.default is inspect.Parameter.empty]  # positional on the command line
+    first = [p for p in arguments if p.default is inspect.Parameter.empty]  # the positional arguments
     arguments = first + shared + [p for p in arguments if p not in first]
     with_settings.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
     with_settings.__annotations__ = {p.name: p.annotation for p in arguments} | {"return": None}
@@ -153,22 +169,22 @@ ConfigFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example --set train.weight_decay=0. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set train.weight_decay=0; repeatable."),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
         envvar="QATTRAIN_DATA_DIR",
         show_envvar=True,
-        help="Where datasets lie or are downloaded to. [default: the user's cache folder]",
+        help="Folder that holds the datasets, or that they are downloaded to. [default: in the user's cache]",
     ),
 ]
 RunsDir = Annotated[
     Path,
-    typer.Option(envvar="QATTRAIN_RUNS_DIR", show_envvar=True, help="Where runs are kept."),
+    typer.Option(envvar="QATTRAIN_RUNS_DIR", show_envvar=True, help="Folder that holds the runs."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 CheckpointName = Annotated[
     str, typer.Argument(metavar="CKPT", help="A checkpoint file, a run folder, or a run's name.", show_default=False)
@@ -176,7 +192,7 @@ CheckpointName = Annotated[
 NetworkName = Annotated[
     str,
     typer.Argument(
-        metavar="CKPT", help="A checkpoint or a packed file, a run folder, or a run's name.", show_default=False
+        metavar="CKPT", help="A checkpoint file or packed file, a run folder, or a run's name.", show_default=False
     ),
 ]
 

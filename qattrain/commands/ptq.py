@@ -12,8 +12,10 @@ def ptq(
     checkpoint: opt.CheckpointName,
     bits: Annotated[int, typer.Option(help="Weight bits, 1 to 8.", show_default=False)],
     act_bits: Annotated[int | None, typer.Option(help="Activation bits, 1 to 8 or 32. [default: as --bits]")] = None,
-    quantizer: Annotated[str, typer.Option(help="lsq, affine, pow2, dorefa, pact, ternary or binary.")] = "affine",
-    calibration: Annotated[str, typer.Option(help="How ranges are found: minmax, percentile or mse.")] = "minmax",
+    quantizer: Annotated[str, typer.Option(help=f"{opt.QUANTIZERS}.")] = "affine",
+    calibration: Annotated[
+        str, typer.Option(help=f"How ranges are found: {opt.listed('training/ptq.py', 'CALIBRATIONS')}.")
+    ] = "minmax",
     calibration_images: Annotated[int, typer.Option(help="Training images to find activation ranges on.")] = 1024,
     name: Annotated[str | None, typer.Option(help="Name of the new run. [default: made from the settings]")] = None,
     data_dir: opt.DataDir = None,

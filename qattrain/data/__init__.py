@@ -37,7 +37,7 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
     "kmnist": partial(sets.load_source, sets.KMNIST),
     "emnist-balanced": partial(sets.load_source, sets.EMNIST_BALANCED),
     "emnist-letters": partial(sets.load_source, sets.EMNIST_LETTERS),
-    DIGITS_NAME: load_digits,
+    "digits": load_digits,
 }
 
 

@@ -1,4 +1,4 @@
-"""A custom linear function, its backward derived, and how to know that it is right."""
+"""A custom linear function: its backward derived by hand, and how to check it."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from qattrain.explain.lab import Explanation, Lab, Table
+from qattrain.explain.lab import Explanation, Lab, Table, panels
 from qattrain.quant.functional import Linear, Round
 from qattrain.report.drawing import COLORS
 
@@ -17,7 +17,7 @@ STEP = 1e-6  # of the finite differences
 
 
 class ForgottenBatch(Linear):
-    """`Linear` with a classic mistake: the gradient of the weight is averaged over the batch, not summed."""
+    """`Linear` with a classic mistake: the weight gradient is averaged over the batch instead of summed."""
 
     @staticmethod
     def backward(ctx: object, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -27,7 +27,7 @@ class ForgottenBatch(Linear):
 
 
 class Watched(Linear):
-    """`Linear`, whose last gradients can be looked at."""
+    """`Linear` that keeps the gradients it returned last."""
 
     returned: ClassVar[tuple[Tensor | None, ...]] = ()
 
@@ -38,7 +38,7 @@ class Watched(Linear):
 
 
 def checks(function: object, *inputs: Tensor) -> bool:
-    """Whether gradcheck accepts `function`: its backward against finite differences, in float64."""
+    """Whether gradcheck accepts `function`: it compares backward with finite differences, in float64."""
     try:
         return bool(torch.autograd.gradcheck(function, inputs))  # type: ignore[arg-type]
     except GradcheckError:
@@ -46,7 +46,7 @@ def checks(function: object, *inputs: Tensor) -> bool:
 
 
 def numerical(function: object, inputs: list[Tensor], index: int, arriving: Tensor) -> Tensor:
-    """The gradient of sum(arriving * y) to inputs[index] by central differences."""
+    """The gradient of sum(arriving * y) with respect to inputs[index], by central differences."""
     result = torch.zeros_like(inputs[index])
     for position in range(result.numel()):
         sides = []
@@ -59,7 +59,7 @@ def numerical(function: object, inputs: list[Tensor], index: int, arriving: Tens
 
 
 def explain(_lab: Lab) -> Explanation:
-    """Linear against F.linear and gradcheck; the same check on a mistake, and on straight-through rounding."""
+    """Linear against F.linear and gradcheck; then gradcheck on a mistake and on straight-through rounding."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((BATCH, INPUTS), (OUTPUTS, INPUTS), (OUTPUTS,))
     x, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
@@ -80,7 +80,9 @@ def explain(_lab: Lab) -> Explanation:
     }
     (of_round,) = torch.autograd.grad(Round.apply(x).sum(), x)  # type: ignore[no-untyped-call]
     true_of_round = numerical(Round.apply, [x], 0, torch.ones_like(x))
-    asked = _gradients_asked_for(x, weight, bias)
+    # With a constant x:
+    Watched.apply(x.detach(), weight, bias).sum().backward(inputs=(weight, bias))  # type: ignore[no-untyped-call]
+    asked = {"arguments": 3, "gradients": sum(gradient is not None for gradient in Watched.returned)}
     return Explanation(
         numbers={
             "largest_difference_to_torch": dict(zip(("x", "weight", "bias"), differences, strict=True)),
@@ -101,41 +103,33 @@ def explain(_lab: Lab) -> Explanation:
         answer=[
             "y[i, o] = sum over k of x[i, k] w[o, k] + b[o]. With G[i, o] = dL/dy[i, o], the chain rule gives "
             "dL/dx[i, k] = sum over o of G[i, o] w[o, k], that is G w; dL/dw[o, k] = sum over i of G[i, o] x[i, k], "
-            "that is G^T x; dL/db[o] = sum over i of G[i, o]. Shapes alone nearly force this: each gradient has the "
-            "shape of its input.",
-            f"The three differ from torch's own by at most {max(differences):.1g} and from finite differences by "
-            f"{max(errors):.1e}. gradcheck does the latter for you, in float64: it accepts Linear, with and without "
-            "bias, and refuses the version that takes the mean over the batch.",
-            f"backward returns as many gradients as forward took arguments, None where none is needed: with x a "
-            f"constant it computes {asked['gradients']} of {asked['arguments']} (ctx.needs_input_grad).",
-            f"gradcheck refuses straight-through rounding, and must: its backward says {of_round.mean().item():g}, "
-            f"the difference quotient {true_of_round.abs().max().item():g}. A surrogate is no derivative; test it "
-            "against its own formula instead.",
+            "that is G^T x; dL/db[o] = sum over i of G[i, o]. The shapes alone almost determine this: each gradient "
+            "has the shape of its input.",
+            f"The three gradients differ from torch's by at most {max(differences):.1g} and from finite differences by "
+            f"at most {max(errors):.1e}. gradcheck does the second comparison for you, in float64: it accepts Linear, "
+            "with and without bias, and rejects the version that averages over the batch.",
+            "backward returns one gradient for each argument of forward, or None where none is needed: with a constant "
+            f"x it computes {asked['gradients']} of {asked['arguments']} (ctx.needs_input_grad).",
+            f"gradcheck rejects straight-through rounding, as it must: backward returns {of_round.mean().item():g}, "
+            f"but the difference quotient is {true_of_round.abs().max().item():g}. A surrogate is not a derivative; "
+            "test it against its own formula instead.",
         ],
         look=[
-            "qattrain/quant/functional.py, class Linear (train on it with --set model.ops=explicit) and class Round",
-            "tests/quant/test_functional.py: every function there is checked in this way",
+            "qattrain.quant.functional.Linear (train with it: --set model.ops=explicit) and "
+            "qattrain.quant.functional.Round",
+            "tests/quant/test_functional.py: every function is checked in the same way",
         ],
         paper="PyTorch, 'Extending torch.autograd'; straight-through: Bengio, Leonard, Courville 2013",
         figure=_figure(mine, by_differences, (of_round, true_of_round)),
     )
 
 
-def _gradients_asked_for(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, int]:
-    """How many of Linear's three gradients are not None when x is a constant."""
-    y = Watched.apply(x.detach(), weight, bias)  # type: ignore[no-untyped-call]
-    torch.autograd.grad(y.sum(), (weight, bias))
-    return {"arguments": 3, "gradients": sum(gradient is not None for gradient in Watched.returned)}
-
-
 def _figure(mine: tuple[Tensor, ...], other: list[Tensor], of_round: tuple[Tensor, Tensor]) -> Figure:
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    linear, rounding = figure.subplots(1, 2)
-    for name, marker, color, a, b in zip(
-        ("dL/dx", "dL/dw", "dL/db"), ("o", "s", "^"), COLORS, other, mine, strict=False
-    ):
+    figure, [[linear, rounding]] = panels("Backward against finite differences", size=(10, 4.6))
+    labels = ("dL/dx", "dL/dw", "dL/db")
+    for name, marker, color, a, b in zip(labels, "os^", COLORS, other, mine, strict=False):
         linear.plot(a.flatten(), b.detach().flatten(), marker, ms=6, mfc="none", color=color, label=name)
-    linear.set_title("Linear: on the line, it is the derivative", fontsize=10)
+    linear.set_title("Linear: on the line, so it is the derivative", fontsize=10)
     true, said = of_round[1].flatten(), of_round[0].flatten()
     rounding.plot(true, said, "D", mfc="none", color=COLORS[3], label="Round, dy/dx")
     rounding.set_title("Straight-through rounding: far off it, on purpose", fontsize=10)
@@ -144,7 +138,5 @@ def _figure(mine: tuple[Tensor, ...], other: list[Tensor], of_round: tuple[Tenso
         ends = axes.get_xlim()
         axes.plot(ends, ends, color="black", ls="--", lw=0.8, label="equal")
         axes.set(xlabel="gradient by finite differences (1)", ylabel="gradient by backward (1)")
-        axes.grid(alpha=0.25)
         axes.legend(loc="upper left", fontsize=9)
-    figure.suptitle("Backward against finite differences")
     return figure

@@ -1,7 +1,6 @@
-"""One image through the integer network, layer by layer, and the same through the exported C."""
+"""One image through the integer network, layer by layer; then all test images through the exported C."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,7 +23,7 @@ EXAMPLE = ("channel", "accumulator", "multiplier", "shift", "code")
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One layer on one image: input codes, accumulators, what they become, and one channel worked out."""
+    """One layer on one image: input codes, accumulators, output, and one channel worked out as an example."""
 
     layer: IntegerLayer
     input: IntArray
@@ -36,7 +35,7 @@ class Step:
 def walk(model: IntegerModel, image: NDArray[np.uint8]) -> list[Step]:
     """Every layer's step on one image (1, 1, 28, 28).
 
-    The example is the position whose next code is the largest that was not clipped (of the last layer: the answer).
+    The example is the position with the largest output code that was not clipped; in the last layer, the answer.
     """
     steps, x = [], image.astype(np.int64)
     for layer, after in zip(model.layers, model.trace(image), strict=True):
@@ -63,7 +62,7 @@ def _example(layer: IntegerLayer, acc: IntArray, after: IntArray) -> dict[str, i
 
 
 def explain(lab: Lab) -> Explanation:
-    """A network trained for seconds, lowered to integers; one test image; all test images through the C."""
+    """A network trained for seconds and lowered to integers: one test image step by step, all of them through the C."""
     model = lab.train(QuantConfig(bits=BITS), EPOCHS)
     integers, test = lower(model), lab.dataset.test
     image, label = test.images[:1].numpy(), int(test.labels[0])
@@ -84,55 +83,51 @@ def explain(lab: Lab) -> Explanation:
         [step.layer.name, *(f"{step.example[key]:,}" if key in step.example else "-" for key in EXAMPLE)]
         for step in steps
     ]
-    one = steps[0].example
-    real = float(one["multiplier"]) / 2.0 ** one["shift"]
+    channel, acc, m, k, code = (steps[0].example[key] for key in EXAMPLE)
     return Explanation(
         numbers={
             "data": lab.data_line,
             "test_accuracy": lab.accuracy(model),
             "label": label,
             "answer": answer,
-            "layers": [_plain(step) for step in steps],
+            "layers": [
+                {
+                    "layer": step.layer.name,
+                    "input_codes": step.input[0].tolist(),
+                    "accumulators": step.acc[0].tolist(),
+                    "next_codes": step.output[0].tolist(),
+                    "example": step.example,
+                }
+                for step in steps
+            ],
             "logits": integers.run(image)[0].tolist(),
             "c": in_c,
         },
         tables=[
             Table(f"one image of the digit {label}", ["layer", "codes in", "sums", "bound of sums", "codes out"], rows),
-            Table(
-                "one sum of each layer worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples
-            ),
+            Table("one sum per layer, worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples),
         ],
         answer=[
-            f"Pixels are codes already (0..255). Each layer adds up code times code in an int32; conv1's sums on this "
+            f"Pixels already are codes (0..255). Each layer sums products of codes in an int32; conv1's sums on this "
             f"image stay within its bound of {steps[0].layer.accumulator_bound:,}.",
-            f"Three scales stand between a sum and the next codes: M = s_x s_w / s_y, a real number. It is stored as "
-            f"m / 2^k: for conv1's channel {one['channel']}, {one['multiplier']:,} / 2^{one['shift']} = {real:.6g}. "
-            f"({one['accumulator']:,} * {one['multiplier']:,} + 2^{one['shift'] - 1}) >> {one['shift']} = "
-            f"{one['code']}: a multiplication, an addition, a shift; adding the half makes the shift round.",
-            f"The last layer's sums are the logits; the largest is {answer}'s, and the image is a {label}.",
+            "Three scales take a sum to the next codes: M = s_x s_w / s_y, a real number. It is stored as m / 2^k: for "
+            f"channel {channel} of conv1, {m:,} / 2^{k} = {m / 2**k:.6g}. ({acc:,} * {m:,} + 2^{k - 1}) >> {k} = "
+            f"{code}: one multiplication, one addition, one shift. Adding the half makes the shift round.",
+            f"The last layer's sums are the logits. The largest is that of {answer}; the image is a {label}.",
             said,
         ],
         look=[
-            "qattrain/integer/model.py: the whole integer network, NumPy only; it defines the result",
-            "qattrain/lowering.py: scales become multiplier and shift; qattrain export RUN --to c writes the C",
+            "qattrain.integer.model.IntegerModel: the whole integer network in NumPy; its run defines the result",
+            "qattrain.integer.lowering.multiplier_and_shift: how a scale becomes m and k",
+            "the C of your own run: qattrain export RUN --to c",
         ],
         paper="Jacob et al. 2018, section 2.2 (integer multiplier and shift)",
         figure=_figure(steps, image, label, lab.dataset.class_names),
     )
 
 
-def _plain(step: Step) -> dict[str, Any]:
-    return {
-        "layer": step.layer.name,
-        "input_codes": step.input[0].tolist(),
-        "accumulators": step.acc[0].tolist(),
-        "next_codes": step.output[0].tolist(),
-        "example": step.example,
-    }
-
-
 def _in_c(lab: Lab, integers: IntegerModel) -> tuple[str, dict[str, int] | None]:
-    """All test images through the C that would be exported: a sentence, and the counts (None without a compiler)."""
+    """All test images through the C of an export: a sentence about it, and the counts (None without a compiler)."""
     facts = ModelFacts(MODEL.name, lab.dataset.name, lab.dataset.class_names, None)
     images = lab.dataset.test.images
     try:
@@ -140,12 +135,10 @@ def _in_c(lab: Lab, integers: IntegerModel) -> tuple[str, dict[str, int] | None]
             found = compare_with_integers(predict, integers, images)
     except ExportError as error:
         return f"The exported C was not compared: {error}.", None
-    counts = {"images": len(images), "images_with_another_logit": found.logits}
     return (
-        f"The exported C, compiled and run on all {len(images):,} test images: {found.logits} images have any other "
-        "logit. Equal means equal integers, not close floats.",
-        counts,
-    )
+        f"The exported C was compiled and run on all {len(images):,} test images: in {found.logits} of them a logit "
+        "differs. Equal means equal integers, not close floats."
+    ), {"images": len(images), "images_with_another_logit": found.logits}
 
 
 def _figure(steps: list[Step], image: NDArray[np.uint8], label: int, names: tuple[str, ...]) -> Figure:
@@ -172,11 +165,11 @@ def _figure(steps: list[Step], image: NDArray[np.uint8], label: int, names: tupl
             axes.set(xticks=[], yticks=[])
     hidden, logits = below.subplots(1, 2, width_ratios=[2, 1])
     hidden.bar(range(len(outputs[2])), outputs[2], color=COLORS[0])
-    hidden.set(title="act3: codes behind fc1", xlabel="feature", ylabel=f"code ({BITS} bits)", ylim=(0, qmax + 0.5))
+    hidden.set(title="act3: codes after fc1", xlabel="feature", ylabel=f"code ({BITS} bits)", ylim=(0, qmax + 0.5))
     hidden.yaxis.set_major_locator(MaxNLocator(integer=True))
     colors = ["0.6" if value < outputs[3].max() else COLORS[1] for value in outputs[3]]
     logits.bar(names, outputs[3], color=colors, edgecolor="black", lw=0.5)
     logits.axhline(0, color="black", lw=0.8)
     logits.set(title=f"fc2: sums are the logits; the image is a {names[label]}", xlabel="class", ylabel="logit (int32)")
-    figure.suptitle("One image through integers only: pixels, codes behind every layer, logits")
+    figure.suptitle("One image through integers only: pixels, codes after every layer, logits")
     return figure

@@ -1,6 +1,6 @@
-"""What a topic is, and the laboratory it works in: small data, a small network, one thread and seed 0.
+"""What a topic is, and the lab it experiments in: small data, a small network, one thread, seed 0.
 
-The training loop is the tool's own. Everything stays in memory: no run folder, no checkpoint.
+Training uses the tool's own loop. Everything stays in memory: no run folder, no checkpoint.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_dataset
@@ -22,24 +23,24 @@ from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training
 from qattrain.training.ptq import CALIBRATIONS, calibrate
 
 MODEL = ModelConfig(name="lenet-nano")
-TRAIN_IMAGES, TEST_IMAGES = 1500, 1000  # of a larger dataset than the digits: seconds, not minutes
+TRAIN_IMAGES, TEST_IMAGES = 1500, 1000  # at most, so that training takes seconds
 CALIBRATION_IMAGES = 512
 SEED = 0
-AUGMENT = DataConfig().augment  # of a run that asks for nothing else
+AUGMENT = DataConfig().augment  # the default of `qattrain train`
 
-OnStep = Callable[[LeNet, int], None]  # the model after an optimizer step, and the epoch under way, from 1
+OnStep = Callable[[LeNet, int], None]  # (model after an optimizer step, current epoch from 1)
 
 
 @dataclass(frozen=True)
 class Lab:
-    """Where experiments get their data. dataset_name: a key of DATASETS, or "auto": MNIST if on disk, else digits."""
+    """Gives experiments their data. dataset_name: a key of DATASETS, or "auto": MNIST if it is on disk, else digits."""
 
     data_dir: Path
     dataset_name: str = AUTO_NAME
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Loaded at the first use: not every topic needs it. Raises ConfigError, DataError."""
+        """Loaded when first used, because not every topic needs it. Raises ConfigError, DataError."""
         name = self.dataset_name
         if name == AUTO_NAME:
             name = "mnist" if is_on_disk("mnist", self.data_dir) else DIGITS_NAME
@@ -48,7 +49,7 @@ class Lab:
 
     @property
     def data_line(self) -> str:
-        """The data of this lab, in words."""
+        """The lab's data in words."""
         data = self.dataset
         return f"{len(data.train.labels):,} training and {len(data.test.labels):,} test images of {data.name}"
 
@@ -60,30 +61,23 @@ class Lab:
         augment: str = "none",
         settings: dict[str, Any] | None = None,
     ) -> LeNet:
-        """A fresh lenet-nano trained as `qattrain train` would, with its defaults but for `settings` of TrainConfig."""
-        torch.set_num_threads(1)  # results on a CPU are equal for equal numbers of threads
+        """A new lenet-nano, trained as `qattrain train` does with its defaults; `settings` replace TrainConfig's."""
+        torch.set_num_threads(1)  # results depend on the number of threads
         torch.manual_seed(SEED)
         model = build_model(MODEL, quant, self.dataset.classes)
-        config = TrainConfig(
-            epochs=epochs,
-            batch_size=AUTO_BATCH_SMALL,
-            precision="fp32",
-            device="cpu",
-            threads=1,
-        )
-        images = len(self.dataset.train.labels)
-        config = settle_training(config, quant, images).model_copy(update=settings)
+        asked = TrainConfig(epochs=epochs, batch_size=AUTO_BATCH_SMALL, precision="fp32", device="cpu", threads=1)
+        config = settle_training(asked, quant, len(self.dataset.train.labels)).model_copy(update=settings)
         trainer = Trainer(model, self.dataset.train, config, augment, SEED)
         for _ in range(epochs):
             trainer.train_epoch(_Watcher(model, on_step), lambda: False)
         return model
 
     def accuracy(self, model: LeNet) -> float:
-        """On all of the lab's test images, a fraction."""
+        """The fraction of the lab's test images that `model` classifies correctly."""
         return evaluate(torch_predictor(model), self.dataset.test).accuracy
 
     def quantized_after_training(self, float_model: LeNet, quant: QuantConfig) -> LeNet:
-        """Post-training quantization of `float_model`, calibrated by min and max on training images."""
+        """`float_model` quantized after training, its ranges the minimum and maximum over some training images."""
         model = build_model(MODEL, quant, self.dataset.classes)
         copy_weights(float_model.state_dict(), model, "float network")
         calibrate(model, float_model, self.dataset.train.images[:CALIBRATION_IMAGES], CALIBRATIONS["minmax"])
@@ -92,7 +86,7 @@ class Lab:
 
 @dataclass(frozen=True)
 class Table:
-    """Measured numbers as a person reads them. Columns named in `left`, and the first, are text."""
+    """Measured numbers, formatted for reading. The first column and those named in `left` are text."""
 
     title: str
     columns: list[str]
@@ -102,10 +96,10 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What an experiment showed.
+    """The result of an experiment.
 
-    numbers: for `--json`, plain values, nothing not finite. answer: paragraphs; every number in them is from this run.
-    look: where in the code it stands, and what to change. paper: who described it. figure: the picture.
+    numbers: for `--json`, plain values, all finite. answer: paragraphs; every number in them was measured in this run.
+    look: where to read the code, by dotted paths, and what to try. paper: the sources.
     """
 
     numbers: dict[str, Any]
@@ -122,6 +116,18 @@ class Topic:
 
     question: str
     explain: Callable[[Lab], Explanation]
+
+
+def panels(
+    title: str, rows: int = 1, columns: int = 2, size: tuple[float, float] = (11, 4.6), **shared: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure with that title, and its panels, (rows, columns), with a light grid each. shared: of Figure.subplots."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False, **shared)
+    for each in axes.flat:
+        each.grid(alpha=0.25)
+    return figure, axes
 
 
 class _Watcher:

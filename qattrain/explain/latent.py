@@ -1,4 +1,4 @@
-"""The float weights behind the codes: how often codes flip, and how small a step is against the grid."""
+"""The float weights behind the codes: how often codes flip, and how small an update is compared with the grid."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qattrain.config import WEIGHT_LAYERS, QuantConfig
-from qattrain.explain.lab import Explanation, Lab, Table
+from qattrain.explain.lab import Explanation, Lab, Table, panels
 from qattrain.layers.network import LeNet
 from qattrain.report.console import percent
 from qattrain.report.drawing import COLORS
@@ -19,12 +19,12 @@ TRACED = "conv2"
 
 @dataclass
 class Watch:
-    """Looks at all weights after every step.
+    """Records all weights after every optimizer step.
 
-    first, codes, weights: of every layer, after the first step and now. flips: by epoch and layer, codes that differ
-    from the step before. ends: by epoch, all codes at its end. small, updates: how many updates of a weight were below
-    half a step of its grid, and how many there were. medians: of their sizes in steps of the grid, by layer and step.
-    trace: one layer's weights in steps of the grid, (steps, weights).
+    first: every layer's codes after the first step. codes, weights: the latest. flips: by epoch and layer, how many
+    codes changed from one step to the next. ends: by epoch, all codes at its end. small: how many of all `updates` of a
+    weight were below half a step of its grid. medians: median size of the updates in grid steps, by layer and step.
+    trace: one layer's weights in grid steps, (steps, weights).
     """
 
     first: dict[str, Tensor] = field(default_factory=dict)
@@ -59,14 +59,14 @@ class Watch:
 
 
 def watched(lab: Lab, schedule: str) -> tuple[Watch, float]:
-    """A 4-bit network watched at every step of its training, and its test accuracy."""
+    """The record of a 4-bit network's training, and its test accuracy."""
     watch = Watch()
     model = lab.train(QuantConfig(bits=BITS), EPOCHS, watch, settings={"schedule": schedule})
     return watch, lab.accuracy(model)
 
 
 def epochs_of(watch: Watch) -> list[dict[str, Any]]:
-    """By epoch: flips per weight of every layer, all flips, and the share of codes that were others at its end."""
+    """By epoch: flips per weight in every layer, all flips, and the share of codes that changed over the epoch."""
     sizes = {name: codes.numel() for name, codes in watch.codes.items()}
     before, found = watch.first, []
     for epoch, flips in watch.flips.items():
@@ -85,7 +85,7 @@ def epochs_of(watch: Watch) -> list[dict[str, Any]]:
 
 
 def explain(lab: Lab) -> Explanation:
-    """The default training, and one whose learning rate does not come down."""
+    """The default training, and one with a constant learning rate."""
     watch, accuracy = watched(lab, "one-cycle")
     constant, constant_accuracy = watched(lab, "constant")
     per_epoch, of_constant = epochs_of(watch), epochs_of(constant)
@@ -108,7 +108,7 @@ def explain(lab: Lab) -> Explanation:
         },
         tables=[
             Table(
-                "flips per 100 weights, all flips, codes changed over the epoch; all flips at a constant rate; "
+                "flips per 100 weights, all flips, codes changed in the epoch; all flips at a constant learning rate; "
                 f"{BITS} bits, {weights:,} weights, {lab.data_line}",
                 ["epoch", *WEIGHT_LAYERS, "all flips", "changed", "constant rate"],
                 [
@@ -124,20 +124,21 @@ def explain(lab: Lab) -> Explanation:
             )
         ],
         answer=[
-            f"Because a training step is far smaller than a step of the grid: the median update of a weight was "
-            f"{median:.2g} grid steps, and {percent(share_small)} of all updates were below half a step. Were only "
-            "codes kept, each of those would be rounded back to where it came from, and training would stand still. "
-            "The float weight is the memory in which small updates add up until the code flips.",
-            f"Codes flipped {total:,} times, {total / weights:.2f} times a weight: {first['flips']:,} in the first "
-            f"epoch, {last['flips']:,} in the last. {percent(elsewhere)} of the codes ended elsewhere than they began.",
-            "A weight whose best value lies between two codes crosses the threshold again and again (picture, right). "
-            "What stills it is the learning rate, which comes down to 0; at a constant one the last epoch still had "
+            "Because a training step is far smaller than a step of the grid: the median update of a weight was "
+            f"{median:.2g} grid steps, and {percent(share_small)} of all updates were below half a step. If only codes "
+            "were kept, each of those updates would be rounded away, and training would make no progress. The float "
+            "weight is the memory in which small updates add up until the code flips.",
+            f"Codes flipped {total:,} times, {total / weights:.2f} times per weight: {first['flips']:,} in the first "
+            f"epoch, {last['flips']:,} in the last. {percent(elsewhere)} of the codes ended on another value than they "
+            "began with.",
+            "A weight whose best value lies between two codes crosses the threshold again and again (right panel). It "
+            "settles because the learning rate falls to 0; at a constant rate the last epoch still had "
             f"{of_constant[-1]['flips']:,} flips (accuracy {percent(constant_accuracy)} against {percent(accuracy)}).",
-            "After training the floats are thrown away: the exported network holds codes and scales only.",
+            "After training the float weights are discarded: the exported network holds only codes and scales.",
         ],
         look=[
-            "qattrain/layers.py, quantized_weight: codes are made anew from the float weight in every forward pass",
-            "qattrain/training.py, SCHEDULES: --set train.schedule=constant is the second training above",
+            "qattrain.layers.QuantLinear.quantized_weight: every forward pass makes new codes from the float weight",
+            "qattrain.training.optimization.SCHEDULES: --set train.schedule=constant is the second training above",
         ],
         paper="float weights behind codes: Courbariaux et al. 2015 (BinaryConnect); oscillations: Nagel et al. 2022",
         figure=_figure(per_epoch, watch, lab.data_line),
@@ -148,8 +149,7 @@ def _figure(per_epoch: list[dict[str, Any]], watch: Watch, data: str) -> Figure:
     trace = torch.stack(watch.trace)  # (steps, weights)
     codes = (trace + 0.5).floor().clamp(-(2 ** (BITS - 1)), 2 ** (BITS - 1) - 1)
     busiest = int((codes[1:] != codes[:-1]).sum(0).argmax())
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    flips, one = figure.subplots(1, 2)
+    figure, [[flips, one]] = panels(f"Float weights behind {BITS}-bit codes ({data})")
     epochs = [row["epoch"] for row in per_epoch]
     for name, line, marker, color in zip(WEIGHT_LAYERS, ("-", "--", ":", "-."), "os^D", COLORS, strict=False):
         values = [100 * row["flips_per_weight"][name] for row in per_epoch]
@@ -162,9 +162,6 @@ def _figure(per_epoch: list[dict[str, Any]], watch: Watch, data: str) -> Figure:
     low, high = int(latent.min().floor()), int(latent.max().ceil())
     for code in range(low, high):
         one.axhline(code + 0.5, color="0.5", ls=":", lw=1, label="rounding thresholds" if code == low else None)
-    one.set(title=f"The {TRACED} weight that flipped most", xlabel="training step", ylabel="steps of the grid")
+    one.set(title=f"The {TRACED} weight that flipped most", xlabel="training step", ylabel="grid steps")
     one.legend(fontsize=8)
-    for axes in (flips, one):
-        axes.grid(alpha=0.25)
-    figure.suptitle(f"Float weights behind {BITS}-bit codes ({data})")
     return figure

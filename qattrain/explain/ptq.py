@@ -1,9 +1,9 @@
-"""The cliff: quantizing after training against training with quantization, from 8 bits to 1."""
+"""The cliff: quantizing after training compared with training with quantization, from 8 bits to 1."""
 
 from matplotlib.figure import Figure
 
 from qattrain.config import FLOAT_BITS, QuantConfig
-from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Explanation, Lab, Table
+from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Explanation, Lab, Table, panels
 from qattrain.report.console import percent
 from qattrain.report.drawing import COLORS
 
@@ -13,10 +13,10 @@ EPOCHS = 10
 
 
 def measure(lab: Lab, ptq_bits: tuple[int, ...], qat_bits: tuple[int, ...]) -> dict[str, dict[int, float]]:
-    """Test accuracies by method and bits (of weights and of activations; float: 32), all from seed 0.
+    """Test accuracies by method and bits (of weights and activations; float: 32), all with seed 0.
 
-    One float network; each PTQ is made from it, affine with min-max ranges; each QAT is trained from scratch with as
-    many epochs and otherwise the defaults of `qattrain train`.
+    Every PTQ network is made from the same float network, affine with min-max ranges. Every QAT network is trained from
+    scratch for as many epochs, with the defaults of `qattrain train`.
     """
     float_model = lab.train(QuantConfig(bits=FLOAT_BITS), EPOCHS, augment=AUGMENT)
     ptq = {}
@@ -28,7 +28,7 @@ def measure(lab: Lab, ptq_bits: tuple[int, ...], qat_bits: tuple[int, ...]) -> d
 
 
 def explain(lab: Lab, ptq_bits: tuple[int, ...] = PTQ_BITS, qat_bits: tuple[int, ...] = QAT_BITS) -> Explanation:
-    """The whole curve. ptq_bits and qat_bits: which points of it, 2 among both."""
+    """The accuracy curves. ptq_bits, qat_bits: the points to measure; both must contain 2."""
     found = measure(lab, ptq_bits, qat_bits)
     reference, ptq, qat = found["float"][FLOAT_BITS], found["ptq"], found["qat"]
     highest = max(set(ptq) & set(qat))
@@ -51,19 +51,19 @@ def explain(lab: Lab, ptq_bits: tuple[int, ...] = PTQ_BITS, qat_bits: tuple[int,
             )
         ],
         answer=[
-            f"Rounded after training to {highest} bits, the network has {percent(ptq[highest])}; in float it had "
-            f"{percent(reference)}. Rounding is not harmless as such: {2**highest} levels are many. The error of a "
-            f"rounded weight is at most half a step, and a step is 1/{2**highest - 1} of the range.",
-            f"Every bit less doubles the step. PTQ stays within a point of float {lasting}; at 2 bits it has "
-            f"{percent(ptq[2])}: rounding errors of a size the network never met.",
-            f"QAT meets them in training: {percent(qat[2])} at 2 bits, {100 * (qat[2] - ptq[2]):.1f} points more, in "
-            f"the same {EPOCHS} epochs. Whoever wants 4 bits and below trains with the rounding in the forward pass; "
-            "rounding a finished network ('hard quantization') is another method.",
+            f"Rounded to {highest} bits after training, the network has {percent(ptq[highest])}; in float it had "
+            f"{percent(reference)}. Rounding as such is not harmless, but {2**highest} levels are many: a rounded "
+            f"weight is off by at most half a step, and a step is 1/{2**highest - 1} of the range.",
+            f"Every bit less doubles the step. PTQ stays within one percentage point of float {lasting}; at 2 bits it "
+            f"has {percent(ptq[2])}, because the network never saw rounding errors that large.",
+            f"With QAT it sees them in training: {percent(qat[2])} at 2 bits, {100 * (qat[2] - ptq[2]):.1f} points "
+            f"more, in the same {EPOCHS} epochs. For 4 bits and below, train with the rounding in the forward pass. "
+            "Rounding a finished network ('hard quantization') is a different method.",
         ],
         look=[
-            "qattrain/calibration.py: all there is to PTQ (ranges from images); try --calibration mse",
-            "qattrain/layers.py: where the rounding stands in the forward pass of training",
-            "on your own networks: qattrain compare fp32 vs ptq vs qat --bits 2",
+            "qattrain.training.ptq.calibrate: all there is to PTQ (ranges from images); try --calibration mse",
+            "qattrain.layers.QuantLinear.quantized_weight: the rounding in the forward pass of training",
+            "your own networks: qattrain compare fp32 vs ptq vs qat --bits 2",
         ],
         paper="Jacob et al. 2018 (PTQ and QAT at 8 bits); Esser et al. 2020 (LSQ); Nagel et al. 2021 (overview)",
         figure=_figure(found, lab.data_line),
@@ -71,8 +71,8 @@ def explain(lab: Lab, ptq_bits: tuple[int, ...] = PTQ_BITS, qat_bits: tuple[int,
 
 
 def _figure(found: dict[str, dict[int, float]], data: str) -> Figure:
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
-    axes = figure.subplots()
+    title = f"The cliff: {data}\nPTQ calibrated on {CALIBRATION_IMAGES} images, {EPOCHS} epochs of training"
+    figure, [[axes]] = panels(title, columns=1, size=(8, 4.8))
     reference = 100 * found["float"][FLOAT_BITS]
     axes.axhline(reference, color="black", ls=":", label=f"float ({reference:.1f} %)")
     for name, method, line, marker, color in (
@@ -83,7 +83,5 @@ def _figure(found: dict[str, dict[int, float]], data: str) -> Figure:
         axes.plot(list(points), list(points.values()), ls=line, marker=marker, color=color, label=name)
     axes.invert_xaxis()
     axes.set(xlabel="bits of weights and activations", ylabel="test accuracy (%)", ylim=(0, 103))
-    axes.set_title(f"The cliff: {data}\nPTQ calibrated on {CALIBRATION_IMAGES} images, {EPOCHS} epochs of training")
-    axes.grid(alpha=0.25)
     axes.legend(loc="lower left")
     return figure

@@ -1,6 +1,6 @@
-"""The hand-made layer of many first attempts: weights times 2^n, rounded, and never divided back.
+"""The hand-made layer of many first attempts: weights times 2^n, rounded, and never divided by 2^n again.
 
-This file is the one place where a layer is written the wrong way, on purpose, beside the right one.
+This is the only file in which a layer is written the wrong way, on purpose, next to the right one.
 """
 
 import math
@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from qattrain.data import batch_slices, epoch_order
-from qattrain.explain.lab import SEED, Explanation, Lab, Table
+from qattrain.explain.lab import SEED, Explanation, Lab, Table, panels
 from qattrain.quant import round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import counted, percent
@@ -28,7 +28,7 @@ FORMS = (DIVIDED, FACTOR, NO_FACTOR)
 
 
 class Scaled(torch.autograd.Function):
-    """round(2^n w), not divided back; backward: 2^n times what arrives, or, with `keep` False, just what arrives."""
+    """round(2^n w), not divided by 2^n; backward: the gradient that arrives, times 2^n if `keep`."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, n: int, keep: bool) -> Tensor:
@@ -41,7 +41,7 @@ class Scaled(torch.autograd.Function):
 
 
 class HandMadeConv2d(nn.Conv2d):
-    """A convolution with rounded weights, in one of the three FORMS."""
+    """A convolution with rounded weights in one of the three FORMS."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, form: str) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
@@ -57,11 +57,11 @@ class HandMadeConv2d(nn.Conv2d):
 
 @dataclass(frozen=True)
 class Course:
-    """One training: its setting, and after every epoch loss, mean |w| of the convolutions, and test accuracy.
+    """One training: its setting, and after every epoch the loss, mean |w| of the convolutions, and test accuracy.
 
-    A loss or a size that is no longer a finite number is None.
-    first_gradient, first_logit: at the first step, the norm of the second convolution's gradient and the mean |logit|.
-    classes_answered: how many different answers the trained network gives to all test images.
+    A loss or a weight size that is not finite is None. first_gradient, first_logit: at the first step, the norm of the
+    second convolution's gradient and the mean |logit|. classes_answered: how many different classes the trained network
+    predicts over all test images.
     """
 
     form: str
@@ -76,7 +76,7 @@ class Course:
 
 
 def network(form: str, batch_norm: bool, classes: int) -> nn.Sequential:
-    """conv, pool, ReLU, conv, pool, ReLU, fully connected; torch's own initialization."""
+    """conv, pool, ReLU, conv, pool, ReLU, fully connected, with torch's initialization."""
 
     def norm(channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
@@ -87,15 +87,14 @@ def network(form: str, batch_norm: bool, classes: int) -> nn.Sequential:
 
 
 def train(lab: Lab, form: str, optimizer: str, batch_norm: bool) -> Course:
-    """Train one network with plain SGD, or with Adam; everything but the setting is the same."""
+    """Train one network with plain SGD or with Adam; everything but the setting is the same."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     data, test = lab.dataset.train, lab.dataset.test
     model = network(form, batch_norm, lab.dataset.classes)
     convolutions = [module for module in model if isinstance(module, HandMadeConv2d)]
-    rate = RATES[optimizer]
     stepper = torch.optim.SGD if optimizer == "SGD" else torch.optim.Adam
-    steps = stepper(model.parameters(), rate)
+    steps = stepper(model.parameters(), RATES[optimizer])
     course = Course(form, optimizer, batch_norm, [], [], [], 0.0, 0.0, 0)
     images, firsts = data.images / 255, list[float]()
     for epoch in range(EPOCHS):
@@ -116,16 +115,11 @@ def train(lab: Lab, form: str, optimizer: str, batch_norm: bool) -> Course:
         weights = torch.cat([c.weight.detach().flatten() for c in convolutions])
         course.train_loss.append(_finite(losses / len(order)))
         course.weight_size.append(_finite(weights.abs().mean().item()))
-        answers = _answers(model, test.images)
+        model.eval()
+        with torch.no_grad():
+            answers = model(test.images / 255).argmax(1)
         course.test_accuracy.append((answers == test.labels).double().mean().item())
     return replace(course, first_gradient=firsts[0], first_logit=firsts[1], classes_answered=len(set(answers.tolist())))
-
-
-@torch.no_grad()
-def _answers(model: nn.Module, images: Tensor) -> Tensor:
-    model.eval()
-    answers: Tensor = model(images / 255).argmax(1)
-    return answers
 
 
 def _finite(value: float) -> float | None:
@@ -137,7 +131,7 @@ def _shown(value: float | None) -> str:
 
 
 def explain(lab: Lab) -> Explanation:
-    """All twelve: three forms, two optimizers, with and without batch normalization."""
+    """Twelve trainings: three forms, two optimizers, with and without batch normalization."""
     courses = [
         train(lab, form, optimizer, batch_norm) for batch_norm in (False, True) for optimizer in RATES for form in FORMS
     ]
@@ -155,7 +149,6 @@ def explain(lab: Lab) -> Explanation:
         ]
         for c in courses
     ]
-    columns = ["form", "training", "training loss", "mean |w|", "|grad|", "|logit|"]
     trainings = list(dict.fromkeys((c.optimizer, c.batch_norm) for c in courses))
     accuracies = [[form, *(percent(by[form, *training].test_accuracy[-1]) for training in trainings)] for form in FORMS]
     return Explanation(
@@ -170,35 +163,36 @@ def explain(lab: Lab) -> Explanation:
             Table(
                 "loss of the first and the last epoch, mean |w| at the end; at the first step the gradient norm of the "
                 "second convolution and the mean |logit|",
-                columns,
+                ["form", "training", "training loss", "mean |w|", "|grad|", "|logit|"],
                 rows,
                 ("training",),
             ),
         ],
         answer=[
-            "The fault is the missing division. w_hat = 2^-n round(2^n w) is a weight on a grid; round(2^n w) is a "
-            f"weight {2**N} times too large, in each of two layers: at the first step the mean |logit| is "
+            "The bug is the missing division. w_hat = 2^-n round(2^n w) is a weight on a grid; round(2^n w) is "
+            f"{2**N} times too large, in each of two layers: at the first step the mean |logit| is "
             f"{kept.first_logit:.3g} instead of {right.first_logit:.3g}, and the norm of the second convolution's "
-            f"gradient {kept.first_gradient:.3g} instead of {right.first_gradient:.3g}.",
-            f"With plain SGD and no batch norm that ends at {percent(kept.test_accuracy[-1])} against "
-            f"{percent(right.test_accuracy[-1])} divided. To all {len(lab.dataset.test.labels):,} test images it gives "
-            f"{counted(kept.classes_answered, 'different answer')}, the divided one {right.classes_answered}. In each "
-            f"layer the step is 2^n too long and its effect 2^n too large, 4^n = {4**N} in all. That is also why the "
-            f"weights are large: mean |w| {_shown(kept.weight_size[-1])} instead of {_shown(right.weight_size[-1])}; "
-            "the first steps threw them there.",
-            "May the factor 2^n of the gradient be dropped? Divided, it cancels (2^-n * 1 * 2^n = 1): there is "
-            f"none to drop. Undivided, the true gradient has it; dropping it leaves a biased, gentler step, 2^n too "
-            f"large instead of 4^n: {percent(dropped.test_accuracy[-1])}.",
-            f"Batch norm divides any common factor out again, and Adam divides each gradient by its own size: the same "
+            f"gradient is {kept.first_gradient:.3g} instead of {right.first_gradient:.3g}.",
+            f"With plain SGD and no batch norm, accuracy ends at {percent(kept.test_accuracy[-1])}, compared with "
+            f"{percent(right.test_accuracy[-1])} with the division. Over all {len(lab.dataset.test.labels):,} test "
+            f"images the network gives {counted(kept.classes_answered, 'different answer')}; with the division it "
+            f"gives {right.classes_answered}. In each layer the step is 2^n times too long and its effect 2^n times "
+            f"too large, a factor of 4^n = {4**N} in all. That is also why the weights grow: mean |w| is "
+            f"{_shown(kept.weight_size[-1])} instead of {_shown(right.weight_size[-1])}, after a few huge first steps.",
+            "Can the factor 2^n of the gradient be dropped? With the division it cancels (2^-n * 1 * 2^n = 1), so "
+            "there is nothing to drop. Without the division the true gradient contains it; dropping it biases the "
+            f"gradient but makes the step 2^n times too large instead of 4^n: {percent(dropped.test_accuracy[-1])}.",
+            "Batch norm divides out any common factor, and Adam divides each gradient by its own magnitude: the same "
             f"faulty layer reaches {percent(masked[0])} (SGD + batch norm), {percent(masked[1])} (Adam) and "
-            f"{percent(masked[2])} (both). They mask the fault; they do not mend it: the layer's output is still "
-            f"{2**N} times too large for whoever exports it.",
+            f"{percent(masked[2])} (both). They mask the bug but do not fix it: the layer's output is still {2**N} "
+            "times too large for anyone who exports it.",
         ],
         look=[
             "your layer: return round(w * 2**n) / 2**n, with the straight-through gradient and no factor",
-            "qattrain/quant/functional.py, 'Where the factor 2^n goes'; qattrain/quant/pow2.py is the right layer's "
-            "quantizer (qattrain train --quantizer pow2 --set quant.n=4)",
-            "qattrain/explain/scale.py: all three forms side by side",
+            "the docstring of qattrain.quant.functional: 'Where the factor 2^n goes'",
+            "qattrain.quant.quantizers.Pow2Quantizer: the right layer's quantizer (qattrain train --quantizer pow2 "
+            "--set quant.n=4)",
+            "qattrain.explain.scale.HandMadeConv2d: all three forms side by side",
         ],
         paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
         figure=_figure(courses, lab.data_line),
@@ -206,8 +200,8 @@ def explain(lab: Lab) -> Explanation:
 
 
 def _figure(courses: list[Course], data: str) -> Figure:
-    figure = Figure(figsize=(13, 8.2), layout="constrained")
-    panels = figure.subplots(3, 4, sharex=True, sharey="row")
+    title = f"Weights times 2^{N}, rounded: divided back or not ({data})"
+    figure, grid = panels(title, 3, 4, size=(13, 8.2), sharex=True, sharey="row")
     epochs = range(1, EPOCHS + 1)
     styles = dict(zip(FORMS, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
     columns = [(optimizer, norm) for norm in (False, True) for optimizer in RATES]
@@ -216,20 +210,17 @@ def _figure(courses: list[Course], data: str) -> Figure:
         for c in chosen:
             line, marker = styles[c.form]
             look = {"ls": line, "marker": marker, "ms": 4, "color": COLORS[FORMS.index(c.form)], "label": c.form}
-            panels[0, column].plot(epochs, [100 * a for a in c.test_accuracy], **look)
+            grid[0, column].plot(epochs, [100 * a for a in c.test_accuracy], **look)
             for row, values in ((1, c.train_loss), (2, c.weight_size)):
-                panels[row, column].semilogy(epochs, [math.nan if v is None else v for v in values], **look)
-        panels[0, column].set_title(optimizer + (" + batch norm" if norm else ", no batch norm"))
-        panels[2, column].set_xlabel("epoch")
+                grid[row, column].semilogy(epochs, [math.nan if v is None else v for v in values], **look)
+        grid[0, column].set_title(optimizer + (" + batch norm" if norm else ", no batch norm"))
+        grid[2, column].set_xlabel("epoch")
     labels = ("test accuracy (%)", "training loss (nats)", "mean |w| (real value)")
-    for axes, label in zip(panels[:, 0], labels, strict=True):
+    for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
-    for axes in panels[1:, 0]:
+    for axes in grid[1:, 0]:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.yaxis.set_minor_formatter("{x:g}")
-    for axes in panels.flat:
-        axes.grid(alpha=0.25)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(f"Weights times 2^{N}, rounded: divided back or not ({data})")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

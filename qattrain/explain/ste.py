@@ -1,14 +1,14 @@
-"""The straight-through estimator: the gradient of a staircase, and what is put in its place."""
+"""The straight-through estimator: the gradient of a staircase, and what replaces it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, QuantConfig
-from qattrain.explain.lab import Explanation, Lab, Table
+from qattrain.explain.lab import Explanation, Lab, Table, panels
+from qattrain.layers.network import LeNet
 from qattrain.quant import SURROGATES, round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import percent
@@ -21,31 +21,20 @@ EPOCHS, FRACTION_BITS = 3, 4
 
 
 def explain(lab: Lab) -> Explanation:
-    """Gradients as numbers, then trainings that differ only in the surrogate."""
+    """Gradients in numbers, then trainings that differ only in the surrogate."""
     gradients = measured_gradients()
     at = surrogate_gradients()
     trained = trainings(lab)
     forms = gradients["largest_difference_of_the_two_forms"]
-    rows = [
-        [
-            name,
-            *(f"{value:.3f}" for value in at[name].values()),
-        ]
-        for name in [BARE, *SURROGATES]
-    ]
-    columns = [
-        "backward",
-        *(f"{place} ({v:g})" for place, v in SHOWN.items()),
-        "mean",
-    ]
     bare, identity = trained[BARE], trained["identity"]
     return Explanation(
         numbers={"gradients": gradients, "surrogates": at, "training": trained},
         tables=[
             Table(
-                f"what leaves for every 1 that arrives (3 bits, codes {LOW} to {HIGH}); mean within the range",
-                columns,
-                rows,
+                f"gradient that leaves for a gradient of 1 that arrives (3 bits, codes {LOW} to {HIGH}); mean within "
+                "the range",
+                ["backward", *(f"{place} ({v:g})" for place, v in SHOWN.items()), "mean"],
+                [[name, *(f"{value:.3f}" for value in found.values())] for name, found in at.items()],
             ),
             Table(
                 f"{EPOCHS} epochs, both convolutions round(2^{FRACTION_BITS} w) / 2^{FRACTION_BITS}; {lab.data_line}",
@@ -55,24 +44,24 @@ def explain(lab: Lab) -> Explanation:
         ],
         answer=[
             f"Autograd's gradient of round is 0 everywhere: on {gradients['points']:,} points the largest is "
-            f"{gradients['bare_largest']:g}. No weight behind it learns.",
-            "The straight-through estimator is one line: in the backward pass, hand on the gradient as if y = x. As a "
-            f"custom Function, or as x + (round(x) - x).detach(): their gradients differ by {forms:g}, their outputs "
-            f"by {gradients['largest_forward_difference']:g}. They are the same thing; only in the Function the "
-            "pretence has a place of its own, where you can change it.",
-            f"Training does not stop with a bare round (here {percent(bare['test_accuracy'])}, and "
-            f"{percent(identity['test_accuracy'])} with the straight-through gradient): biases, and the layers behind "
-            "the convolutions, float here, learn all the same. But of the convolutions' codes "
-            f"{percent(bare['codes_moved'])} moved, against {percent(identity['codes_moved'])}: they stayed as random "
-            "as they were born. A falling loss is no proof that the rounded layers learn; look whether their codes "
-            "move.",
-            "Outside the range the staircase is flat for good. identity pushes such weights on although nothing "
-            "changes; clipped and tanh stop them there (the clip zones of the picture); polynomial fades out within "
-            "half a step on either side of the range's ends.",
+            f"{gradients['bare_largest']:g}. A weight that is rounded like this never learns.",
+            "The straight-through estimator is one line: in the backward pass, return the gradient as if y = x. It can "
+            "be written as a custom Function, or as x + (round(x) - x).detach(): the gradients of the two differ by "
+            f"{forms:g}, their outputs by {gradients['largest_forward_difference']:g}. They are the same thing, but "
+            "the Function has a separate backward, which you can change.",
+            f"With a bare round, training still works (here {percent(bare['test_accuracy'])}, compared with "
+            f"{percent(identity['test_accuracy'])} with the straight-through gradient): the biases, and the layers "
+            f"after the convolutions, which are float here, still learn. But {percent(bare['codes_moved'])} of the "
+            f"convolutions' codes changed, compared with {percent(identity['codes_moved'])}: they stayed as random as "
+            "they were initialized. A falling loss does not prove that the rounded layers learn; check whether their "
+            "codes change.",
+            "Outside the range the staircase stays flat. identity keeps pushing such weights although nothing changes; "
+            "clipped and tanh stop them there (the clip zones in the picture); polynomial fades out within half a step "
+            "on either side of each end of the range.",
         ],
         look=[
-            "qattrain/quant/functional.py, class Round: backward calls SURROGATES[...]; that line is the surrogate",
-            "qattrain/quant/surrogates.py: write your own function there, add a line to SURROGATES, and choose it "
+            "qattrain.quant.functional.Round.backward: the line with SURROGATES[...] is the surrogate gradient",
+            "qattrain.quant.surrogates.SURROGATES: write your own function, add a line to this table, and choose it "
             "with --set quant.surrogate=NAME",
         ],
         paper="Bengio, Leonard, Courville 2013, section 4; clipping: Hubara et al. 2016; tanh: Gong et al. 2019; "
@@ -82,7 +71,7 @@ def explain(lab: Lab) -> Explanation:
 
 
 def measured_gradients() -> dict[str, float]:
-    """Of bare round, of the Function and of the detach form, for the same random gradient that arrives."""
+    """Gradients of bare round, of the Function and of the detach form, for the same random gradient that arrives."""
     generator = torch.Generator().manual_seed(0)
     x = torch.empty(10_001).uniform_(-6, 5, generator=generator)
     arriving = torch.randn(x.shape, generator=generator)
@@ -103,7 +92,7 @@ def measured_gradients() -> dict[str, float]:
 
 
 def surrogate_gradients() -> dict[str, dict[str, float]]:
-    """Of `Round` with every surrogate, and of bare round: at the places of SHOWN, and the mean within the range."""
+    """Gradients of bare round and of `Round` with every surrogate: at the points SHOWN, and the mean in the range."""
     places = torch.tensor(list(SHOWN.values()), dtype=torch.float64)
     inside = torch.linspace(LOW, HIGH, 7001, dtype=torch.float64)[:-1]
     found = {}
@@ -120,48 +109,33 @@ def _gradient(name: str, v: Tensor) -> Tensor:
     return torch.autograd.grad(y.sum(), v)[0]
 
 
-@contextmanager
-def _registered(name: str) -> Iterator[None]:
-    """`name` as a surrogate that lets nothing through: what autograd makes of a bare round."""
-    SURROGATES[name] = lambda grad, _v, _low, _high: torch.zeros_like(grad)
-    try:
-        yield
-    finally:
-        del SURROGATES[name]
-
-
 def trainings(lab: Lab) -> dict[str, dict[str, float]]:
-    """Both convolutions as round(2^4 w) / 2^4, all else float, trained with each surrogate and with a bare round.
+    """Both convolutions as round(2^4 w) / 2^4, everything else float, trained with a bare round and each surrogate.
 
-    Without weight decay, which would move weights that no gradient reaches.
+    There is no weight decay, which would move weights that no gradient reaches.
     """
     others = dict.fromkeys([*WEIGHT_LAYERS[2:], *ACTIVATION_LAYERS], 32)
-    found = {}
-    names = list(SURROGATES)
-    with _registered(BARE):
-        for name in [BARE, *names]:
+    names, found = [BARE, *SURROGATES], {}
+    SURROGATES[BARE] = lambda grad, _v, _low, _high: torch.zeros_like(grad)  # what autograd makes of a bare round
+    try:
+        for name in names:
             quant = QuantConfig(quantizer="pow2", bits=4, n=FRACTION_BITS, layer_bits=others, surrogate=name)
-            born: list[Tensor] = []
-
-            def keep_first(model: object, _epoch: int, born: list[Tensor] = born) -> None:
-                if not born:
-                    born.append(_conv_codes(model))
-
-            model = lab.train(quant, EPOCHS, keep_first, settings={"weight_decay": 0.0})
-            moved = (_conv_codes(model) != born[0]).double().mean().item()
+            codes: list[Tensor] = []  # after every step
+            model = lab.train(quant, EPOCHS, partial(_keep_codes, codes), settings={"weight_decay": 0.0})
+            moved = (codes[-1] != codes[0]).double().mean().item()
             found[name] = {"test_accuracy": lab.accuracy(model), "codes_moved": moved}
+    finally:
+        del SURROGATES[BARE]
     return found
 
 
 @torch.no_grad()
-def _conv_codes(model: object) -> Tensor:
-    layers = [getattr(model, name) for name in WEIGHT_LAYERS[:2]]
-    return torch.cat([layer.quantized_weight().codes.flatten() for layer in layers])
+def _keep_codes(kept: list[Tensor], model: LeNet, _epoch: int) -> None:
+    kept.append(torch.cat([layer.quantized_weight().codes.flatten() for layer in (model.conv1, model.conv2)]))
 
 
 def _figure() -> Figure:
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    forward, backward = figure.subplots(1, 2)
+    figure, [[forward, backward]] = panels("The straight-through estimator, 3 bits")
     v = torch.linspace(LOW - 2, HIGH + 2, 4001, dtype=torch.float64)
     forward.plot(v, round_half_up(v).clamp(LOW, HIGH), color="black", lw=1.8, label="forward: clip(round(v))")
     forward.plot(v, v, color=COLORS[0], ls=DASHES[1], lw=1.2, label="pretended by identity: v")
@@ -179,8 +153,6 @@ def _figure() -> Figure:
             zone = "clip zone: codes cannot follow" if index == 0 and low < LOW else None
             axes.axvspan(low, high, color="0.9", zorder=0, label=zone)
         axes.set_xlim(LOW - 2, HIGH + 2)
-        axes.grid(alpha=0.25)
         axes.legend(fontsize=8, loc="upper left" if index == 0 else "upper right")
     backward.set_ylim(-0.1, 1.9)
-    figure.suptitle("The straight-through estimator, 3 bits")
     return figure
