@@ -10,7 +10,6 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,7 @@ class Checkpoint:
         return self.config.ptq is not None or len(self.history) >= self.config.train.epochs
 
 
-FIELDS = tuple(field.name for field in dataclass_fields(Checkpoint))
-
-
+# What each field of a file must be; a file has these and its version.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
@@ -65,8 +62,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the file atomically. Raises TrainingError if it cannot be written."""
-    fields = {name: getattr(checkpoint, name) for name in FIELDS}
-    fields |= {
+    fields = vars(checkpoint) | {
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config.model_dump(mode="json"),
         "class_names": list(checkpoint.class_names),
@@ -83,15 +79,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError if it is missing, truncated, altered, foreign, of another version, or not what it claims.
     """
     fields = _verified_fields(path)
-    expected = {"format_version", *FIELDS}
-    version = fields.get("format_version")
+    version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version!r}; this qattrain reads {FORMAT_VERSION}; use the one that wrote it"
         )
-    if set(fields) != expected:
+    if set(fields) != set(_CHECKS):
         raise CheckpointError(
-            f"{path} has fields {sorted(map(str, fields))}; expected {sorted(expected)}; train it again"
+            f"{path} has fields {sorted(map(str, fields))}; expected {sorted(_CHECKS)}; train it again"
         )
     for name, fits in _CHECKS.items():
         if not fits(fields[name]):
@@ -100,14 +95,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = parse_config(fields["config"], str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint's configuration is not one of this version") from None
-    return Checkpoint(
-        config=config,
-        class_names=tuple(fields["class_names"]),
-        model=fields["model"],
-        history=fields["history"],
-        notice=fields["notice"],
-        trainer=fields["trainer"],
-    )
+    return Checkpoint(**(fields | {"config": config, "class_names": tuple(fields["class_names"])}))
 
 
 def _verified_fields(path: Path) -> dict[str, Any]:

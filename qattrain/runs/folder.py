@@ -103,24 +103,32 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
     )
 
 
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """`config.json`: {"config": ..., "environment": ...}; {} if it is missing or not what a run writes."""
+    try:
+        record = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        return record if all(isinstance(record[key], dict) for key in ("config", "environment")) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
     """The checkpoint of a finished run whose settled config equals `config` apart from name and threads."""
     for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")):
         run_dir = path.parent
         try:
-            found = json.loads(path.read_text())["config"]
-            epochs_done = len((run_dir / METRICS_FILE).read_text().splitlines())
-            if _comparable(found) != _comparable(config):
+            if comparable(read_record(run_dir)["config"]) != comparable(config):
                 continue
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             continue  # not a run, or of another version
         epochs_asked = 1 if config["ptq"] else config["train"]["epochs"]
-        if epochs_done == epochs_asked and (run_dir / LAST_FILE).is_file():
+        if len(read_metrics(run_dir)) == epochs_asked and (run_dir / LAST_FILE).is_file():
             return run_dir / LAST_FILE
     return None
 
 
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A settled configuration without what makes no other network: name and threads."""
     return config | {"name": None, "train": config["train"] | {"threads": None}}
 
 
@@ -153,9 +161,8 @@ def list_runs(runs_dir: Path) -> list[RunSummary]:
 
 def _summarize(run_dir: Path) -> RunSummary | None:
     try:
-        config = parse_config(json.loads((run_dir / CONFIG_FILE).read_text())["config"], CONFIG_FILE)
-        metrics = run_dir / METRICS_FILE
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        config = parse_config(read_record(run_dir)["config"], CONFIG_FILE)
+        history = read_metrics(run_dir)
         quant, is_ptq = config.quant, config.method == "ptq"
         assert quant.bits is not None, quant
         assert quant.act_bits is not None, quant
@@ -166,10 +173,10 @@ def _summarize(run_dir: Path) -> RunSummary | None:
             act_bits=quant.act_bits,
             quantizer=quant.quantizer,
             method=config.method,
-            epochs=0 if is_ptq else len(lines),
+            epochs=0 if is_ptq else len(history),
             epochs_asked=0 if is_ptq else config.train.epochs,
-            accuracy=json.loads(lines[-1])["test_accuracy"] if lines else None,
-            age_seconds=time.time() - (metrics if lines else run_dir / CONFIG_FILE).stat().st_mtime,
+            accuracy=history[-1]["test_accuracy"] if history else None,
+            age_seconds=time.time() - (run_dir / (METRICS_FILE if history else CONFIG_FILE)).stat().st_mtime,
         )
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, ConfigError):
+    except (OSError, KeyError, TypeError, AssertionError, ConfigError):
         return None

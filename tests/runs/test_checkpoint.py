@@ -17,8 +17,8 @@ from qattrain.errors import CheckpointError
 from qattrain.files import write_atomically
 from qattrain.layers.network import build_model
 from qattrain.runs.checkpoint import (
+    _CHECKS,
     DIGEST_BYTES,
-    FIELDS,
     FORMAT_VERSION,
     MAGIC,
     Checkpoint,
@@ -80,7 +80,7 @@ def test_everything_comes_back_as_it_was_saved(saved: Path, tmp_path: Path, asse
     assert first.notice == "a notice"
     save_checkpoint(tmp_path / "again.pt", first)
     second = load_checkpoint(tmp_path / "again.pt")
-    for name in FIELDS:
+    for name in _CHECKS:
         assert_same(getattr(first, name), getattr(second, name), path=name)
 
 
@@ -195,7 +195,7 @@ def test_another_format_version_is_refused_by_number(saved: Path, tmp_path: Path
     refused(path, repr(version), str(FORMAT_VERSION))
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", _CHECKS)
 def test_a_missing_field_is_refused_by_name(saved: Path, tmp_path: Path, field: str) -> None:
     fields = fields_of(saved)
     del fields[field]
@@ -206,7 +206,7 @@ def test_an_unknown_field_is_refused_by_name(saved: Path, tmp_path: Path) -> Non
     refused(store(tmp_path / "more.pt", fields_of(saved) | {"surprise": 1}), "surprise")
 
 
-@pytest.mark.parametrize("field", [name for name in FIELDS if name != "notice"])
+@pytest.mark.parametrize("field", [name for name in _CHECKS if name != "notice"])
 @pytest.mark.parametrize("value", [7, "text", [1]])
 def test_a_field_of_the_wrong_type_is_refused(saved: Path, tmp_path: Path, field: str, value: object) -> None:
     path = store(tmp_path / "typed.pt", fields_of(saved) | {field: value})
