@@ -162,7 +162,8 @@ def list_runs(runs_dir: Path) -> list[RunSummary]:
 def _summarize(run_dir: Path) -> RunSummary | None:
     try:
         config = parse_config(read_record(run_dir)["config"], CONFIG_FILE)
-        history = read_metrics(run_dir)
+        metrics = run_dir / METRICS_FILE
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
         quant, is_ptq = config.quant, config.method == "ptq"
         assert quant.bits is not None, quant
         assert quant.act_bits is not None, quant
@@ -173,10 +174,10 @@ def _summarize(run_dir: Path) -> RunSummary | None:
             act_bits=quant.act_bits,
             quantizer=quant.quantizer,
             method=config.method,
-            epochs=0 if is_ptq else len(history),
+            epochs=0 if is_ptq else len(lines),
             epochs_asked=0 if is_ptq else config.train.epochs,
-            accuracy=history[-1]["test_accuracy"] if history else None,
-            age_seconds=time.time() - (run_dir / (METRICS_FILE if history else CONFIG_FILE)).stat().st_mtime,
+            accuracy=json.loads(lines[-1])["test_accuracy"] if lines else None,
+            age_seconds=time.time() - (metrics if lines else run_dir / CONFIG_FILE).stat().st_mtime,
         )
-    except (OSError, KeyError, TypeError, AssertionError, ConfigError):
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, ConfigError):
         return None
