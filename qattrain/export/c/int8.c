@@ -1,53 +1,3 @@
-"""The kernels of layout int8 in C, the same for every model; the two innermost also in vector instructions.
-
-Eight sums at a time, of 2 weight rows and 4 inputs or of 8 rows and 1 input, with what they are made from fit into the
-16 vector registers of x86, and their totals into one. The words for real numbers, for taking memory and for printing
-must not stand here.
-"""
-
-CONV_ROWS = 2  # weight rows that are multiplied together, with four inputs each: the windows of a 2x2 maximum
-LINEAR_ROWS = 8  # with one input
-
-INT8_LAYOUT = """\
- * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is filled up with zeros to
- * a multiple of %(align)d bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then
- * one plain loop over two arrays, which compilers turn into vector instructions. Zero times whatever lies behind the
- * inputs is zero. Rows of zeros fill a layer up to the number of rows that are multiplied together.
- *
- * Compiled for an x86 processor with AVX2 (-march=native does that), the two innermost functions are written out in its
- * instructions, several times faster than what compilers find; -DQATTRAIN_PORTABLE leaves them out. The logits are the
- * same.
-"""
-
-INT8_STRUCT = """
-#if defined __AVX2__ && !defined QATTRAIN_PORTABLE
-#define VECTORS
-#include <immintrin.h>
-#endif
-
-#ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline))           /* into a caller that knows all sizes */
-#define ALIGNED __attribute__((aligned(64)))                          /* no vector lies in two cache lines */
-#else
-#define INLINE static inline
-#define ALIGNED
-#endif
-
-struct layer {
-    const int8_t *weights;           /* rows one after the other, in the order of the inputs */
-    const bias_t *bias;              /* one per output channel, as are the two below */
-    const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
-    const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t stride;                 /* bytes in a row, its zeros included */
-    uint32_t outputs;                /* rows, without those of zeros */
-    uint8_t step;                    /* a weight is step * byte + rest: 1 and 0 unless that does not fit a byte */
-    int16_t rest;
-    uint8_t largest;                 /* largest output code */
-};
-"""
-
-PORTABLE = """
 #ifndef VECTORS
 
 /* The sum of n products. */
@@ -87,9 +37,7 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
     uint32_t row;
     for (row = 0; row < 8; row++) sums[row] = start + step * dot(weights + row * stride, inputs, stride);
 }
-"""
 
-VECTORS = """
 #else
 
 typedef __m256i vector; /* 32 bytes, or eight sums */
@@ -171,9 +119,7 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
     _mm256_storeu_si256((vector *)sums, _mm256_add_epi32(stepped(totals(each), step), _mm256_set1_epi32(start)));
 }
 #endif
-"""
 
-LAYERS = """
 /* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written so that it takes no more than 64
  * bits and no branch. A sum up to 0 gives code 0 whatever the multiplier: only unsigned numbers are ever shifted. */
 INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
@@ -211,12 +157,12 @@ INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
         for (column = 0; column < half; column++) {
             int32_t start[4];
             for (window = 0; window < 4; window++) {
-                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window %% 2) * channels;
+                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window % 2) * channels;
                 uint8_t *patch = arena.patches + window * stride;
                 for (k = 0; k < KERNEL; k++) copy(patch + k * run, corner + k * line, run);
                 start[window] = correction(layer, patch);
             }
-            for (channel = 0; channel < layer->outputs; channel += %(conv_rows)d) {
+            for (channel = 0; channel < layer->outputs; channel += CONV_ROWS) {
                 multiply_windows(layer->weights + channel * stride, arena.patches, stride, layer->step, start,
                                  arena.sums + channel);
             }
@@ -231,7 +177,7 @@ INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, 
     const uint32_t stride = layer->stride, outputs = layer->outputs;
     const int32_t start = correction(layer, inputs);
     uint32_t channel;
-    for (channel = 0; channel < outputs; channel += %(linear_rows)d) {
+    for (channel = 0; channel < outputs; channel += LINEAR_ROWS) {
         multiply_rows(layer->weights + channel * stride, inputs, stride, layer->step, start, arena.sums + channel);
     }
     if (codes) {
@@ -240,6 +186,3 @@ INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, 
         for (channel = 0; channel < outputs; channel++) sums[channel] = arena.sums[channel] + layer->bias[channel];
     }
 }
-"""
-
-INT8_KERNELS = PORTABLE + VECTORS + LAYERS % {"conv_rows": CONV_ROWS, "linear_rows": LINEAR_ROWS}

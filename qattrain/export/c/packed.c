@@ -1,31 +1,3 @@
-"""The kernels of layout packed in C, the same for every model: `qattrain.export.c_tables` writes what differs.
-
-Every layout has a note for the head of model.c, its `struct layer`, and `convolve` and `connect`. The words for real
-numbers, for taking memory and for printing must not stand here.
-"""
-
-PACKED_LAYOUT = """\
- * Layout "packed", the smallest: weights of b bits lie in a stream of bits without gaps. Number i, 0 .. 2^b - 1, takes
- * the bits i*b .. i*b + b - 1, its lowest first; bit j of the stream is bit j % 8, counted from the lowest, of byte
- * j / 8. The weight is lowest + step * number. One row, the weights of one output channel, is unpacked at a time.
-"""
-
-PACKED_STRUCT = """
-struct layer {
-    const uint8_t *codes;            /* the stream of bits: rows one after the other, in the order of the inputs */
-    const bias_t *bias;              /* one per output channel, as are the two below */
-    const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
-    const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t outputs;                /* rows */
-    uint8_t bits;                    /* of a weight: 1 .. 8 */
-    uint8_t step;                    /* weight = lowest + step * number; step is 2 where weights are odd numbers */
-    int16_t lowest;
-    uint8_t largest;                 /* largest output code */
-};
-"""
-
-PACKED_KERNELS = """
 /* The next code. A sum up to 0 gives code 0 whatever the multiplier, so that only unsigned numbers are ever shifted. */
 static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum) {
     uint64_t code;
@@ -97,4 +69,3 @@ static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *c
         else codes[channel] = requantize(layer, channel, sum);
     }
 }
-"""
