@@ -15,7 +15,7 @@ for name in ("nms", "qnms"):
 """
 REPORT = """
 import sys
-from qattrain.data.torchvision_sets import import_torchvision_datasets
+from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import DataError
 try:
     print(import_torchvision_datasets().__name__, sys.modules["torchvision.half"].imports)
