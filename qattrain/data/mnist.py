@@ -25,7 +25,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,14 +123,13 @@ def _check_files(source: Source, data_dir: Path) -> list[Path]:
     """Checks the files that exist, in pairs where both do, and returns the missing ones. Raises DataError."""
     labels = range(source.first_label, source.first_label + len(source.class_names))
     missing = []
-    for image_file, label_file in source.pairs(data_dir):
-        if is_present(image_file) and is_present(label_file):
-            check_pair(image_file, label_file, label_range=labels)
-        elif is_present(image_file):
-            check_idx(image_file, kind="images")
-        elif is_present(label_file):
-            check_idx(label_file, kind="labels", labels=labels)
-        missing += [path for path in (image_file, label_file) if not is_present(path)]
+    for pair in source.pairs(data_dir):
+        present = [path for path in pair if is_present(path)]
+        if len(present) == 2:
+            check_pair(*pair, label_range=labels)
+        elif present:
+            check_idx(present[0], kind="images" if present[0] == pair[0] else "labels", labels=labels)
+        missing += [path for path in pair if path not in present]
     return missing
 
 
@@ -277,13 +276,11 @@ def first_answer(urls: Sequence[str], seconds: float) -> str | None:
     for url in urls:
         threading.Thread(target=_ask, args=(url, seconds, answers), daemon=True).start()
     deadline = time.monotonic() + seconds
-    for _ in urls:
-        try:
+    with suppress(queue.Empty):
+        for _ in urls:
             answered = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            return None
-        if answered is not None:
-            return answered
+            if answered is not None:
+                return answered
     return None
 
 

@@ -29,7 +29,9 @@ def read_image(data: bytes, source: str) -> NDArray[np.uint8]:
     """
     if not data:
         raise DataError(f"{source} is empty; give a PNG or JPEG file")
-    ink = _ink(_grey(data, source))
+    grey = _grey(data, source)
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    ink = np.abs(grey - np.median(border))  # the border shows the paper; ink may be lighter or darker
     if ink.max() < MIN_CONTRAST:
         raise DataError(f"{source} shows nothing: it has only one colour; give a digit that stands out from its paper")
     return normalized(ink)
@@ -77,10 +79,3 @@ def _grey(data: bytes, source: str) -> Floats:
         raise DataError(f"{source} is no PNG or JPEG image; convert it to one") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{source} is a damaged image: {error}; use an intact copy") from None
-
-
-def _ink(grey: Floats) -> Floats:
-    """How much each pixel differs from the paper, lighter or darker. The paper is what the border shows."""
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ink: Floats = np.abs(grey - np.median(border))
-    return ink

@@ -16,9 +16,9 @@ INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
     return sum;
 }
 
-INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* without a branch, which nobody could predict */
+INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* no branch, which would be unpredictable */
 
-/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
+/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; keeps the largest sum of each row. */
 INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
                              const int32_t start[4], int32_t largest[2]) {
     uint32_t row, window;
@@ -55,7 +55,7 @@ INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
     return _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
 }
 
-/* Adds to each of the eight sums the products of four neighbouring bytes, in the best way the processor has. */
+/* Adds to each of the eight sums the products of four neighbouring bytes, with the processor's best instruction. */
 INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #if defined __AVX512VNNI__ && defined __AVX512VL__
     return _mm256_dpbusd_epi32(sums, inputs, weights);
@@ -64,7 +64,7 @@ INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #elif TWO_PRODUCTS_FIT_16_BITS
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), _mm256_set1_epi16(1)));
 #else
-    /* Two products can be more than 16 bits hold, where maddubs would cut them off: bytes become 16 bits first. */
+    /* Two products can exceed 16 bits, where maddubs would saturate: bytes are widened to 16 bits first. */
     const vector zero = _mm256_setzero_si256(), signs = _mm256_cmpgt_epi8(zero, weights);
     const vector low = _mm256_madd_epi16(_mm256_unpacklo_epi8(inputs, zero), _mm256_unpacklo_epi8(weights, signs));
     const vector high = _mm256_madd_epi16(_mm256_unpackhi_epi8(inputs, zero), _mm256_unpackhi_epi8(weights, signs));
@@ -72,17 +72,17 @@ INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #endif
 }
 
-/* Eight sums times a step, which the compiler knows: mostly 1, and nothing to do. */
+/* Eight sums times a step that the compiler knows: it is mostly 1, which costs nothing. */
 INLINE vector stepped(vector sums, int32_t step) { return _mm256_mullo_epi32(sums, _mm256_set1_epi32(step)); }
 
-/* Eight vectors of eight sums -> the total of each: neighbours are added three times over. */
+/* Eight vectors of eight sums -> the total of each, in three rounds of adding neighbours. */
 INLINE vector totals(const vector sums[8]) {
     const vector a = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
     const vector b = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4], sums[5]), _mm256_hadd_epi32(sums[6], sums[7]));
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
+/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; keeps the largest sum of each row. */
 INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
                              const int32_t start[4], int32_t largest[2]) {
     vector sums[8], all;
@@ -97,7 +97,7 @@ INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint3
             sums[4 + window] = accumulate(sums[4 + window], x, second);
         }
     }
-    /* The first row's four sums, then the second's; each half is compared with itself turned by two, then by one. */
+    /* Four sums of the first row, then four of the second; each half is compared with itself, rotated by 2, then 1. */
     all = stepped(totals(sums), step);
     all = _mm256_add_epi32(all, _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)start)));
     all = _mm256_max_epi32(all, _mm256_shuffle_epi32(all, 0x4e));
@@ -120,8 +120,8 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
 }
 #endif
 
-/* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written so that it takes no more than 64
- * bits and no branch. A sum up to 0 gives code 0 whatever the multiplier: only unsigned numbers are ever shifted. */
+/* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written to need at most 64 bits and no
+ * branch. A sum of 0 or less gives code 0 with any multiplier, so only unsigned numbers are shifted. */
 INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
     const int32_t *restrict sums = arena.sums;
     uint32_t channel;
@@ -133,8 +133,8 @@ INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
     }
 }
 
-/* What all weights of a layer have beyond step times their bytes, times the sum of the inputs: in most models 0. What
- * lies behind the inputs is cleared, so that whole vectors can be added. */
+/* The sum of the inputs times `rest`, the part of every weight beyond step * byte: 0 in most models. The bytes behind
+ * the inputs are cleared so that whole vectors can be added. */
 INLINE int32_t correction(const struct layer *layer, uint8_t *inputs) {
     uint32_t i;
     if (layer->rest == 0) return 0;
@@ -172,7 +172,7 @@ INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
     }
 }
 
-/* A fully connected layer: inputs -> codes, or, in the last one, sums. */
+/* A fully connected layer: inputs -> codes or, in the last layer, sums. */
 INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, int32_t *sums) {
     const uint32_t stride = layer->stride, outputs = layer->outputs;
     const int32_t start = correction(layer, inputs);

@@ -4,8 +4,8 @@
 #endif
 
 #ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline))           /* into a caller that knows all sizes */
-#define ALIGNED __attribute__((aligned(64)))                          /* no vector lies in two cache lines */
+#define INLINE static inline __attribute__((always_inline))           /* the caller knows all sizes */
+#define ALIGNED __attribute__((aligned(64)))                          /* no vector crosses a cache line */
 #else
 #define INLINE static inline
 #define ALIGNED
@@ -18,8 +18,8 @@ struct layer {
     const uint8_t *shift;
     uint32_t inputs;                 /* weights in a row */
     uint32_t stride;                 /* bytes in a row, its zeros included */
-    uint32_t outputs;                /* rows, without those of zeros */
-    uint8_t step;                    /* a weight is step * byte + rest: 1 and 0 unless that does not fit a byte */
+    uint32_t outputs;                /* rows, without the padding rows */
+    uint8_t step;                    /* a weight is step * byte + rest: 1 and 0 if weights fit a byte */
     int16_t rest;
     uint8_t largest;                 /* largest output code */
 };

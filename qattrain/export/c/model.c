@@ -1,5 +1,6 @@
-{#- The frame of model.c. The kernels, and `struct layer` which they share with the tables, are plain C in <layout>.c and
-    <layout>.h. The words for real numbers, for allocating memory and for printing must not appear in any of them. -#}
+{#- The frame of model.c, a jinja2 template. The kernels are plain C in <layout>.c, and `struct layer`, which they share
+    with the tables, in <layout>.h. The words for real numbers, for allocating memory and for printing must not appear
+    in any of them. -#}
 /* model.c: a LeNet made of integers, written by qattrain. C99; needs nothing but the compiler.
  *
  * 784 grey pixels go in, one integer per class comes out, and the largest one names the class. In between, each layer
@@ -21,10 +22,10 @@
  * the bits i*b .. i*b + b - 1, its lowest first; bit j of the stream is bit j % 8, counted from the lowest, of byte
  * j / 8. The weight is lowest + step * number. One row, the weights of one output channel, is unpacked at a time.
 {% else %}
- * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is filled up with zeros to
- * a multiple of {{ align }} bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then
- * one plain loop over two arrays, which compilers turn into vector instructions. The zeros make whatever lies behind
- * the inputs harmless. Rows of zeros fill a layer up to the number of rows that are multiplied together.
+ * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is padded with zeros to a
+ * multiple of {{ align }} bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then one
+ * plain loop over two arrays, which compilers turn into vector instructions. Whatever lies behind the inputs is
+ * multiplied by these zeros. Rows of zeros pad a layer to the number of rows that are multiplied together.
  *
  * For an x86 processor with AVX2 (-march=native) the two innermost functions are written in its vector instructions,
  * several times faster than what compilers generate; -DQATTRAIN_PORTABLE leaves them out. The logits are the same.
@@ -72,7 +73,7 @@ static struct {
 {% endfor %}
 } arena{{ arena.attribute }};
 
-/* Refuses to compile if the size of the arena is not what model.h states. */
+/* Fails to compile if the size of the arena is not what model.h states. */
 typedef char arena_has_the_stated_size[sizeof arena == QATTRAIN_ARENA_BYTES ? 1 : -1];
 
 {% filter replace("CONV_ROWS", conv_rows) | replace("LINEAR_ROWS", linear_rows) %}

@@ -12,8 +12,8 @@ extern "C" {
 #endif
 
 /* image: 28 rows of 28 grey pixels, 0 the background, 255 the stroke. logits: one per class, the larger the likelier.
- * Returns the class with the largest logit, the lowest such class where several are equal. Not for two threads at a
- * time: they would share the arena. */
+ * Returns the class with the largest logit, the lowest such class where several are equal. Not thread-safe: all calls
+ * share the arena. */
 int qattrain_predict(const uint8_t image[784], int32_t logits[QATTRAIN_CLASSES]);
 
 #ifdef __cplusplus

@@ -1,4 +1,4 @@
-/* The next code. A sum up to 0 gives code 0 whatever the multiplier, so that only unsigned numbers are ever shifted. */
+/* The next code. A sum of 0 or less gives code 0 with any multiplier, so only unsigned numbers are shifted. */
 static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum) {
     uint64_t code;
     if (sum <= 0) return 0;
@@ -20,7 +20,7 @@ static void unpack_row(const struct layer *layer, uint32_t channel) {
     const uint32_t start = channel * layer->inputs * layer->bits;     /* the row's first bit */
     const uint8_t *next = layer->codes + start / 8;
     uint32_t waiting = (uint32_t)*next++ >> start % 8;                /* bits read, but not used yet */
-    uint32_t count = 8 - start % 8;                                   /* how many */
+    uint32_t count = 8 - start % 8;                                   /* how many of them */
     const uint32_t bits = layer->bits, mask = (1u << bits) - 1;
     const int32_t lowest = layer->lowest, step = layer->step;
     uint32_t i;
@@ -45,7 +45,7 @@ static void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
         for (row = 0; row < half; row++) {
             for (column = 0; column < half; column++) {
                 int32_t best = INT32_MIN;
-                for (window = 0; window < 4; window++) {              /* of the 2x2 that pooling looks at */
+                for (window = 0; window < 4; window++) {              /* of the 2x2 that are pooled */
                     const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window % 2) * channels;
                     int32_t sum = 0;
                     for (k = 0; k < KERNEL; k++) sum += dot(arena.row + k * run, corner + k * line, run);
@@ -58,7 +58,7 @@ static void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
     }
 }
 
-/* A fully connected layer: inputs -> codes, or, in the last one, sums. */
+/* A fully connected layer: inputs -> codes or, in the last layer, sums. */
 static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *codes, int32_t *sums) {
     uint32_t channel;
     for (channel = 0; channel < layer->outputs; channel++) {
