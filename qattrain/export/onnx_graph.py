@@ -31,8 +31,6 @@ from qattrain.export.base import fits_16_bits, pixels_first
 from qattrain.integer import IntegerLayer, pack_codes
 
 BASE_OPSET = 18  # the first in which every operator used here has the form used here (ReduceMax: axes as an input)
-
-
 INITIALIZERS = {2: ("UINT2", 25), 4: ("UINT4", 21), 8: ("UINT8", BASE_OPSET)}  # bits -> type, first opset to have it
 
 

@@ -23,8 +23,8 @@
  * j / 8. The weight is lowest + step * number. One row, the weights of one output channel, is unpacked at a time.
 {% else %}
  * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is padded with zeros to a
- * multiple of {{ align }} bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then one
- * plain loop over two arrays, which compilers turn into vector instructions. Whatever lies behind the inputs is
+ * multiple of {{ align }} bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then
+ * one plain loop over two arrays, which compilers turn into vector instructions. Whatever lies behind the inputs is
  * multiplied by these zeros. Rows of zeros pad a layer to the number of rows that are multiplied together.
  *
  * For an x86 processor with AVX2 (-march=native) the two innermost functions are written in its vector instructions,
