@@ -1,4 +1,4 @@
-"""Each case in a Python of its own, with a pretended torchvision: operators and modules cannot be undeclared."""
+"""Each case runs in its own Python with a fake torchvision: operators and modules cannot be undeclared."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-# What torchvision does next to a torch it was not built for: a submodule is imported, then an operator is mentioned.
+# What torchvision does next to a torch it was not built for: it imports a submodule, then mentions an operator.
 NEEDS_OPERATORS = """
 import torch, torchvision.half
 for name in ("nms", "qnms"):

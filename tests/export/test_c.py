@@ -1,4 +1,4 @@
-"""The C exporter: every logit equals IntegerModel's in both layouts, and the files keep what they promise."""
+"""The C exporter: every logit equals IntegerModel's in both layouts, and the files are what they claim to be."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ def export(model: IntegerModel, layout: str = "packed", **changes: Any) -> Files
 
 @pytest.fixture(autouse=True)
 def unmeasured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring sizes takes longer than the rest: only in the tests that read them."""
+    """Measuring sizes takes longer than everything else, so only the tests that need them do it."""
     if "measured" not in request.fixturenames:
         monkeypatch.setattr(c_export, "measure", lambda *_: None)
 

@@ -17,7 +17,7 @@ from qattrain.files import compiler as compiling
 from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import IntegerModel, ModelFacts
 
-# The compiler's flags, what /proc/cpuinfo must list, and the instruction that must stand in the assembly.
+# The compiler's flags, what /proc/cpuinfo must list, and the instruction that must appear in the assembly.
 FORMS: dict[str, tuple[tuple[str, ...], set[str], str]] = {
     "avx512vnni": (("-mavx2", "-mavx512vnni", "-mavx512vl"), {"avx512_vnni", "avx512vl"}, " vpdpbusd"),
     "avxvnni": (("-mavx2", "-mavxvnni"), {"avx_vnni"}, "{vex} vpdpbusd"),
@@ -32,7 +32,7 @@ WORST[1:4] = 255
 def worst(
     quantizer: str, codes: tuple[int, int], zero_point: int = 0, widths: tuple[int, int, int] = (7, 9, 41)
 ) -> IntegerModel:
-    """The largest weights there are on the largest codes there are, alone and side by side with the smallest."""
+    """The largest possible weights on the largest possible codes, alone and next to the smallest."""
     model = random_model(quantizer, 8, 8, widths, zero_point=zero_point)
     for index, layer in enumerate(model.layers):
         extreme = np.resize(np.array(codes), layer.codes.shape)
@@ -69,7 +69,7 @@ def export(model: IntegerModel) -> Files:
 
 
 def processor() -> set[str]:
-    """What it can do, as Linux names it."""
+    """Its features, as Linux names them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return set(next((line for line in lines if line.startswith("flags")), "").split())

@@ -22,7 +22,7 @@ FILES = {"a.bin": b"qattrain a", "b.bin": b"qattrain b"}
 
 
 def exporter(change: Callable[[Any], Any] = lambda logits: logits, files: Files = FILES) -> Exporter:
-    """Writes `files`, which compute what the model does, changed."""
+    """Writes `files`; running them gives the model's logits, changed."""
 
     @contextmanager
     def run(_files: Files) -> Iterator[Runner]:

@@ -1,4 +1,4 @@
-"""The ONNX file computes every logit as IntegerModel does, in ONNX Runtime however set, and in onnx's own evaluator."""
+"""The ONNX file computes every logit as IntegerModel does, in ONNX Runtime with any setting and in onnx's evaluator."""
 
 import os
 from collections.abc import Callable

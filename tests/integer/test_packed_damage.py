@@ -1,4 +1,4 @@
-"""Whatever is not exactly what qattrain wrote is refused with one line: flipped, cut, foreign, forged."""
+"""Anything but what qattrain wrote is refused with one line: flipped bits, truncated, foreign, forged."""
 
 import json
 from typing import Any
