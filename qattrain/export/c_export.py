@@ -52,6 +52,7 @@ def c_sources(model: IntegerModel, layout: str) -> Files:
         if layer.accumulator_bound > INT32_MAX:
             raise ExportError(f"{layer.name}: an accumulator could reach {layer.accumulator_bound}, beyond int32")
     bias_type, multiplier_type = _channel_types(model)
+    arena = arena_of(model, layout)
     source = _rendered(
         "model.c",
         layout=layout,
@@ -63,11 +64,11 @@ def c_sources(model: IntegerModel, layout: str) -> Files:
         bias_type=bias_type,
         multiplier_type=multiplier_type,
         tables=[_table(layer, layout) for layer in model.layers],
-        arena=arena_of(model, layout),
+        arena=arena,
         conv_rows=str(CONV_ROWS),
         linear_rows=str(LINEAR_ROWS),
     )
-    header = _rendered("model.h", classes=model.classes, arena=arena_of(model, layout))
+    header = _rendered("model.h", classes=model.classes, arena=arena)
     return {"model.c": source.encode("ascii"), "model.h": header.encode("ascii")}
 
 
@@ -127,7 +128,6 @@ class Arena:
     """All static memory of model.c. fields: C type, name, count, comment; none needs padding before it."""
 
     fields: tuple[tuple[str, str, int, str], ...]
-    attribute: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -151,9 +151,9 @@ def arena_of(model: IntegerModel, layout: str) -> Arena:
             ("int32_t", "sums", rows, "of one pixel, or of a fully connected layer"),
             ("uint8_t", "patches", patches, "the pixels under the kernel at the four positions of a window"),
         ]
-        even, odd = _multiple(max(even, _stride(fc2)), ALIGN), _stride(fc1)
+        even, odd = _multiple(max(even, _stride(fc2)), ALIGN), _stride(fc1)  # every field at a multiple of ALIGN
     maps = (("uint8_t", "even", even, "the output of conv1, later of fc1"), ("uint8_t", "odd", odd, "that of conv2"))
-    return Arena((*own, *maps), "" if layout == "packed" else " ALIGNED")  # there every field is at a multiple of ALIGN
+    return Arena((*own, *maps))
 
 
 def _table(layer: IntegerLayer, layout: str) -> tuple[IntegerLayer, dict[str, tuple[str, list[Any]]], dict[str, int]]:

@@ -71,7 +71,7 @@ static struct {
 {% for type, name, count, note in arena.fields %}
     {{ "%-28s" | format("%s %s[%d];" | format(type, name, count)) }}/* {{ note }} */
 {% endfor %}
-} arena{{ arena.attribute }};
+} arena{{ " ALIGNED" if layout == "int8" }};
 
 /* Fails to compile if the size of the arena is not what model.h states. */
 typedef char arena_has_the_stated_size[sizeof arena == QATTRAIN_ARENA_BYTES ? 1 : -1];
