@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
 from qattrain.benchmark.training import PlainLeNet, timed
 from qattrain.config import ModelConfig, QuantConfig
+from qattrain.errors import ExportError, optional_package
 from qattrain.export import EXPORTERS
 from qattrain.export.c_compile import compiled_c
 from qattrain.export.c_export import c_sources
-from qattrain.export.onnx_graph import optional_packages
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import build_model
@@ -30,7 +30,7 @@ CALIBRATION_BATCH = 64
 
 def float_onnx(net: PlainLeNet, order: str) -> bytes:
     """`image` float32 (N, 1, 28, 28) -> `logits` float32 (N, classes). Raises ExportError without onnx."""
-    with optional_packages():
+    with optional_package("onnx", "onnx", ExportError):
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     weights = [numpy_helper.from_array(t.detach().numpy(), name) for name, t in net.state_dict().items()]
@@ -67,7 +67,7 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
     Raises ExportError without onnx and onnxruntime.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    with optional_packages():
+    with optional_package("onnx", "onnx", ExportError):
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -157,7 +157,7 @@ def by_batch(predict: Predict, images: Any) -> dict[int, Ready]:
 def one_thread_session(content: bytes) -> Predict:
     """An ONNX file in ONNX Runtime on one thread. Raises ExportError where that is not installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing it would write an id under the home folder
-    with optional_packages():
+    with optional_package("onnx", "onnx", ExportError):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

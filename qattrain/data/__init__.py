@@ -1,4 +1,4 @@
-"""Datasets as resident uint8 tensors, seeded batches, batch augmentation.
+"""Datasets as uint8 tensors in memory, seeded batches, batch augmentation.
 
 To add a dataset: write a function from a data folder to a Dataset, and add one line to DATASETS.
 Importing this package loads neither torchvision nor scikit-learn.
@@ -12,7 +12,7 @@ from qattrain.data import mnist as sets
 from qattrain.data.augment import AUGMENTATIONS
 from qattrain.data.dataset import Dataset, ImageSet, batch_slices, epoch_order, split_validation
 from qattrain.data.digits import DIGITS_NAME, load_digits
-from qattrain.errors import ConfigError
+from qattrain.errors import pick
 
 __all__ = [
     "AUGMENTATIONS",
@@ -42,35 +42,31 @@ DATASETS: dict[str, Callable[[Path], Dataset]] = {
 
 
 def load_dataset(name: str, data_dir: Path) -> Dataset:
-    """The dataset called `name`: a key of DATASETS ("auto" is choose_dataset's to resolve first).
+    """The dataset called `name`, a key of DATASETS (choose_dataset resolves "auto" first).
 
-    Raises ConfigError for another name, DataError if its files are corrupt, or missing and not to be had.
+    Raises ConfigError for an unknown name, DataError if its files are corrupt, or missing and cannot be downloaded.
     """
     assert name != AUTO_NAME, "resolve 'auto' with choose_dataset, whose notice the user must see"
-    if name not in DATASETS:
-        raise ConfigError(
-            f"dataset {name!r} is unknown; allowed: {', '.join([AUTO_NAME, *DATASETS])}; choose one of them"
-        )
-    return DATASETS[name](data_dir)
+    return pick(DATASETS, name, "dataset", f", {AUTO_NAME}")(data_dir)
 
 
 def is_on_disk(name: str, data_dir: Path) -> bool:
-    """Whether that dataset needs no download: the embedded digits never do. name: a key of DATASETS."""
+    """Whether the dataset needs no download; the built-in digits never do. name: a key of DATASETS."""
     source = next((source for source in sets.SOURCES if source.name == name), None)
     return source is None or sets.is_on_disk(source, data_dir)
 
 
 def choose_dataset(data_dir: Path) -> tuple[str, str | None]:
-    """What `--dataset auto` means here: ("mnist", None), or ("digits", a notice to show) where MNIST cannot be had.
+    """What `--dataset auto` means: ("mnist", None), or ("digits", a notice to show) if MNIST is not available.
 
-    MNIST it is if any of its files lies under `data_dir` (a corrupt one is then an error, never silently digits), or if
-    one of its mirrors answers within 5 s in total. Raises DataError if the folder cannot be looked into.
+    It means MNIST if any of its files lies under `data_dir` (a corrupt one is then an error, never silently digits), or
+    if one of its mirrors answers within 5 s in total. Raises DataError if the folder cannot be read.
     """
     if sets.is_on_disk(sets.MNIST, data_dir) or sets.answering_mirror(sets.MNIST) is not None:
         return sets.MNIST.name, None
     return DIGITS_NAME, (
-        f"MNIST was neither in {data_dir} nor downloadable, so scikit-learn's digits were taken instead: 1,437 "
-        "training and 360 test images, 8x8 pixels enlarged to MNIST's 28x28. Accuracies on them are not comparable "
-        "with MNIST's. To train on MNIST, connect to the network once, or name a folder that holds MNIST/raw with "
+        f"MNIST was neither in {data_dir} nor downloadable, so scikit-learn's digits are used instead: 1,437 "
+        "training and 360 test images, 8x8 pixels enlarged to MNIST's 28x28. Accuracies on them cannot be compared "
+        "with MNIST's. To train on MNIST, connect to the network once, or give a folder that holds MNIST/raw with "
         "--data-dir or QATTRAIN_DATA_DIR."
     )

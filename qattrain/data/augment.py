@@ -1,8 +1,8 @@
 """Random distortions of a whole batch at once, from uint8 codes to uint8 codes.
 
-The integer network eats raw pixels, so what it is trained on must be raw pixels too: results are rounded back to
-0..255. All randomness comes from the CPU generator passed in, also for images on an accelerator, so that the same seed
-draws the same distortions on every device. There are no flips or crops: a mirrored digit is another character.
+The integer network eats raw pixels, so it must be trained on raw pixels too: results are rounded back to 0..255. All
+random numbers come from the CPU generator passed in, even for images on an accelerator, so that a seed draws the same
+distortions on every device. There are no flips or crops: a mirrored digit is another character.
 """
 
 import math
@@ -54,9 +54,9 @@ def affine(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def elastic(images: Tensor, generator: torch.Generator) -> Tensor:
-    """`affine`, and every pixel is taken from a place moved by a smooth random field, as a hand trembles.
+    """`affine`, plus a smooth random displacement of every pixel, like a trembling hand.
 
-    The field: normal displacements (standard deviation 0.5 px in x and in y) at 7 x 7 points, bicubic in between.
+    The displacements are normal (standard deviation 0.5 px in x and in y) at 7 x 7 points, bicubic in between.
     images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device.
     Source: Simard, Steinkraus, Platt 2003, "Best Practices for Convolutional Neural Networks Applied to Visual Document
     Analysis", section 2; there the field is white noise smoothed by a Gaussian.
@@ -70,7 +70,7 @@ def elastic(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @cache
 def _bicubic_bases() -> Tensor:
-    """(28, 7): what each point gives to each pixel along an axis; `F.interpolate` itself takes ten times as long."""
+    """(28, 7): the weight of each point for each pixel along an axis; `F.interpolate` itself is ten times slower."""
     points = torch.eye(ELASTIC_POINTS).view(ELASTIC_POINTS, 1, ELASTIC_POINTS, 1)
     return F.interpolate(points, size=(IMAGE_SIDE, 1), mode="bicubic", align_corners=True).view(-1, IMAGE_SIDE).T
 
@@ -80,7 +80,7 @@ def _draws(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _sampled(images: Tensor, theta: Tensor, field: Tensor | None = None) -> Tensor:
-    """Each image seen through its map (B, 2, 3), the places moved by `field` (B, 28, 28, 2) in coordinates -1..1."""
+    """Each image resampled by its map (B, 2, 3), displaced by `field` (B, 28, 28, 2) in coordinates -1..1."""
     # Under autocast the grid would come out in bfloat16, which is wrong by whole pixels at the border.
     with torch.autocast(images.device.type, enabled=False):
         grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)  # (B, 28, 28, 2)

@@ -1,14 +1,16 @@
-"""A dataset in memory, and which of its images comes when.
+"""A dataset in memory, and the order in which its images are used.
 
-The whole set stays in memory as raw uint8 pixels (47 MB for MNIST's training images): the integer network eats exactly
+Each part stays in memory as raw uint8 pixels (47 MB for MNIST's training images): the integer network eats exactly
 those bytes, and a loader that decodes image by image is slower than the training itself.
 
-Epoch order, batches and the held-out part follow from the seed alone, so a resumed run sees the batches it would have
-seen. NumPy draws them because its SeedSequence mixes a seed with a key of any length; torch's CPU generator keeps only
-32 bits of its seed.
+Epoch order, batches and the held-out part depend only on the seed, so a resumed run sees the same batches as an
+uninterrupted one. NumPy draws them because its SeedSequence mixes a seed with a key of any length; torch's CPU
+generator keeps only 32 bits of its seed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor
 from qattrain.errors import ConfigError
 
 IMAGE_SIDE = 28
+BOX_SIDE = 20  # MNIST's digits were scaled into 20x20, then placed by their centre of mass (LeCun et al. 1998)
 
 
 class ImageSet(NamedTuple):
@@ -35,19 +38,29 @@ class ImageSet(NamedTuple):
         return ImageSet(self.images.to(device), self.labels.to(device))
 
     def head(self, count: int | None) -> "ImageSet":
-        """The first `count` images (views, at most all there are); None means all."""
+        """The first `count` images (views; all if there are fewer); None means all."""
         assert count is None or count >= 0, count
         return ImageSet(self.images[:count], self.labels[:count])
 
 
 @dataclass(frozen=True, eq=False)  # comparing tensors gives tensors, so equality is identity
 class Dataset:
-    """A named dataset in its two official parts; `class_names[label]` is what a person calls the class."""
+    """A named dataset in its two official parts, each read on first use; `class_names[label]` is a class's name."""
 
     name: str
     class_names: tuple[str, ...]
-    train: ImageSet
-    test: ImageSet
+    load_train: Callable[[], ImageSet]
+    load_test: Callable[[], ImageSet]
+
+    @cached_property
+    def train(self) -> ImageSet:
+        """The training images. Raises DataError if they cannot be read."""
+        return self.load_train()
+
+    @cached_property
+    def test(self) -> ImageSet:
+        """The test images. Raises DataError if they cannot be read."""
+        return self.load_test()
 
     @property
     def classes(self) -> int:
@@ -55,15 +68,15 @@ class Dataset:
         return len(self.class_names)
 
 
-# First word of the key, so that the orders of the epochs and the validation split never share random numbers.
+# The first word of the key: epoch orders, validation split and augmentation never share random numbers.
 _EPOCH_STREAM, _VALIDATION_STREAM, _AUGMENTATION_STREAM = 0, 1, 2
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of `count` images in one epoch: int64 (count,) on the CPU, a permutation of 0..count-1.
 
-    Depends on (count, seed, epoch) only. The epoch is a spawn key and not added to the seed: seed 0 in epoch 1 and
-    seed 1 in epoch 0 are unrelated. seed and epoch are >= 0, below 2^128 and 2^32.
+    Depends on (count, seed, epoch) only. The epoch is a spawn key, not added to the seed, so seed 0 in epoch 1 and
+    seed 1 in epoch 0 are unrelated. 0 <= seed < 2^128, 0 <= epoch < 2^32.
     """
     order = _generator(seed, _EPOCH_STREAM, epoch).permutation(np.arange(count, dtype=np.int64))
     return torch.from_numpy(order)
@@ -75,15 +88,15 @@ def augmentation_seed(seed: int, epoch: int) -> int:
 
 
 def batch_slices(count: int, batch_size: int) -> list[slice]:
-    """Slices that cut 0..count-1 into batches in order; the last one may be smaller, and none is dropped."""
+    """Slices that cut 0..count-1 into batches in order; the last one may be smaller, and none is left out."""
     assert batch_size >= 1, batch_size
     return [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
 def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Holds `count` training images out: (train without them, the held-out ones), disjoint, both in the old order.
+    """Holds out `count` training images: (the remaining ones, the held-out ones), both in their original order.
 
-    Stratified: every class gives its share rounded down or up. Depends on the labels, `count` and `seed` only.
+    Stratified: every class contributes its share, rounded down or up. Depends on labels, `count` and `seed` only.
 
     Raises ConfigError unless 0 <= count < number of training images.
     """
@@ -103,15 +116,13 @@ def split_validation(train: ImageSet, count: int, seed: int) -> tuple[ImageSet, 
 
 
 def class_quotas(labels: NDArray[np.int64], count: int) -> dict[int, int]:
-    """How many of `count` images each class gives, by largest remainder (ties: lowest label first); sums to `count`.
+    """How many of `count` images each class contributes, by largest remainder (ties: lowest label first).
 
-    labels: int64 (N,) with N >= 1 and 0 <= count <= N; no class is asked for more images than it has.
+    labels: int64 (N,) with N >= 1 and 0 <= count <= N. They sum to `count`; no class contributes more than it has.
     """
     assert 0 <= count <= len(labels), (count, len(labels))
     classes, sizes = np.unique(labels, return_counts=True)
-    quotas, remainders = np.divmod(
-        count * sizes.astype(np.int64), len(labels)
-    )  # integers: no share is lost to rounding
+    quotas, remainders = np.divmod(count * sizes.astype(np.int64), len(labels))  # integers: nothing lost to rounding
     largest_first = np.argsort(-remainders, kind="stable")
     quotas[largest_first[: count - int(quotas.sum())]] += 1
     return dict(zip(classes.tolist(), quotas.tolist(), strict=True))

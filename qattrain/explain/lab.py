@@ -45,7 +45,8 @@ class Lab:
         if name == AUTO_NAME:
             name = "mnist" if is_on_disk("mnist", self.data_dir) else DIGITS_NAME
         whole = load_dataset(name, self.data_dir)
-        return Dataset(name, whole.class_names, whole.train.head(TRAIN_IMAGES), whole.test.head(TEST_IMAGES))
+        train, test = whole.train.head(TRAIN_IMAGES), whole.test.head(TEST_IMAGES)
+        return Dataset(name, whole.class_names, lambda: train, lambda: test)
 
     @property
     def data_line(self) -> str:

@@ -1,4 +1,4 @@
-"""What an exporter is, and how its files are proven equal to the integers before they are written."""
+"""What an exporter is, how its files are proven equal to the integers before they are written, what exporters share."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.errors import ConfigError, ExportError
+from qattrain.errors import ConfigError, ExportError, system_errors
 from qattrain.files import replace_files
-from qattrain.integer import IntegerModel, ModelFacts
+from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
-Files = dict[str, bytes]  # name -> content; a file with the same name in the target folder is what gets written
+Files = dict[str, bytes]  # name -> content; these names are written into the target folder
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, 1, 28, 28) -> logits (N, classes)
+
+NOISE_IMAGES = 256
+MARK, MARKED_BYTES = b"qattrain", 2**16  # appears early in every exported file: files with it may be overwritten
+POOLED_SIDE = 4  # of conv2's pooled map, which fc1 reads
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Exporter:
     """One way to export.
 
     write: all files, from the integers alone; raises ExportError. layouts: what its third argument may be, the default
-    first; empty where there is only one form (it is then ""). run: a context in which the files are executed.
+    first; empty if there is only one form (the argument is then ""). run: a context that executes the files.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
@@ -29,13 +33,9 @@ class Exporter:
     layouts: tuple[str, ...] = ()
 
 
-NOISE_IMAGES = 256
-MARK, MARKED_BYTES = b"qattrain", 2**16  # stands early in every exported file: what has it may be overwritten
-
-
 @dataclass(frozen=True)
 class Exported:
-    """What was written. verified_images: those on which every logit was compared, noise included; 0: nothing was."""
+    """What was written. verified_images: how many every logit was compared on, noise included; 0: none."""
 
     folder: Path
     sizes: dict[str, int]  # bytes by file name
@@ -51,11 +51,11 @@ def export_model(
     folder: Path,
     force: bool = False,
 ) -> Exported:
-    """Write `model` into `folder`, which is made if need be, after verifying the files.
+    """Verify the files of `model`, then write them into `folder`, which is created if it does not exist.
 
     layout: one of the exporter's; None: its default. images: uint8 (N, 1, 28, 28) to verify on, besides noise; None:
-    verify nothing. force: write into a folder that holds other files, and over them.
-    Raises ConfigError for a layout there is not, ExportError if a logit differs or a file cannot be written; nothing is
+    verify nothing. force: write into a folder that holds other files, and overwrite them.
+    Raises ConfigError for an unknown layout, ExportError if a logit differs or a file cannot be written; nothing is
     left behind then.
     """
     files = exporter.write(model, facts, settled_layout(exporter, layout))
@@ -77,7 +77,7 @@ def settled_layout(exporter: Exporter, layout: str | None) -> str:
 
 
 def noise_images() -> NDArray[np.uint8]:
-    """256 images like none in a data set, always the same: all 0, all 255, the two extremes mixed, any bytes."""
+    """256 images unlike any in a dataset, always the same: all 0, all 255, the two extremes mixed, random bytes."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (NOISE_IMAGES, 1, 28, 28)).astype(np.uint8)
     images[::2] = np.where(images[::2] < 128, 0, 255)
@@ -98,21 +98,19 @@ def verify(exporter: Exporter, files: Files, model: IntegerModel, images: NDArra
     if different.any():
         image, label = (int(index) for index in np.argwhere(different)[0])
         raise ExportError(
-            f"{names}: {different.any(1).sum()} of {len(images)} images have another logit, {different.sum()} logits "
-            f"in all; the first: image {image}, class {label}: {found[image, label]}, not {expected[image, label]}; "
-            "nothing was written; this is a bug: please report it"
+            f"{names}: {different.any(1).sum()} of {len(images)} images have different logits, {different.sum()} "
+            f"logits in all; the first: image {image}, class {label}: {found[image, label]}, not "
+            f"{expected[image, label]}; nothing was written; this is a bug: please report it"
         )
     return len(images)
 
 
 def check_folder(folder: Path, force: bool) -> None:
-    """Raises ExportError if `folder` cannot take an export: no folder, or, without `force`, not only exported files."""
-    try:
+    """Raises ExportError if `folder` is not a folder or, without `force`, holds anything but exported files."""
+    with system_errors(ExportError, f"cannot look into {folder}", "choose another --out"):
         if folder.exists() and not folder.is_dir():
             raise ExportError(f"--out {folder} is a file; name a folder")
         others = [path.name for path in sorted(folder.glob("*")) if not _is_ours(path)]
-    except OSError as error:
-        raise ExportError(f"cannot look into {folder}: {error.strerror}; choose another --out") from None
     if others and not force:
         shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
         raise ExportError(f"{folder} holds other files ({shown}); choose another --out, or write there with --force")
@@ -127,19 +125,30 @@ def _is_ours(path: Path) -> bool:
 
 def _write(folder: Path, files: Files) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        blocked = [name for name in files if (folder / name).is_dir()]
-        if blocked:
-            raise ExportError(f"cannot write {folder / blocked[0]}: it is a folder; choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_files(folder, files)
-    except BaseException as error:
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise ExportError(
-                f"cannot write into {folder}: {reason}; free space there, or choose another --out"
-            ) from None
-        raise
+    with system_errors(ExportError, f"cannot write into {folder}", "free space there, or choose another --out"):
+        try:
+            blocked = [name for name in files if (folder / name).is_dir()]
+            if blocked:
+                raise ExportError(f"cannot write {folder / blocked[0]}: it is a folder; choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_files(folder, files)
+        except BaseException:
+            for path in missing:
+                if path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+            raise
+
+
+def pixels_first(layer: IntegerLayer, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """codes, of the layer's shape -> (D, inputs), the inputs in the order (row, column, channel).
+
+    In IntegerModel the order is (channel, row, column), also that of fc1's inputs, which are conv2's map.
+    """
+    if layer.name == "fc1":
+        codes = codes.reshape(len(codes), -1, POOLED_SIDE, POOLED_SIDE)
+    return codes if codes.ndim == 2 else codes.transpose(0, 2, 3, 1).reshape(len(codes), -1)
+
+
+def fits_16_bits(largest_weight: int, input_max: int) -> bool:
+    """Whether two products of a weight up to that magnitude and an input can be added in 16 bits."""
+    return 2 * input_max * largest_weight < 2**15

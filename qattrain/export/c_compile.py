@@ -1,4 +1,4 @@
-"""Compilers: what a model weighs in flash and RAM, and the exported files executed."""
+"""Compiled C: what a model takes of flash and RAM, and the exported files executed."""
 
 import ctypes
 import shutil
@@ -14,24 +14,15 @@ from numpy.typing import NDArray
 
 from qattrain.errors import ExportError
 from qattrain.export.base import Files, Runner
+from qattrain.files import compiler
 
-COMPILERS = ("cc", "gcc", "clang")
-TIMEOUT_SECONDS = 300
-NATIVE = "-march=native"  # every instruction that this computer has
+C_FOLDER = Path(__file__).parent / "c"
 PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out of layout int8
-BATCH_SOURCE = """\
-#include "model.h"
-void qattrain_batch(const uint8_t *images, int64_t count, int32_t *logits);
-void qattrain_batch(const uint8_t *images, int64_t count, int32_t *logits) {
-    int64_t i;
-    for (i = 0; i < count; i++) qattrain_predict(images + i * 784, logits + i * QATTRAIN_CLASSES);
-}
-"""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A processor whose flash and RAM the README states. link: no start files and no library but the compiler's own."""
+    """A processor whose flash and RAM the README states. link: with no start files, and only the compiler's library."""
 
     name: str
     compiler: str
@@ -47,7 +38,7 @@ class Target:
 @dataclass(frozen=True)
 class Footprint:
     """Measured bytes. flash: code and tables, with the compiler's arithmetic routines where linked. ram: static.
-    stack: the sum over all functions of model.c, if the compiler says."""
+    stack: the sum over all functions of model.c, if the compiler reports it."""
 
     flash_bytes: int
     ram_bytes: int
@@ -72,23 +63,20 @@ HOST = Target("this computer", "gcc", ("-Os",), "size", link=False)
 
 
 def measure(files: Files, target: Target) -> Footprint | None:
-    """What model.c needs on a target; None where compiler or `size` is absent or fails."""
+    """What model.c takes on a target; None if the compiler or `size` is missing or fails."""
     if not shutil.which(target.compiler) or not shutil.which(target.size):
         return None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _place(files, folder)
-        compiler = [target.compiler, *target.flags]
-        steps = [[*compiler, "-fstack-usage", "-c", "model.c", "-o", "model.o"]]
-        if target.link:
-            options = ["-nostartfiles", "-nostdlib", "-Wl,-e,qattrain_predict,--gc-sections"]
-            steps.append([*compiler, *options, "model.o", "-lgcc", "-o", "model.elf"])
-        steps.append([target.size, "model.elf" if target.link else "model.o"])
-        for step in steps:
-            result = _call(step, folder)
-            if result.returncode:
-                return None
-        text, data, bss = map(int, result.stdout.splitlines()[1].split()[:3])
+    with _placed(files) as folder:
+        command = [target.compiler, *target.flags]
+        try:
+            compiler.call(*command, "-fstack-usage", "-c", "model.c", "-o", "model.o", folder=folder)
+            if target.link:
+                options = ["-nostartfiles", "-nostdlib", "-Wl,-e,qattrain_predict,--gc-sections"]
+                compiler.call(*command, *options, "model.o", "-lgcc", "-o", "model.elf", folder=folder)
+            sizes = compiler.call(target.size, "model.elf" if target.link else "model.o", folder=folder)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
         usage = folder / "model.su"
         lines = usage.read_text(encoding="utf-8").splitlines() if usage.exists() else []
         stack = sum(int(line.split("\t")[1]) for line in lines) if lines else None
@@ -97,23 +85,23 @@ def measure(files: Files, target: Target) -> Footprint | None:
 
 @contextmanager
 def run_c(files: Files) -> Iterator[Runner]:
-    """The files compiled for this computer and executed, in every form that their source has.
+    """The files compiled for this computer and executed, in every form their source has.
 
-    Where model.c has vector instructions besides portable C, each image goes through both. Raises ExportError where
-    these differ, and as `compiled_c` does. Not for two threads at a time.
+    Where model.c has vector instructions besides portable C, each image goes through both. Raises ExportError if their
+    logits differ, and as `compiled_c` does. Not thread-safe.
     """
     if PORTABLE.encode() not in files["model.c"]:
         with compiled_c(files) as run:
             yield run
         return
-    with compiled_c(files) as run, compiled_c(files, NATIVE, f"-D{PORTABLE}") as run_portable:
+    with compiled_c(files) as run, compiled_c(files, compiler.NATIVE, f"-D{PORTABLE}") as run_portable:
 
         def run_both(images: NDArray[np.uint8]) -> NDArray[np.int32]:
             logits = run(images)
             different = (logits != run_portable(images)).any(1).sum()
             if different:
                 raise ExportError(
-                    f"model.c: {different} of {len(images)} images have another logit with -D{PORTABLE}; "
+                    f"model.c: {different} of {len(images)} images have different logits with -D{PORTABLE}; "
                     "this is a bug: please report it"
                 )
             return logits
@@ -123,32 +111,23 @@ def run_c(files: Files) -> Iterator[Runner]:
 
 @contextmanager
 def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
-    """model.c compiled by the system's compiler and called through ctypes. Not for two threads at a time.
+    """model.c compiled by the system's compiler and called through ctypes. Not thread-safe.
 
-    files: model.c and model.h at least (`c_export.c_sources`). flags: besides -O3; none: for this very processor,
-    NATIVE, where the compiler knows it. The runner loops over the images in C and calls qattrain_predict once for
-    each: its time is that of batch 1 on one thread, without Python's.
-    Raises ExportError where no compiler is found, or where it fails.
+    files: model.c and model.h at least (`c_export.c_sources`). flags: besides -O3; default: compiler.NATIVE. The runner
+    loops over the images in C and calls qattrain_predict once for each: its time is that of batch 1 on one thread,
+    without Python's overhead. Raises ExportError if there is no compiler, or if it fails.
     """
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise ExportError(
-            f"no C compiler: none of {', '.join(COMPILERS)} is on the PATH; install one (Debian: apt install gcc)"
-        )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _place(files | {"batch.c": BATCH_SOURCE.encode()}, folder)
-        library = folder / "model.so"
-        command = [compiler, "-std=c99", "-O3", "-shared", "-fPIC", "model.c", "batch.c", "-o", str(library)]
-        asked = flags or (NATIVE,)
-        result = _call([*command, *asked], folder)
-        if result.returncode and NATIVE in asked:
-            result = _call([*command, *(flag for flag in asked if flag != NATIVE)], folder)
-        if result.returncode:
-            said = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr.strip())
-            raise ExportError(f"{compiler} cannot compile model.c: {said}; is it a complete C compiler?")
+    path = compiler.require_compiler(ExportError, " (Debian: apt install gcc)")
+    with _placed(files | {"batch.c": (C_FOLDER / "batch.c").read_bytes()}) as folder:
+        library = str(folder / "model.so")
+        command = [path, "-std=c99", "-O3", "-shared", "-fPIC", "model.c", "batch.c", "-o", library]
         try:
-            batch = ctypes.CDLL(str(library)).qattrain_batch
+            compiler.compile_c(*command, *(flags or (compiler.NATIVE,)), folder=folder)
+        except (OSError, subprocess.SubprocessError) as error:
+            reason = compiler.failure(error)
+            raise ExportError(f"{path} cannot compile model.c: {reason}; is it a complete C compiler?") from None
+        try:
+            batch = ctypes.CDLL(library).qattrain_batch
         except OSError as error:
             raise ExportError(
                 f"the compiled model cannot be loaded: {error}; set TMPDIR to a folder that may hold programs"
@@ -168,15 +147,10 @@ def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
         yield runner
 
 
-def _place(files: Files, folder: Path) -> None:
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-
-
-def _call(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"error: not done after {TIMEOUT_SECONDS} s")
+@contextmanager
+def _placed(files: Files) -> Iterator[Path]:
+    """A temporary folder that holds the files."""
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
+        yield Path(name)

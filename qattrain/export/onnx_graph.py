@@ -2,57 +2,47 @@
 
 onnx is imported only by functions that need it: it is an extra (`pip install 'qattrain[onnx]'`).
 
-Of a weight the file stores the code minus the smallest of its grid, in the form that makes the smallest file:
+Each weight is stored as its code minus the smallest of its grid, in the form that makes the smallest file:
 
     8 bits            a UINT8 initializer
     4, 2 bits         a UINT4 or UINT2 initializer, and Cast
     1, 3, 5, 6, 7     bits without gaps (the order of `qattrain.integer.packed`) in a UINT8 initializer; also 2 and 4
                       bits of odd numbers, whose digits are worth twice as much
-    -1, 0, 1          five base-3 digits a byte, 1.6 bits a weight, where that saves more than its operators cost
+    -1, 0, 1          five base-3 digits per byte, 1.6 bits per weight, where that saves more than its operators cost
 
-The last two are unpacked by one chain of operators for all layers that share a form:
+For the last two, one chain of operators unpacks all layers that share a form:
 
     digits = (byte / [1, base, base^2, ...]) mod base         base 2 or 3
-    code = digits times their place values, so many a code
+    code = the digits of one code, times their place values, added up
 
-None of it depends on the image: ONNX Runtime computes it once, when it loads the file. By the time weights are
-multiplied, they are uint8.
+None of it depends on the image: ONNX Runtime computes it once, when it loads the file. The weights that are multiplied
+are uint8.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.errors import ExportError
+from qattrain.errors import ExportError, optional_package
+from qattrain.export.base import fits_16_bits, pixels_first
 from qattrain.integer import IntegerLayer, pack_codes
 
 BASE_OPSET = 18  # the first in which every operator used here has the form used here (ReduceMax: axes as an input)
-
-
-@contextmanager
-def optional_packages() -> Iterator[None]:
-    """Imports of optional packages go inside. Raises ExportError, naming the remedy, if one is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise ExportError(
-            f"onnx: package {error.name or error} cannot be imported; it comes with: pip install 'qattrain[onnx]'"
-        ) from None
+INITIALIZERS = {2: ("UINT2", 25), 4: ("UINT4", 21), 8: ("UINT8", BASE_OPSET)}  # bits -> type, first opset to have it
 
 
 class Graph:
     """Collects nodes and initializers; every method returns the name of the value it adds.
 
-    Initializers are named by what they are, `conv1.bias`, scalars by type and value; what nodes compute is numbered
-    unless it deserves a name: in a net of 3 kB of weights names are a good part of the file.
+    Initializers are named by what they are, such as `conv1.bias`, scalars by type and value. Results of nodes are
+    numbered unless a name helps: beside 3 kB of weights, names are a good part of the file.
     """
 
     def __init__(self) -> None:
-        with optional_packages():
+        with optional_package("onnx", "onnx", ExportError):
             import onnx
         self._onnx = onnx
         self._nodes: list[onnx.NodeProto] = []
@@ -65,32 +55,28 @@ class Graph:
         return output
 
     def split(self, value: str, sizes: list[int], name: str) -> list[str]:
-        """The first axis in pieces."""
+        """Cuts the first axis into pieces."""
         outputs = [f"{len(self._nodes)}.{piece}" for piece in range(len(sizes))]
         inputs = [value, self.constant(name, np.array(sizes, np.int64))]
         self._nodes.append(self._onnx.helper.make_node("Split", inputs, outputs))
         return outputs
 
     def cast(self, value: str, dtype: str, output: str = "") -> str:
-        """dtype: as TensorProto names it, "INT64"."""
+        """dtype: TensorProto's name for it, such as "INT64"."""
         return self.node("Cast", [value], output, to=self._onnx.TensorProto.DataType.Value(dtype))
 
     def reshape(self, value: str, shape: tuple[int, ...]) -> str:
         """shape: 0 keeps a dimension, -1 is what remains."""
-        name = "x".join(map(str, shape))
-        return self.node("Reshape", [value, self.constant(name, np.array(shape, np.int64))])
+        return self.node("Reshape", [value, self.constant("x".join(map(str, shape)), np.array(shape, np.int64))])
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        """The initializer `name`; one that exists already must be the same."""
-        tensor = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+        """The initializer `name`; if it exists already, it must be the same."""
+        tensor = self._onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
         assert self._initializers.setdefault(name, tensor) == tensor, name
         return name
 
     def scalar(self, value: int, dtype: type[np.integer[Any]]) -> str:
-        name = f"{dtype.__name__}.{value}"
-        tensor = self._onnx.numpy_helper.from_array(np.array(value, dtype), name)
-        self._initializers.setdefault(name, tensor)
-        return name
+        return self.constant(f"{dtype.__name__}.{value}", np.array(value, dtype))
 
     def packed(self, name: str, dtype: str, shape: tuple[int, ...], content: bytes, opset: int) -> str:
         """An initializer from its bytes, as ONNX lays them out: elements below 8 bits without gaps, lowest bits first.
@@ -121,13 +107,9 @@ class Graph:
         return bytes(model.SerializeToString(deterministic=True))
 
 
-PIXELS = 4 * 4  # of the map behind conv2
-INITIALIZERS = {2: ("UINT2", 25), 4: ("UINT4", 21), 8: ("UINT8", BASE_OPSET)}  # bits -> type, first opset to have it
-
-
 @dataclass(frozen=True)
 class Digits:
-    """Codes as digits in a stream of bytes. base: 2 or 3. places: the values of a code's digits, lowest first."""
+    """Codes as digits in a stream of bytes. base: 2 or 3. places: what each digit of a code is worth, lowest first."""
 
     base: int
     places: tuple[int, ...]
@@ -142,7 +124,7 @@ class Digits:
         return {2: f"{len(self.places)}bit{odd}", 3: "ternary"}[self.base]
 
     def pack(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """codes: (n,), as many as fill whole bytes -> (bytes,)."""
+        """codes: (n,), which must fill whole bytes -> (bytes,)."""
         if self.base == 2:
             return pack_codes(codes, len(self.places), 0)
         packed: NDArray[np.int64] = codes.reshape(-1, self.per_byte) @ self.base ** np.arange(self.per_byte)
@@ -155,8 +137,8 @@ class StoredWeight:
 
     q_w - z_w = sum over zero points of (step * codes - zero_point)
 
-    One zero point is enough but for the odd numbers of 8 bits, which are 2 codes - 255 = (codes - 127) + (codes - 128):
-    neither 2 codes nor a product by them would fit uint8.
+    One zero point is enough, except for the odd numbers of 8 bits: 2 codes - 255 = (codes - 127) + (codes - 128), and
+    2 codes do not fit uint8.
     """
 
     name: str
@@ -166,24 +148,23 @@ class StoredWeight:
     zero_points: tuple[int, ...]
 
     def digits(self, ternary: bool) -> Digits | None:
-        """How they are packed; None where an initializer's own type does it. ternary: in base 3 where that can be."""
+        """How they are packed; None where an initializer has a type for them. ternary: in base 3 where possible."""
         if ternary and self.bits == 2 and self.step == 1 and self.codes.max() < 3:
             return Digits(3, (1,))
         if self.bits in INITIALIZERS and self.step == 1:
             return None
         return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
 
-    def two_products_fit_16_bits(self, input_max: int) -> bool:
-        """Of inputs up to input_max and numbers of int8: step * codes, or the zero point, which fills up kernels."""
+    def is_int8(self, input_max: int) -> bool:
+        """Whether it fits int8, the zero point that pads kernels included, and two products with inputs fit 16 bits."""
         largest = max(self.step * int(self.codes.max()), *self.zero_points)
-        return largest < 2**7 and 2 * input_max * largest < 2**15
+        return largest < 2**7 and fits_16_bits(largest, input_max)
 
 
 def stored_weight(layer: IntegerLayer) -> StoredWeight:
-    codes = layer.codes if layer.kind == "conv" else layer.codes.T
-    if layer.name == "fc1":  # its inputs are conv2's map: (channel, pixel) in IntegerModel, (pixel, channel) here
-        codes = codes.reshape(-1, PIXELS, codes.shape[1]).swapaxes(0, 1).reshape(codes.shape)
-    step = layer.grid.step  # 2 for odd numbers, which no zero point lies among
+    """The layer's codes as the file stores them."""
+    codes = layer.codes if layer.kind == "conv" else pixels_first(layer, layer.codes).T
+    step = layer.grid.step  # 2 for odd numbers, whose zero point 0 is not one of them
     lowest = layer.grid.start if step > 1 else min(int(codes.min()), layer.zero_point)
     stored, zero_point = (codes - lowest) // step, layer.zero_point - lowest
     assert np.array_equal(lowest + step * stored, codes), (layer.name, np.unique(codes))
@@ -213,10 +194,10 @@ def add_weights(graph: Graph, weights: Iterable[StoredWeight], ternary: bool) ->
 
 
 def _add_stream(graph: Graph, digits: Digits, weights: list[StoredWeight]) -> dict[str, str]:
-    """The layers' codes one after the other in one initializer, filled up to whole bytes, and their unpacking."""
+    """The layers' codes in sequence in one initializer, padded to whole bytes, and the operators that unpack them."""
     name = f"weights.{digits.name}"
     flat = [weight.codes.reshape(-1) for weight in weights]
-    # So many codes, of however many digits, end where a byte ends. As a last piece it is split off and left alone.
+    # The codes then end where a byte ends, whatever their digits. The padding is split off as a last, unused piece.
     padding = -sum(map(len, flat)) % digits.per_byte
     flat += [np.zeros(padding, np.int64)] * (padding > 0)
     divisors = graph.constant(f"{name}.divisors", digits.base ** np.arange(digits.per_byte, dtype=np.int32))

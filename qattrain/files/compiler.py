@@ -10,68 +10,95 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, QattrainError
 from qattrain.files import cache_dir
 
 COMPILERS = ("cc", "gcc", "clang")
-# Numbers may be contracted (a * b + c in one rounding), never reordered, but for the sums marked in the source.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
+NATIVE = "-march=native"  # use every instruction this processor has
+# a * b + c may be rounded once. Sums are never reordered, except where the source allows it.
+FLAGS = ("-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 THREADS = "-fopenmp"
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 
 def find_compiler() -> str | None:
-    """Path of the C compiler: $CC, or the first of cc, gcc, clang."""
+    """Path of the C compiler: $CC, or the first of cc, gcc, clang; None if it is not on the PATH."""
+    return next(filter(None, map(shutil.which, _candidates())), None)
+
+
+def require_compiler(kind: type[QattrainError], advice: str) -> str:
+    """Path of the C compiler. Raises `kind`, with the advice, where there is none."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise kind(f"no C compiler: none of {', '.join(_candidates())} is on the PATH; install one{advice}")
+    return compiler
+
+
+def _candidates() -> tuple[str, ...]:
     named = os.environ.get("CC")
-    return next(filter(None, map(shutil.which, (named,) if named else COMPILERS)), None)
+    return (named,) if named else COMPILERS
+
+
+def call(*command: str, folder: Path | None = None) -> str:
+    """Run a compiler, or one of its tools, in `folder`, and return its output. Raises OSError, SubprocessError."""
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS, check=True
+    ).stdout
+
+
+def compile_c(*command: str, folder: Path | None = None) -> None:
+    """Call a compiler; if it fails, call it without NATIVE, which not every compiler supports. Raises as `call`."""
+    try:
+        call(*command, folder=folder)
+    except subprocess.CalledProcessError:
+        if NATIVE not in command:
+            raise
+        call(*(word for word in command if word != NATIVE), folder=folder)
+
+
+def failure(error: Exception) -> str:
+    """Why a call failed, on one line: the first line of the compiler's output that mentions an error."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"not done after {TIMEOUT_SECONDS} s"
+    said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    return next((line for line in said if "error" in line), said[0] if said else type(error).__name__)
 
 
 def shared_library(package: str, source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of `source`, a file of `package`. Raises ConfigError, one line, where it cannot be had."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise ConfigError(f"no C compiler: none of {', '.join(COMPILERS)} is on the PATH; install one, or do without")
+    """The library of `source`, a file of `package`, compiled or from the cache. Raises ConfigError."""
+    compiler = require_compiler(ConfigError, ", or do without")
     text = files(package).joinpath(source).read_bytes()
     key = hashlib.sha256(b"\0".join([text, repr((compiler, FLAGS, defines)).encode(), _processor()])).hexdigest()[:16]
     library = cache_dir() / "compiled" / f"{Path(source).stem}-{key}.so"
     try:
         if not library.exists():
             library.parent.mkdir(parents=True, exist_ok=True)
-            _compile(compiler, text, defines, library)
+            _make_library(compiler, text, defines, library)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{compiler} made no library of {source}: {_reason(error)}") from None
+        raise ConfigError(f"{compiler} made no library of {source}: {failure(error)}") from None
 
 
-def _compile(compiler: str, text: bytes, defines: tuple[str, ...], library: Path) -> None:
+def _make_library(compiler: str, text: bytes, defines: tuple[str, ...], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as name:
         source, unit, made = (Path(name) / f"unit.{suffix}" for suffix in ("c", "o", "so"))
         source.write_bytes(text)
 
         def build(*threads: str) -> None:
-            # Linked without a threading library of its own: it shares the one that torch has loaded, and its threads.
-            _call(compiler, *FLAGS, *threads, *defines, "-c", str(source), "-o", str(unit))
-            _call(compiler, "-shared", str(unit), "-lm", "-o", str(made))
+            # Linked without a threading library of its own, it shares the one torch has loaded, and its threads.
+            compile_c(compiler, *FLAGS, *threads, *defines, "-c", str(source), "-o", str(unit))
+            call(compiler, "-shared", str(unit), "-lm", "-o", str(made))
             ctypes.CDLL(str(made), mode=os.RTLD_NOW)
 
         try:
             build(THREADS)
-        except (OSError, subprocess.CalledProcessError):  # a compiler whose threads are not those of this torch
+        except (OSError, subprocess.CalledProcessError):  # this compiler's threads are not those of this torch
             build()
         made.replace(library)
 
 
-def _call(*command: str) -> None:
-    subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=True, text=True)
-
-
-def _reason(error: Exception) -> str:
-    said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-    return next((line for line in said if "error" in line), said[0] if said else type(error).__name__)
-
-
 def _processor() -> bytes:
-    """What -march=native depends on: a cache may be shared by machines that differ."""
+    """What NATIVE depends on: machines that differ may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(

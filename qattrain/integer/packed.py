@@ -9,7 +9,7 @@ Any safetensors reader can read it. Left out: real weights, scales, training.
 
 Bit order: code i takes the bits i*b .. i*b + b - 1 of the stream, its least significant bit first; bit j of the stream
 is bit j % 8 of byte j // 8, counted from the least significant. So two 4-bit codes share a byte, the first in its low
-half. Stored is which code of its grid it is, counted from 0; the last byte is filled up with zeros.
+half. What is stored is the index of the code in its grid, from 0; the last byte is padded with zeros.
 """
 
 import hashlib
@@ -55,9 +55,9 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the integers do not say of themselves, for the files' documentation.
+    """What the integers do not contain, for the files' documentation.
 
-    test_accuracy: a fraction, as its run recorded it, or unknown.
+    test_accuracy: a fraction, as recorded by the run, or None if unknown.
     """
 
     name: str
@@ -71,7 +71,7 @@ class _Section(BaseModel):
 
 
 class LayerHeader(_Section):
-    """A layer without its tensors. activation_bits: of the codes behind it; None for the last layer."""
+    """A layer without its tensors. activation_bits: of its output codes; None for the last layer."""
 
     name: str
     shape: tuple[Count, Count] | tuple[Count, Count, Count, Count]
@@ -91,7 +91,7 @@ class LayerHeader(_Section):
 
 
 class Header(_Section):
-    """Everything in the metadata but the digest, which covers it."""
+    """Everything in the metadata except the digest, which covers it."""
 
     format_version: int
     layers: Annotated[tuple[LayerHeader, ...], Field(min_length=1)]
@@ -100,7 +100,7 @@ class Header(_Section):
 
 
 def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
-    """One file. At most bits / 8 bytes a weight, 9 a channel, and some 3 KiB of names."""
+    """One file: at most bits / 8 bytes per weight, 9 per channel, and about 3 KiB of names."""
     layers: list[LayerHeader] = []
     tensors: Tensors = {}
     for layer in model.layers:
@@ -127,10 +127,10 @@ def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
 def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
     """The network in a packed file, or in its bytes.
 
-    Raises CheckpointError if it is missing, truncated, altered, foreign, of another version, or not what it claims.
+    Raises CheckpointError if it is missing, truncated, altered, foreign, of another version, or inconsistent.
     """
     name = str(source) if isinstance(source, Path) else FILE_NAME
-    with system_errors(CheckpointError, f"cannot read the packed file {name}", "give an existing file"):
+    with system_errors(CheckpointError, f"cannot read the packed file {name}", "give a readable file"):
         data = source.read_bytes() if isinstance(source, Path) else source
     header, tensors = _verified(data, name)
     try:
@@ -147,8 +147,8 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the file is, or was meant to be, a packed one: its name says so, or it begins as safetensors do."""
-    with system_errors(CheckpointError, f"cannot read {path}", "give an existing file"), path.open("rb") as file:
+    """Whether the file is, or was meant to be, a packed one, by its name or its first bytes. Raises CheckpointError."""
+    with system_errors(CheckpointError, f"cannot read {path}", "give a readable file"), path.open("rb") as file:
         return path.suffix == Path(FILE_NAME).suffix or file.read(9)[8:] == b"{"
 
 
@@ -168,7 +168,7 @@ def _metadata(header: Header, tensors: Tensors) -> str:
 
 
 def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
-    """Header and tensors of a file that is, bit for bit, what was written."""
+    """Header and tensors of a file that is bit for bit as it was written. Raises CheckpointError."""
     length = int.from_bytes(data[:8], "little")
     try:
         tensors = safetensors.numpy.load(data)
@@ -178,7 +178,7 @@ def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{name} ({len(data)} bytes) is not a complete packed file of qattrain's: it is truncated, altered or from "
+            f"{name} ({len(data)} bytes) is not a complete packed file of qattrain: it is truncated, altered or from "
             f"another program ({reason[:120]}); give a {FILE_NAME} that qattrain wrote"
         ) from None
     if version != FORMAT_VERSION:
@@ -190,14 +190,14 @@ def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{name}: its metadata are not qattrain's: {where}: {first['msg']}") from None
+        raise CheckpointError(f"{name}: its metadata is not qattrain's: {where}: {first['msg']}") from None
     if text != _metadata(header, tensors):
         raise CheckpointError(f"{name} was altered: its SHA-256 does not match; use a copy that is intact")
     return header, tensors
 
 
 def _layer(header: LayerHeader, tensors: Tensors, input_max: int) -> IntegerLayer:
-    """Raises KeyError or ValueError where the tensors are not those of the header."""
+    """Raises KeyError or ValueError where tensors and header do not agree."""
     channels = header.shape[0]
 
     def column(kind: str, low: int, high: int) -> NDArray[np.int64]:
@@ -229,7 +229,7 @@ def _layer(header: LayerHeader, tensors: Tensors, input_max: int) -> IntegerLaye
 
 
 def _check(model: IntegerModel, header: Header, tensors: Tensors) -> None:
-    """Raises ValueError unless `model` can be run. The digest proves that nothing changed, not that it made sense."""
+    """Raises ValueError unless `model` can be run: the digest proves that nothing changed, not that it makes sense."""
     *hidden, last = model.layers
     names = [f"{layer.name}.{kind}" for layer in model.layers for kind in ("weight", "bias")]
     names += [f"{layer.name}.{kind}" for layer in hidden for kind in ("multiplier", "shift")]

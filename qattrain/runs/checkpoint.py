@@ -99,7 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _verified_fields(path: Path) -> dict[str, Any]:
-    with system_errors(CheckpointError, f"cannot read the checkpoint {path}", "give an existing file"):
+    with system_errors(CheckpointError, f"cannot read the checkpoint {path}", "give a readable file"):
         data = path.read_bytes()
     body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if not body.endswith(MAGIC):

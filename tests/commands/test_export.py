@@ -173,7 +173,7 @@ def test_a_differing_logit_exits_1_and_leaves_nothing(
     monkeypatch.setitem(EXPORTERS, "packed", Exporter(write, packed.run))
     result = main("export", run_dir, "--to", "packed", "--out", out)
     assert result.rc == 1
-    assert f"of {TEST_IMAGES + NOISE_IMAGES} images have another logit" in result.error
+    assert f"of {TEST_IMAGES + NOISE_IMAGES} images have different logits" in result.error
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""Small IDX files in torchvision's layout, mirrors on 127.0.0.1, and the real MNIST where there is one. No network."""
+"""Small IDX files in torchvision's layout, mirrors on 127.0.0.1, and the real MNIST if it is available. No network."""
 
 import http.server
 import os
@@ -99,7 +99,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def silent_mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of a server that accepts connections (the kernel does) and never says a word."""
+    """The URL of a server that accepts connections (the kernel does) and never answers."""
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/"
@@ -117,11 +117,11 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
             super().__init__(*args, directory=str(folder))
 
         def log_message(self, *args: Any) -> None:
-            """Requests are not logged: the tests look at what is printed."""
+            """Requests are not logged: the tests check what is printed."""
 
     class Server(http.server.ThreadingHTTPServer):
         def handle_error(self, *args: Any) -> None:
-            """A probe hangs up before the body: no fault of anybody's, and not worth a traceback."""
+            """A probe closes the connection before the body, which is expected: no traceback."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -133,7 +133,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 @pytest.fixture(scope="session")
 def real_data_dir() -> Path:
-    """The folder with the real MNIST, from QATTRAIN_DATA_DIR or beside the repository; skips where there is none."""
+    """The folder with the real MNIST, from QATTRAIN_DATA_DIR or beside the repository; skips if there is none."""
     beside = Path(__file__).parents[3] / "shared" / "data"
     data_dir = Path(os.environ.get("QATTRAIN_DATA_DIR", beside))
     if not (data_dir / "MNIST" / "raw" / "train-images-idx3-ubyte").exists():

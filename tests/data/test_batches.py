@@ -12,7 +12,7 @@ EPOCHS = st.integers(0, 10_000)
 
 
 def labelled(labels: list[int]) -> ImageSet:
-    """Images whose first two pixels tell their position, so that a split can be traced."""
+    """Images whose first two pixels encode their position, so that a split can be traced."""
     images = torch.zeros((len(labels), 1, 28, 28), dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(len(labels)).to(torch.uint8)
     return ImageSet(images, torch.tensor(labels))

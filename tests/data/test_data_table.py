@@ -1,4 +1,4 @@
-"""What every dataset of the table must keep, and what the names mean."""
+"""What every dataset of the table must guarantee, and what the names mean."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ tables = pytest.mark.parametrize("name", DATASETS)
 
 
 def prepare(name: str, data_dir: Path, write_set) -> Path | None:
-    """Writes the set's files where it has some; returns the first of them."""
+    """Writes the set's files, if it has any, and returns the first."""
     return None if name == "digits" else write_set(name, data_dir).files["train-images"]
 
 

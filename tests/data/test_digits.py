@@ -45,7 +45,7 @@ def test_neither_seeds_nor_folders_change_it() -> None:
 
 
 def test_every_image_is_its_enlarged_original_uncut() -> None:
-    """Compared with torch's own bilinear enlargement: the same mass, which a cut would lessen."""
+    """Compared with torch's own bilinear enlargement: the same mass, which cropping would reduce."""
     originals = torch.from_numpy(load_from_sklearn().images)[:, None] * (255 / 16)
     enlarged = F.interpolate(originals, size=(20, 20), mode="bilinear", align_corners=False)
     expected = (enlarged + 0.5).floor().sum((1, 2, 3)).sort().values

@@ -20,7 +20,7 @@ def md5(path: Path) -> str:
 
 @pytest.fixture
 def mirrored_mnist(served, tmp_path: Path, write_set, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A working mirror of a small MNIST: its URL, already entered in torchvision's class."""
+    """A working mirror of a small MNIST: its URL, already set in torchvision's class."""
     url, folder = served
     resources = []
     for path in write_set("mnist", tmp_path / "origin").files.values():

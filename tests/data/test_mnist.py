@@ -1,4 +1,4 @@
-"""The real MNIST, where it is at hand: found without a notice, learned in seconds, evaluated to the same number."""
+"""The real MNIST, if it is available: found without a notice, learned in seconds, evaluated to the same number."""
 
 import json
 from collections.abc import Callable

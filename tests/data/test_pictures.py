@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from qattrain.data import load_dataset
-from qattrain.data.pictures import BOX, MAX_PIXELS, normalized, read_image
+from qattrain.data.dataset import BOX_SIDE
+from qattrain.data.pictures import MAX_PIXELS, normalized, read_image
 from qattrain.errors import DataError
 from qattrain.report.drawing import picture
 
@@ -58,7 +59,7 @@ def box_of(image: NDArray[Any]) -> tuple[int, int]:
 
 def test_the_digit_is_light_on_black_in_a_box_of_20_with_its_mass_in_the_middle() -> None:
     assert (REFERENCE.max(), REFERENCE[0, 0]) == (255, 0)
-    assert max(box_of(REFERENCE)) == BOX
+    assert max(box_of(REFERENCE)) == BOX_SIDE
     assert all(abs(middle - 14) <= 0.5 for middle in centre_of(REFERENCE))
 
 
@@ -105,7 +106,7 @@ def test_any_ink_gives_an_image_that_fits_the_box(height: int, width: int, seed:
     ink[random.integers(height), random.integers(width)] = 255
     image = normalized(ink)
     assert image.max() == 255
-    assert max(box_of(image[0])) <= BOX
+    assert max(box_of(image[0])) <= BOX_SIDE
 
 
 def test_a_thin_line_in_a_large_picture_is_not_lost() -> None:

@@ -1,4 +1,4 @@
-"""Each case in a Python of its own, with a pretended torchvision: operators and modules cannot be undeclared."""
+"""Each case runs in its own Python with a fake torchvision: operators and modules cannot be undeclared."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-# What torchvision does next to a torch it was not built for: a submodule is imported, then an operator is mentioned.
+# What torchvision does next to a torch it was not built for: it imports a submodule, then mentions an operator.
 NEEDS_OPERATORS = """
 import torch, torchvision.half
 for name in ("nms", "qnms"):
@@ -15,7 +15,7 @@ for name in ("nms", "qnms"):
 """
 REPORT = """
 import sys
-from qattrain.data.torchvision_sets import import_torchvision_datasets
+from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import DataError
 try:
     print(import_torchvision_datasets().__name__, sys.modules["torchvision.half"].imports)

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from random_integers import noise, random_model, with_layer
+from integer_models import random_images, random_model, with_layer
 
 from qattrain.errors import ExportError
-from qattrain.export import c_compile
-from qattrain.export import c_export as c_readme
+from qattrain.export import c_export
 from qattrain.export.base import Files
-from qattrain.export.c_compile import COMPILERS, NATIVE, PORTABLE, compiled_c
-from qattrain.export.c_export import C_EXPORTER
-from qattrain.export.c_tables import two_products_fit_16_bits
+from qattrain.export.c_compile import PORTABLE, compiled_c
+from qattrain.export.c_export import C_EXPORTER, two_products_fit_16_bits
+from qattrain.files import compiler as compiling
+from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import IntegerModel, ModelFacts
 
-# The compiler's flags, what /proc/cpuinfo must list, and the instruction that must stand in the assembly.
+# The compiler's flags, what /proc/cpuinfo must list, and the instruction that must appear in the assembly.
 FORMS: dict[str, tuple[tuple[str, ...], set[str], str]] = {
     "avx512vnni": (("-mavx2", "-mavx512vnni", "-mavx512vl"), {"avx512_vnni", "avx512vl"}, " vpdpbusd"),
     "avxvnni": (("-mavx2", "-mavxvnni"), {"avx_vnni"}, "{vex} vpdpbusd"),
@@ -25,14 +25,14 @@ FORMS: dict[str, tuple[tuple[str, ...], set[str], str]] = {
     "portable": (("-mavx2", f"-D{PORTABLE}"), {"avx2"}, ""),
     "portable native": ((NATIVE, f"-D{PORTABLE}"), set(), ""),
 }
-WORST = noise(8)
+WORST = random_images(8)
 WORST[1:4] = 255
 
 
 def worst(
     quantizer: str, codes: tuple[int, int], zero_point: int = 0, widths: tuple[int, int, int] = (7, 9, 41)
 ) -> IntegerModel:
-    """The largest weights there are on the largest codes there are, alone and side by side with the smallest."""
+    """The largest possible weights on the largest possible codes, alone and next to the smallest."""
     model = random_model(quantizer, 8, 8, widths, zero_point=zero_point)
     for index, layer in enumerate(model.layers):
         extreme = np.resize(np.array(codes), layer.codes.shape)
@@ -60,7 +60,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c_readme, "measure", lambda *_: None)
+    monkeypatch.setattr(c_export, "measure", lambda *_: None)
 
 
 def export(model: IntegerModel) -> Files:
@@ -69,7 +69,7 @@ def export(model: IntegerModel) -> Files:
 
 
 def processor() -> set[str]:
-    """What it can do, as Linux names it."""
+    """Its features, as Linux names them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return set(next((line for line in lines if line.startswith("flags")), "").split())
@@ -79,7 +79,7 @@ def processor() -> set[str]:
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if not shutil.which(request.param):
         pytest.skip(f"not installed: {request.param}")
-    monkeypatch.setattr(c_compile, "COMPILERS", (request.param,))
+    monkeypatch.setenv("CC", request.param)
     return str(request.param)
 
 
@@ -105,7 +105,7 @@ def test_every_form_equals_the_integers_on_random_and_on_extreme_networks(
     assert instruction in assembly(export(MODELS["4 bits"]), compiler, flags, tmp_path)
     if not needed <= processor():
         pytest.skip(f"this processor has no {', '.join(sorted(needed - processor()))}")
-    images = np.concatenate([noise(24), WORST])
+    images = np.concatenate([random_images(24), WORST])
     for name, model in MODELS.items():
         with compiled_c(export(model), *flags) as run:
             assert np.array_equal(run(images), model.run(images)), name
@@ -128,18 +128,18 @@ def test_products_are_added_in_16_bits_only_where_they_fit(
 
 
 def test_forms_that_differ_are_noticed() -> None:
-    if not {"avx2"} <= processor() or not any(map(shutil.which, COMPILERS)):
+    if not {"avx2"} <= processor() or find_compiler() is None:
         pytest.skip("no compiler for avx2, or no processor with it")
     files = export(MODELS["4 bits"])
     wrong = files["model.c"].replace(b"_mm256_shuffle_epi32(all, 0x4e)", b"all")
     assert wrong != files["model.c"]
     with C_EXPORTER.run(files | {"model.c": wrong}) as run, pytest.raises(ExportError, match=f"images .* -D{PORTABLE}"):
-        run(noise(8))
+        run(random_images(8))
 
 
 def test_a_compiler_that_does_not_know_the_processor_compiles_for_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not any(map(shutil.which, COMPILERS)):
+    if find_compiler() is None:
         pytest.skip("no compiler")
-    monkeypatch.setattr(c_compile, "NATIVE", "-march=of-no-processor")
+    monkeypatch.setattr(compiling, "NATIVE", "-march=of-no-processor")
     with C_EXPORTER.run(export(MODELS["4 bits"])) as run:
         assert np.array_equal(run(WORST), MODELS["4 bits"].run(WORST))

@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from integer_models import KINDS, random_images, random_model
+from integer_models import KINDS, SMALL, random_images, random_model
 
 from qattrain.errors import ConfigError, ExportError
 from qattrain.export import EXPORTERS
 from qattrain.export.base import MARK, MARKED_BYTES, NOISE_IMAGES, Exporter, Files, Runner, export_model, noise_images
 from qattrain.integer import ModelFacts
 
-MODEL, IMAGES = random_model(), random_images(10)
+MODEL, IMAGES = random_model(widths=SMALL), random_images(10)
 FACTS = ModelFacts("lenet-nano", "digits", tuple("0123456789"), None)
 FILES = {"a.bin": b"qattrain a", "b.bin": b"qattrain b"}
 
 
 def exporter(change: Callable[[Any], Any] = lambda logits: logits, files: Files = FILES) -> Exporter:
-    """Writes `files`, which compute what the model does, changed."""
+    """Writes `files`; running them gives the model's logits, changed."""
 
     @contextmanager
     def run(_files: Files) -> Iterator[Runner]:
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_every_exporters_files_equal_the_integers_and_carry_the_mark(
     tmp_path: Path, name: str, arguments: dict[str, Any]
 ) -> None:
-    model = random_model(5, **arguments)
+    model = random_model(**{"widths": SMALL, "seed": 5} | arguments)
     facts = dataclasses.replace(FACTS, class_names=tuple(str(label) for label in range(model.classes)))
     for layout in EXPORTERS[name].layouts or (None,):
         folder = tmp_path / f"{name}-{layout}"

@@ -1,4 +1,4 @@
-"""The ONNX file computes every logit as IntegerModel does, in ONNX Runtime however set, and in onnx's own evaluator."""
+"""The ONNX file computes every logit as IntegerModel does, in ONNX Runtime with any setting and in onnx's evaluator."""
 
 import os
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from integer_models import GRIDS, LENET, Images, random_images, random_model, with_layer, with_requantization
 from numpy.typing import NDArray
-from random_integers import GRID, LENET, Images, noise, random_model, with_layer, with_requantization
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.data import load_dataset
@@ -67,9 +67,9 @@ def check(model: IntegerModel, images: Images, levels: tuple[str, ...] = LEVELS,
     np.testing.assert_array_equal(found, expected[some])
 
 
-@pytest.mark.parametrize(("quantizer", "bits"), GRID)
+@pytest.mark.parametrize(("quantizer", "bits"), GRIDS)
 def test_every_width_of_every_quantizer_equals_the_integers(quantizer: str, bits: int) -> None:
-    check(random_model(quantizer, bits, bits, seed=bits), noise(40, seed=bits))
+    check(random_model(quantizer, bits, bits, seed=bits), random_images(40, seed=bits))
 
 
 MIXED: list[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = [
@@ -84,19 +84,19 @@ MIXED: list[tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = [
 
 @pytest.mark.parametrize(("quantizers", "bits", "acts"), MIXED, ids=str)
 def test_mixed_layers_equal_the_integers(quantizers: Any, bits: Any, acts: Any) -> None:
-    check(random_model(quantizers, bits, acts), noise(40))
+    check(random_model(quantizers, bits, acts), random_images(40))
 
 
 @pytest.mark.parametrize("widths", [(1, 1, 1), (3, 5, 7), (5, 3, 33), (20, 7, 11)], ids=str)
 @pytest.mark.parametrize("bits", [1, 3, 4])
 def test_odd_widths_and_47_classes_equal_the_integers(widths: tuple[int, int, int], bits: int) -> None:
-    check(random_model("lsq", bits, widths=widths, classes=47), noise(30), varied=min(widths) > 1)
+    check(random_model("lsq", bits, widths=widths, classes=47), random_images(30), varied=min(widths) > 1)
 
 
 @pytest.mark.parametrize(("quantizer", "bits"), [("lsq", 3), ("ternary", 2)])
 def test_packed_codes_that_do_not_end_with_a_byte_equal_the_integers(quantizer: str, bits: int) -> None:
     for classes in range(2, 10):
-        check(random_model(quantizer, bits, widths=(20, 23, 41), classes=classes), noise(6), ("ENABLE_ALL",))
+        check(random_model(quantizer, bits, widths=(20, 23, 41), classes=classes), random_images(6), ("ENABLE_ALL",))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def thousand() -> Callable[..., tuple[bytes, Images, Any]]:
 
     def make(quantizer: str, bits: int) -> tuple[bytes, Images, Any]:
         if (quantizer, bits) not in made:
-            model, images = random_model(quantizer, bits, 8), noise(1000)
+            model, images = random_model(quantizer, bits, 8), random_images(1000)
             made[quantizer, bits] = export(model), images, model.run(images)
         return made[quantizer, bits]
 
@@ -130,7 +130,7 @@ def test_no_optimization_level_thread_count_or_batch_size_changes_a_logit(
     ("quantizer", "bits"), [("binary", 1), ("ternary", 2), ("lsq", 7), ("affine", 8), ("dorefa", 8)]
 )
 def test_the_default_net_equals_the_integers(quantizer: str, bits: int) -> None:
-    check(random_model(quantizer, bits, bits, LENET), noise(100), ("DISABLE_ALL", "ENABLE_ALL"))
+    check(random_model(quantizer, bits, bits, LENET), random_images(100), ("DISABLE_ALL", "ENABLE_ALL"))
 
 
 def test_sums_beyond_what_float32_and_16_bits_hold_equal_the_integers() -> None:
@@ -149,7 +149,7 @@ def test_sums_beyond_what_float32_and_16_bits_hold_equal_the_integers() -> None:
             model = with_layer(model, index, codes=codes)
         model = with_requantization(model, 0, [2**31 - 1], [30])
         assert bits < 8 or model.layers[2].accumulator_bound > 2**24
-        check(model, noise(30), ("DISABLE_ALL", "ENABLE_ALL"))
+        check(model, random_images(30), ("DISABLE_ALL", "ENABLE_ALL"))
 
 
 @pytest.mark.parametrize("shift", [1, 2, 31, 32, 61, 62])
@@ -163,7 +163,11 @@ def test_every_multiplier_and_shift_equals_the_integers(multiplier: int, shift: 
         m, k = how.multiplier.copy(), how.shift.copy()
         m[::2], k[::2] = multiplier, shift
         bias[::8], bias[2::8] = 2**22 - 1, 1 - 2**22
-        check(with_layer(model, index, bias=bias, requantization=Requantization(m, k, 8)), noise(16), ("ENABLE_ALL",))
+        check(
+            with_layer(model, index, bias=bias, requantization=Requantization(m, k, 8)),
+            random_images(16),
+            ("ENABLE_ALL",),
+        )
 
 
 def test_accumulators_at_the_ends_of_int32_and_products_near_2_to_the_62_equal_the_integers() -> None:
@@ -177,7 +181,7 @@ def test_accumulators_at_the_ends_of_int32_and_products_near_2_to_the_62_equal_t
     for index in range(3):
         model = with_requantization(model, index, [2**31 - 1, 2**31 - 1, 2**30 + 1], [54, 62, 44, 55])
     assert max(layer.accumulator_bound for layer in model.layers) == INT32_MAX
-    check(model, noise(40))
+    check(model, random_images(40))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_accumulators_at_the_ends_of_int32_and_products_near_2_to_the_62_equal_t
     ],
 )
 def test_pixels_themselves_as_sums_equal_the_integers(multipliers: list[int], shifts: list[int]) -> None:
-    model, pixels = random_model("lsq", 8, 8), noise(40)
+    model, pixels = random_model("lsq", 8, 8), random_images(40)
     codes = np.zeros_like(model.layers[0].codes)
     codes[:, 0, 2, 2] = 1
     model = with_layer(model, 0, codes=codes, bias=np.arange(8) // 2 - 4)
@@ -205,18 +209,18 @@ def test_dead_and_constant_channels_equal_the_integers(code: int) -> None:
         codes[::2] = code
         some = with_layer(some, index, codes=codes)
         every = with_layer(every, index, codes=np.full_like(codes, code))
-    check(some, noise(20))
-    check(every, noise(20), varied=False)
+    check(some, random_images(20))
+    check(every, random_images(20), varied=False)
 
 
 @pytest.mark.parametrize("zero_point", [0, 1, 127, 128, 254, 255])
 def test_every_zero_point_equals_the_integers(zero_point: int) -> None:
     model = random_model("affine", 8, 8, zero_point=zero_point)
-    check(model, noise(20))
+    check(model, random_images(20))
     narrow = [np.maximum(layer.codes, 250) for layer in model.layers]  # codes all on one side of the zero point
     for index, codes in enumerate(narrow):
         model = with_layer(model, index, codes=codes)
-    check(model, noise(20), varied=False)
+    check(model, random_images(20), varied=False)
 
 
 TRAINED = [{"bits": 4}, {"quantizer": "ternary"}, {"quantizer": "affine", "bits": 3}, {"bits": 1, "act_bits": 2}]
@@ -228,7 +232,7 @@ def test_a_trained_and_lowered_network_equals_its_integers(quant: dict[str, Any]
     torch.manual_seed(0)
     net = build_model(ModelConfig(name="lenet-nano"), QuantConfig(**quant), 10)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    images = noise(64)
+    images = random_images(64)
     for _ in range(4):
         loss = F.cross_entropy(net(torch.from_numpy(images)), torch.arange(64) % 10)
         optimizer.zero_grad()
@@ -238,7 +242,7 @@ def test_a_trained_and_lowered_network_equals_its_integers(quant: dict[str, Any]
 
 
 def test_run_takes_any_number_of_images() -> None:
-    model, images = random_model("lsq", 4, classes=47), noise(2001)
+    model, images = random_model("lsq", 4, classes=47), random_images(2001)
     with ONNX_EXPORTER.run(ONNX_EXPORTER.write(model, FACTS, "")) as run:
         for count in (0, 1, 2, 999, 1000, 1001, 2001):
             logits = run(images[:count])

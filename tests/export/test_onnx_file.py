@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from random_integers import GRID, LENET, NANO, noise, random_model, with_layer
+from integer_models import GRIDS, LENET, NANO, random_images, random_model, with_layer
 
 from qattrain.errors import ExportError
 from qattrain.export.onnx_export import FORMAT_VERSION, ONNX_EXPORTER
@@ -35,7 +35,7 @@ def inferred_types(model: Any) -> dict[str, str]:
     return {name: onnx.TensorProto.DataType.Name(kind) for name, kind in types.items()}
 
 
-@pytest.mark.parametrize(("quantizer", "bits"), GRID)
+@pytest.mark.parametrize(("quantizer", "bits"), GRIDS)
 def test_no_value_is_a_float_and_the_file_passes_the_full_check(quantizer: str, bits: int) -> None:
     model = onnx.load_from_string(export(random_model(quantizer, bits)))
     onnx.checker.check_model(model, full_check=True)
@@ -81,7 +81,7 @@ def test_a_zero_point_that_fills_up_kernels_counts_as_a_weight(zero_point: int, 
     products = [node for node in onnx.load_from_string(content).graph.node if node.op_type == "MatMulInteger"]
     assert {types[node.input[1]] for node in products} == {kind}
     with ONNX_EXPORTER.run({"model.onnx": content}) as runner:
-        np.testing.assert_array_equal(runner(noise(8)), model.run(noise(8)))
+        np.testing.assert_array_equal(runner(random_images(8)), model.run(random_images(8)))
 
 
 def test_no_int64_is_compared() -> None:
@@ -161,7 +161,7 @@ def test_a_missing_package_is_an_error_that_names_the_remedy(
 
 
 def test_running_needs_no_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = random_model(), noise(4)
+    model, images = random_model(), random_images(4)
     files = ONNX_EXPORTER.write(model, FACTS, "")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with ONNX_EXPORTER.run(files) as runner:

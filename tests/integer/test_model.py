@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integer_models import MAX_BIAS, random_images, random_model
+from integer_models import MAX_BIAS, SMALL, random_images, random_model
 from numpy.typing import NDArray
 
 from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, Requantization
@@ -14,9 +14,9 @@ from qattrain.integer.model import BATCH, EXACT_FLOAT32
 
 MIXED: list[dict[str, Any]] = [
     {},
-    {"quantizers": ("affine",) * 4, "bits": (8, 2, 5, 3), "act_bits": (8, 2, 3), "widths": (3, 4, 12)},
-    {"quantizers": ("binary", "ternary", "lsq", "affine"), "bits": (1, 2, 8, 4), "act_bits": (1, 1, 1)},
-    {"bits": (8,) * 4, "act_bits": (8,) * 3, "widths": (3, 2, 4)},
+    {"quantizers": "affine", "bits": (8, 2, 5, 3), "act_bits": (8, 2, 3), "widths": (3, 4, 12)},
+    {"quantizers": ("binary", "ternary", "lsq", "affine"), "bits": (1, 2, 8, 4), "act_bits": 1},
+    {"bits": 8, "act_bits": 8, "widths": (3, 2, 4)},
     {"classes": 2},
     {"classes": 47},
 ]
@@ -64,7 +64,7 @@ def _next_code(layer: IntegerLayer, channel: int, total: int) -> int:
 
 @pytest.mark.parametrize("arguments", MIXED, ids=str)
 def test_codes_and_logits_are_those_of_plain_python_integers(arguments: dict[str, Any]) -> None:
-    model, images = random_model(1, **arguments), random_images(4)
+    model, images = random_model(**{"widths": SMALL, "seed": 1} | arguments), random_images(4)
     traced = model.trace(images)
     for index, image in enumerate(images):
         for mine, theirs in zip(traced, by_hand(model, image), strict=True):
@@ -83,7 +83,7 @@ def test_codes_and_logits_are_those_of_plain_python_integers(arguments: dict[str
 def test_the_ends_of_every_range_are_exact(
     seed: int, quantizer: str, bits: tuple[int, int, int, int], act_bits: tuple[int, int, int]
 ) -> None:
-    model = random_model(seed, (2, 2, 3), 3, (quantizer,) * 4, bits, act_bits, extreme=True)
+    model = random_model(quantizer, bits, act_bits, (2, 2, 3), 3, seed=seed, extreme=True)
     images = random_images(3, seed)
     traced = model.trace(images)
     for index, image in enumerate(images):
@@ -135,7 +135,7 @@ def test_halves_go_up_on_both_sides() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, BATCH, BATCH + 1])
 def test_any_number_of_images_gives_as_many_rows_of_int32(count: int) -> None:
-    model, images = random_model(2, classes=5), random_images(count, 3)
+    model, images = random_model(widths=SMALL, classes=5, seed=2), random_images(count, 3)
     logits = model.run(images)
     assert (logits.shape, logits.dtype) == ((count, 5), np.int32)
     assert model.classes == 5

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from integer_models import KINDS, assert_same_model, random_images, random_model
+from integer_models import KINDS, SMALL, assert_same_model, random_images, random_model
 
 from qattrain.errors import CheckpointError
 from qattrain.export import EXPORTERS
@@ -27,12 +27,12 @@ def packed(model: IntegerModel) -> bytes:
     return files[FILE_NAME]
 
 
-DATA = packed(random_model())
+DATA = packed(random_model(widths=SMALL, seed=1))
 
 
 @pytest.mark.parametrize("arguments", KINDS, ids=str)
 def test_every_integer_and_fact_comes_back(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    model = random_model(3, **arguments)
+    model = random_model(**{"widths": SMALL, "seed": 3} | arguments)
     data = packed(model)
     (tmp_path / "renamed.bin").write_bytes(data)
     for source in (data, tmp_path / "renamed.bin"):
@@ -52,7 +52,7 @@ def test_a_weight_takes_its_bits_and_all_else_4_kib_and_16_bytes_a_channel(
     bits: int, widths: tuple[int, int, int], classes: int
 ) -> None:
     quantizer = "binary" if bits == 1 else "affine"
-    model = random_model(0, widths, classes, (quantizer,) * 4, (bits,) * 4, (bits,) * 3)
+    model = random_model(quantizer, bits, bits, widths, classes)
     channels = sum(len(layer.codes) for layer in model.layers)
     weights = sum(layer.codes.size for layer in model.layers)
     assert len(packed(model)) <= weights * bits / 8 + 4096 + 16 * channels
@@ -61,18 +61,18 @@ def test_a_weight_takes_its_bits_and_all_else_4_kib_and_16_bytes_a_channel(
 @pytest.mark.parametrize("quantizer", ["lsq", "affine", "pow2", "dorefa"])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_every_grid_comes_back(quantizer: str, bits: int) -> None:
-    model = random_model(bits, quantizers=(quantizer,) * 4, bits=(bits,) * 4)
+    model = random_model(quantizer, bits, widths=SMALL, seed=bits)
     assert_same_model(load_packed(packed(model))[0], model)
 
 
 def test_mixed_bits_take_each_layers_own() -> None:
-    model = random_model(0, bits=(8, 1, 2, 3), quantizers=("lsq", "binary", "ternary", "pow2"))
+    model = random_model(("lsq", "binary", "ternary", "pow2"), (8, 1, 2, 3), widths=SMALL)
     sizes = [len(safetensors.numpy.load(packed(model))[f"{layer.name}.weight"]) for layer in model.layers]
     assert sizes == [-(-layer.codes.size * layer.bits // 8) for layer in model.layers]
 
 
 def test_any_safetensors_reader_finds_what_the_documentation_says() -> None:
-    model = random_model(0, bits=(4, 1, 2, 3), quantizers=("dorefa", "binary", "ternary", "affine"))
+    model = random_model(("dorefa", "binary", "ternary", "affine"), (4, 1, 2, 3), widths=SMALL)
     data = packed(model)
     tensors = safetensors.numpy.load(data)
     metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
@@ -95,7 +95,7 @@ def test_columns_take_the_smallest_type_that_holds_them() -> None:
     assert {str(tensors[f"{layer}.shift"].dtype) for layer in ("conv1", "conv2", "fc1")} == {"uint8"}
     assert str(tensors["conv1.bias"].dtype) == "int16"
     assert "fc2.multiplier" not in tensors
-    wide = safetensors.numpy.load(packed(random_model(extreme=True)))
+    wide = safetensors.numpy.load(packed(random_model(widths=SMALL, extreme=True)))
     assert (str(wide["fc2.bias"].dtype), str(wide["fc1.multiplier"].dtype)) == ("int32", "uint32")
 
 

@@ -1,4 +1,4 @@
-"""Whatever is not exactly what qattrain wrote is refused with one line: flipped, cut, foreign, forged."""
+"""Anything but what qattrain wrote is refused with one line: flipped bits, truncated, foreign, forged."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from integer_models import random_model
+from integer_models import SMALL, random_model
 
 from qattrain.errors import CheckpointError
 from qattrain.export import EXPORTERS
@@ -16,7 +16,7 @@ from qattrain.integer import ModelFacts
 from qattrain.integer.packed import FILE_NAME, KEY, Header, _metadata, load_packed
 
 FACTS = ModelFacts("lenet-nano", "digits", tuple("0123456789"), 0.987)
-DATA = EXPORTERS["packed"].write(random_model(), FACTS, "")[FILE_NAME]
+DATA = EXPORTERS["packed"].write(random_model(widths=SMALL), FACTS, "")[FILE_NAME]
 HEADER_BYTES = 8 + int.from_bytes(DATA[:8], "little")
 
 

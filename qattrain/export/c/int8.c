@@ -1,53 +1,3 @@
-"""The kernels of layout int8 in C, the same for every model; the two innermost also in vector instructions.
-
-Eight sums at a time, of 2 weight rows and 4 inputs or of 8 rows and 1 input, with what they are made from fit into the
-16 vector registers of x86, and their totals into one. The words for real numbers, for taking memory and for printing
-must not stand here.
-"""
-
-CONV_ROWS = 2  # weight rows that are multiplied together, with four inputs each: the windows of a 2x2 maximum
-LINEAR_ROWS = 8  # with one input
-
-INT8_LAYOUT = """\
- * Layout "int8", the fastest: a weight is a byte. A row, the weights of one output channel, is filled up with zeros to
- * a multiple of %(align)d bytes, and a convolution first copies the pixels under its kernel side by side: a sum is then
- * one plain loop over two arrays, which compilers turn into vector instructions. Zero times whatever lies behind the
- * inputs is zero. Rows of zeros fill a layer up to the number of rows that are multiplied together.
- *
- * Compiled for an x86 processor with AVX2 (-march=native does that), the two innermost functions are written out in its
- * instructions, several times faster than what compilers find; -DQATTRAIN_PORTABLE leaves them out. The logits are the
- * same.
-"""
-
-INT8_STRUCT = """
-#if defined __AVX2__ && !defined QATTRAIN_PORTABLE
-#define VECTORS
-#include <immintrin.h>
-#endif
-
-#ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline))           /* into a caller that knows all sizes */
-#define ALIGNED __attribute__((aligned(64)))                          /* no vector lies in two cache lines */
-#else
-#define INLINE static inline
-#define ALIGNED
-#endif
-
-struct layer {
-    const int8_t *weights;           /* rows one after the other, in the order of the inputs */
-    const bias_t *bias;              /* one per output channel, as are the two below */
-    const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
-    const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t stride;                 /* bytes in a row, its zeros included */
-    uint32_t outputs;                /* rows, without those of zeros */
-    uint8_t step;                    /* a weight is step * byte + rest: 1 and 0 unless that does not fit a byte */
-    int16_t rest;
-    uint8_t largest;                 /* largest output code */
-};
-"""
-
-PORTABLE = """
 #ifndef VECTORS
 
 /* The sum of n products. */
@@ -66,9 +16,9 @@ INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
     return sum;
 }
 
-INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* without a branch, which nobody could predict */
+INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* no branch, which would be unpredictable */
 
-/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
+/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; keeps the largest sum of each row. */
 INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
                              const int32_t start[4], int32_t largest[2]) {
     uint32_t row, window;
@@ -87,9 +37,7 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
     uint32_t row;
     for (row = 0; row < 8; row++) sums[row] = start + step * dot(weights + row * stride, inputs, stride);
 }
-"""
 
-VECTORS = """
 #else
 
 typedef __m256i vector; /* 32 bytes, or eight sums */
@@ -107,7 +55,7 @@ INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
     return _mm256_extract_epi32(sums, 0) + _mm256_extract_epi32(sums, 4);
 }
 
-/* Adds to each of the eight sums the products of four neighbouring bytes, in the best way the processor has. */
+/* Adds to each of the eight sums the products of four neighbouring bytes, with the processor's best instruction. */
 INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #if defined __AVX512VNNI__ && defined __AVX512VL__
     return _mm256_dpbusd_epi32(sums, inputs, weights);
@@ -116,7 +64,7 @@ INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #elif TWO_PRODUCTS_FIT_16_BITS
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, weights), _mm256_set1_epi16(1)));
 #else
-    /* Two products can be more than 16 bits hold, where maddubs would cut them off: bytes become 16 bits first. */
+    /* Two products can exceed 16 bits, where maddubs would saturate: bytes are widened to 16 bits first. */
     const vector zero = _mm256_setzero_si256(), signs = _mm256_cmpgt_epi8(zero, weights);
     const vector low = _mm256_madd_epi16(_mm256_unpacklo_epi8(inputs, zero), _mm256_unpacklo_epi8(weights, signs));
     const vector high = _mm256_madd_epi16(_mm256_unpackhi_epi8(inputs, zero), _mm256_unpackhi_epi8(weights, signs));
@@ -124,17 +72,17 @@ INLINE vector accumulate(vector sums, vector inputs, vector weights) {
 #endif
 }
 
-/* Eight sums times a step, which the compiler knows: mostly 1, and nothing to do. */
+/* Eight sums times a step that the compiler knows: it is mostly 1, which costs nothing. */
 INLINE vector stepped(vector sums, int32_t step) { return _mm256_mullo_epi32(sums, _mm256_set1_epi32(step)); }
 
-/* Eight vectors of eight sums -> the total of each: neighbours are added three times over. */
+/* Eight vectors of eight sums -> the total of each, in three rounds of adding neighbours. */
 INLINE vector totals(const vector sums[8]) {
     const vector a = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
     const vector b = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[4], sums[5]), _mm256_hadd_epi32(sums[6], sums[7]));
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; of each row the largest sum. */
+/* Two rows of weights times the inputs under the four windows of a 2x2 maximum; keeps the largest sum of each row. */
 INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
                              const int32_t start[4], int32_t largest[2]) {
     vector sums[8], all;
@@ -149,7 +97,7 @@ INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint3
             sums[4 + window] = accumulate(sums[4 + window], x, second);
         }
     }
-    /* The first row's four sums, then the second's; each half is compared with itself turned by two, then by one. */
+    /* Four sums of the first row, then four of the second; each half is compared with itself, rotated by 2, then 1. */
     all = stepped(totals(sums), step);
     all = _mm256_add_epi32(all, _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)start)));
     all = _mm256_max_epi32(all, _mm256_shuffle_epi32(all, 0x4e));
@@ -171,11 +119,9 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
     _mm256_storeu_si256((vector *)sums, _mm256_add_epi32(stepped(totals(each), step), _mm256_set1_epi32(start)));
 }
 #endif
-"""
 
-LAYERS = """
-/* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written so that it takes no more than 64
- * bits and no branch. A sum up to 0 gives code 0 whatever the multiplier: only unsigned numbers are ever shifted. */
+/* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written to need at most 64 bits and no
+ * branch. A sum of 0 or less gives code 0 with any multiplier, so only unsigned numbers are shifted. */
 INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
     const int32_t *restrict sums = arena.sums;
     uint32_t channel;
@@ -187,8 +133,8 @@ INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
     }
 }
 
-/* What all weights of a layer have beyond step times their bytes, times the sum of the inputs: in most models 0. What
- * lies behind the inputs is cleared, so that whole vectors can be added. */
+/* The sum of the inputs times `rest`, the part of every weight beyond step * byte: 0 in most models. The bytes behind
+ * the inputs are cleared so that whole vectors can be added. */
 INLINE int32_t correction(const struct layer *layer, uint8_t *inputs) {
     uint32_t i;
     if (layer->rest == 0) return 0;
@@ -211,12 +157,12 @@ INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
         for (column = 0; column < half; column++) {
             int32_t start[4];
             for (window = 0; window < 4; window++) {
-                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window %% 2) * channels;
+                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window % 2) * channels;
                 uint8_t *patch = arena.patches + window * stride;
                 for (k = 0; k < KERNEL; k++) copy(patch + k * run, corner + k * line, run);
                 start[window] = correction(layer, patch);
             }
-            for (channel = 0; channel < layer->outputs; channel += %(conv_rows)d) {
+            for (channel = 0; channel < layer->outputs; channel += CONV_ROWS) {
                 multiply_windows(layer->weights + channel * stride, arena.patches, stride, layer->step, start,
                                  arena.sums + channel);
             }
@@ -226,12 +172,12 @@ INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
     }
 }
 
-/* A fully connected layer: inputs -> codes, or, in the last one, sums. */
+/* A fully connected layer: inputs -> codes or, in the last layer, sums. */
 INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, int32_t *sums) {
     const uint32_t stride = layer->stride, outputs = layer->outputs;
     const int32_t start = correction(layer, inputs);
     uint32_t channel;
-    for (channel = 0; channel < outputs; channel += %(linear_rows)d) {
+    for (channel = 0; channel < outputs; channel += LINEAR_ROWS) {
         multiply_rows(layer->weights + channel * stride, inputs, stride, layer->step, start, arena.sums + channel);
     }
     if (codes) {
@@ -240,6 +186,3 @@ INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, 
         for (channel = 0; channel < outputs; channel++) sums[channel] = arena.sums[channel] + layer->bias[channel];
     }
 }
-"""
-
-INT8_KERNELS = PORTABLE + VECTORS + LAYERS % {"conv_rows": CONV_ROWS, "linear_rows": LINEAR_ROWS}

@@ -1,32 +1,4 @@
-"""The kernels of layout packed in C, the same for every model: `qattrain.export.c_tables` writes what differs.
-
-Every layout has a note for the head of model.c, its `struct layer`, and `convolve` and `connect`. The words for real
-numbers, for taking memory and for printing must not stand here.
-"""
-
-PACKED_LAYOUT = """\
- * Layout "packed", the smallest: weights of b bits lie in a stream of bits without gaps. Number i, 0 .. 2^b - 1, takes
- * the bits i*b .. i*b + b - 1, its lowest first; bit j of the stream is bit j % 8, counted from the lowest, of byte
- * j / 8. The weight is lowest + step * number. One row, the weights of one output channel, is unpacked at a time.
-"""
-
-PACKED_STRUCT = """
-struct layer {
-    const uint8_t *codes;            /* the stream of bits: rows one after the other, in the order of the inputs */
-    const bias_t *bias;              /* one per output channel, as are the two below */
-    const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
-    const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t outputs;                /* rows */
-    uint8_t bits;                    /* of a weight: 1 .. 8 */
-    uint8_t step;                    /* weight = lowest + step * number; step is 2 where weights are odd numbers */
-    int16_t lowest;
-    uint8_t largest;                 /* largest output code */
-};
-"""
-
-PACKED_KERNELS = """
-/* The next code. A sum up to 0 gives code 0 whatever the multiplier, so that only unsigned numbers are ever shifted. */
+/* The next code. A sum of 0 or less gives code 0 with any multiplier, so only unsigned numbers are shifted. */
 static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum) {
     uint64_t code;
     if (sum <= 0) return 0;
@@ -48,7 +20,7 @@ static void unpack_row(const struct layer *layer, uint32_t channel) {
     const uint32_t start = channel * layer->inputs * layer->bits;     /* the row's first bit */
     const uint8_t *next = layer->codes + start / 8;
     uint32_t waiting = (uint32_t)*next++ >> start % 8;                /* bits read, but not used yet */
-    uint32_t count = 8 - start % 8;                                   /* how many */
+    uint32_t count = 8 - start % 8;                                   /* how many of them */
     const uint32_t bits = layer->bits, mask = (1u << bits) - 1;
     const int32_t lowest = layer->lowest, step = layer->step;
     uint32_t i;
@@ -73,7 +45,7 @@ static void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
         for (row = 0; row < half; row++) {
             for (column = 0; column < half; column++) {
                 int32_t best = INT32_MIN;
-                for (window = 0; window < 4; window++) {              /* of the 2x2 that pooling looks at */
+                for (window = 0; window < 4; window++) {              /* of the 2x2 that are pooled */
                     const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window % 2) * channels;
                     int32_t sum = 0;
                     for (k = 0; k < KERNEL; k++) sum += dot(arena.row + k * run, corner + k * line, run);
@@ -86,7 +58,7 @@ static void convolve(const struct layer *layer, const uint8_t *map, uint32_t sid
     }
 }
 
-/* A fully connected layer: inputs -> codes, or, in the last one, sums. */
+/* A fully connected layer: inputs -> codes or, in the last layer, sums. */
 static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *codes, int32_t *sums) {
     uint32_t channel;
     for (channel = 0; channel < layer->outputs; channel++) {
@@ -97,4 +69,3 @@ static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *c
         else codes[channel] = requantize(layer, channel, sum);
     }
 }
-"""
