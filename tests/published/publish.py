@@ -150,7 +150,7 @@ def rendered(text: str) -> str:
 
 def benchmark(result: dict[str, Any]) -> dict[str, Any]:
     """The document of a result of `qattrain bench --json`: nothing missing, nothing hurried, on an idle machine."""
-    from qattrain.benchmark.run import FULL
+    from qattrain.benchmark.rounds import FULL
 
     assert (result["repeats"], result["train_images"]) == (FULL.repeats, FULL.train_images), "not the default run"
     missing = [row["name"] for row in result["training"] + result["inference"] if row["missing"]]
