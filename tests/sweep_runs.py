@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, SweepFolder
+from qattrain.experiments.folder import RESULT_FILE, Ledger, SweepFolder
 from qattrain.experiments.sweep import MOST_DEATHS
 from qattrain.runs import folder as runs
 
@@ -46,9 +46,10 @@ def finish(folder: SweepFolder, name: str, accuracy: float = 0.5) -> None:
     (folder.cells / name / RESULT_FILE).write_text(json.dumps({"accuracy": accuracy}))
 
 
-def doomed_worker(folder: SweepFolder, cells: list[Cell], old_failures: dict[str, int | None], _data_dir: Path) -> None:
+def doomed_worker(ledger: Ledger, owner: str, _data_dir: Path) -> None:
     """A worker process without torch. It is killed by the cell c, and by b but for the last try that b has."""
-    ledger = Ledger(folder, cells, old_failures)
+    folder = ledger.folder
+    folder.owner = owner
     while list(ledger.ended()) or ledger.open:
         for cell in ledger.ready():
             with folder.claimed(cell.name) as report:

@@ -16,7 +16,7 @@ import torch
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError, QattrainError
-from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, SweepFolder, cell_name
+from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.files import write_atomically
 from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
@@ -133,16 +133,20 @@ def error_line(error: Exception) -> str:
     return text if isinstance(error, QattrainError) else f"{type(error).__name__}: {text}"
 
 
-def work(folder: SweepFolder, cells: list[Cell], old_failures: dict[str, int | None], data_dir: Path) -> None:
-    """A worker process: `claim_and_run` with `run_cell`, until the end, until SIGTERM, or until its parent dies."""
+def work(ledger: Ledger, owner: str, data_dir: Path) -> None:
+    """A worker process: `claim_and_run` with `run_cell`, until the end, until SIGTERM, or until its parent dies.
+
+    ledger: a copy of its own. owner: the name under which it claims cells.
+    """
+    ledger.folder.owner = owner
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
 
     def run(cell: Cell, report: Report) -> None:
-        run_cell(cell, folder.cells, data_dir, cached_load, stop, report)
+        run_cell(cell, ledger.folder.cells, data_dir, cached_load, stop, report)
 
-    claim_and_run(Ledger(folder, cells, old_failures), run, stop)
+    claim_and_run(ledger, run, stop)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:

@@ -48,35 +48,17 @@ STATE_FILES = (runs.CONFIG_FILE, runs.METRICS_FILE, runs.LAST_FILE, runs.BEST_FI
 
 
 @dataclass(frozen=True)
-class Task:
-    """A slice to run. files: the cell's files so far, by name. source: `last.pt` of a PTQ cell's float cell."""
-
-    cell: Cell
-    files: dict[str, bytes]
-    source: bytes | None
-    data_dir: Path | None
-    seconds: float
-    version: str = qattrain.__version__
-
-
-@dataclass(frozen=True)
 class Slice:
-    """The result of a task. error: why the cell failed. unfit: why the worker, at that address, did not run it."""
+    """What a worker sends back. files: of the cell, by name. share: of its training that is done.
+
+    error: why the cell failed. unfit: why the worker, at that address, did not run it.
+    """
 
     files: dict[str, bytes]
+    share: float = 0.0
     error: str | None = None
     unfit: QattrainError | None = None
     worker: str = ""
-    share: float = 0.0
-
-
-@dataclass(frozen=True)
-class Running:
-    """A cell that is out. claim: closing it gives the claim back. report: writes the share done into the claim."""
-
-    cell: Cell
-    claim: contextlib.ExitStack
-    report: Report
 
 
 class DaskCrew:
@@ -88,7 +70,8 @@ class DaskCrew:
     def __init__(self, address: str, folder: SweepFolder, data_dir: Path | None, threads: int) -> None:
         self.address, self.folder, self.data_dir, self.threads = address, folder, data_dir, threads
         self.client = _connect(address)
-        self.running: dict[Any, Running] = {}  # by future
+        # By future. Closing the stack gives the claim back; the report writes the share done into it.
+        self.running: dict[Any, tuple[Cell, contextlib.ExitStack, Report]] = {}
         self.checked: set[str] = set()  # datasets
         try:
             self._check_workers()
@@ -136,40 +119,41 @@ class DaskCrew:
     def _begin(self, cell: Cell, ledger: Ledger) -> None:
         with contextlib.ExitStack() as claim:
             report = claim.enter_context(self.folder.claimed(cell.name))
-            if report is not None and ledger.outcome(cell) is None:  # else somebody is at it, or has just ended it
+            if report is not None and ledger.outcome(cell) is None:  # else another sweep runs it, or has just ended it
                 dataset = cell.config["data"]["dataset"]
                 if dataset not in self.checked:
                     self._check_data(dataset)
-                self._submit(Running(cell, claim.pop_all(), report))
+                self._submit(cell, claim.pop_all(), report)
 
-    def _submit(self, running: Running) -> None:
-        cell, run_dir = running.cell, self.folder.cells / running.cell.name
-        source = None if cell.source is None else (self.folder.cells / cell.source / runs.LAST_FILE).read_bytes()
-        files = {name: (run_dir / name).read_bytes() for name in STATE_FILES if (run_dir / name).is_file()}
-        task = Task(cell, files if runs.LAST_FILE in files else {}, source, self.data_dir, SLICE_SECONDS)
+    def _submit(self, cell: Cell, claim: contextlib.ExitStack, report: Report) -> None:
+        paths = [Path(cell.name) / name for name in STATE_FILES]
+        paths += [Path(cell.source) / runs.LAST_FILE] if cell.source is not None else []
+        files = {
+            path: (self.folder.cells / path).read_bytes() for path in paths if (self.folder.cells / path).is_file()
+        }
+        key = f"qattrain-{cell.name}-{uuid.uuid4().hex}"
+        task = cell, files, self.data_dir, SLICE_SECONDS, qattrain.__version__
         with warnings.catch_warnings(action="ignore"):  # dask warns that a checkpoint is large
-            future = self.client.submit(run_slice, task, key=f"qattrain-{cell.name}-{uuid.uuid4().hex}", pure=False)
-        self.running[future] = running
+            self.running[self.client.submit(run_slice, *task, key=key, pure=False)] = cell, claim, report
 
     def _take(self, future: Any) -> None:
         """Write what came back into the folder; send the cell out again if it is neither finished nor failed."""
-        running = self.running.pop(future)
-        name = running.cell.name
-        with running.claim as claim:
+        cell, claim, report = self.running.pop(future)
+        with claim:
             if future.status == "error":
                 error = future.exception()
                 died = type(error).__name__ == "KilledWorker"
                 line = "every worker it was given to died" if died else f"on a worker: {error!r}"
-                self.folder.set_failure(name, line)
+                self.folder.set_failure(cell.name, line)
                 return
             found: Slice = self.client.gather(future, direct=False)
             if found.unfit is not None:
                 raise _of_worker(found.worker, found.unfit)
-            self._write(name, found.files)
-            self.folder.set_failure(name, found.error)
+            self._write(cell.name, found.files)
+            self.folder.set_failure(cell.name, found.error)
             if found.error is None and RESULT_FILE not in found.files:
-                running.report(found.share)
-                self._submit(Running(running.cell, claim.pop_all(), running.report))
+                report(found.share)
+                self._submit(cell, claim.pop_all(), report)
 
     def _write(self, name: str, files: dict[str, bytes]) -> None:
         run_dir = self.folder.cells / name
@@ -182,8 +166,8 @@ class DaskCrew:
         """Give the claims back and forget what the workers are doing; they end their slices by themselves."""
         with contextlib.suppress(Exception):  # the scheduler may be gone
             self.client.cancel(list(self.running))
-        for running in self.running.values():
-            running.claim.close()
+        for _, claim, _ in self.running.values():
+            claim.close()
         self.running.clear()
         self.client.close(timeout=CONNECT_SECONDS)
 
@@ -258,13 +242,16 @@ def _connect(address: str) -> Any:
 _busy = threading.Lock()
 
 
-def run_slice(task: Task) -> Slice:
-    """Run the task on this worker. Raises nothing that one cell can cause."""
+def run_slice(cell: Cell, files: dict[Path, bytes], data_dir: Path | None, seconds: float, version: str) -> Slice:
+    """Run the cell on this worker for some seconds. Raises nothing that one cell can cause.
+
+    files: of the cell so far, and the checkpoint of a PTQ cell's source, by their paths. version: of the sweep.
+    """
     from qattrain.experiments.cells import error_line, run_cell
 
-    unfit = data_problem(task.cell.config["data"]["dataset"], task.data_dir)
-    if qattrain.__version__ != task.version:
-        unfit = _other_version(qattrain.__version__, task.version)
+    unfit = data_problem(cell.config["data"]["dataset"], data_dir)
+    if qattrain.__version__ != version:
+        unfit = _other_version(qattrain.__version__, version)
     if unfit is not None:
         from distributed import get_worker
 
@@ -272,29 +259,20 @@ def run_slice(task: Task) -> Slice:
     error, shares = None, [0.0]
     with _busy, tempfile.TemporaryDirectory(prefix="qattrain-") as folder:
         stop = threading.Event()
-        timer = threading.Timer(task.seconds, stop.set)
+        timer = threading.Timer(seconds, stop.set)
         timer.daemon = True
         timer.start()
-        run_dir = Path(folder) / task.cell.name
         try:
-            if task.source is not None:
-                assert task.cell.source is not None, task.cell
-                _write_files(Path(folder) / task.cell.source, {runs.LAST_FILE: task.source})
-            if task.files:
-                _write_files(run_dir, task.files)
-            run_cell(task.cell, Path(folder), worker_data_dir(task.data_dir), load_present, stop, shares.append)
+            for path, data in files.items():
+                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).write_bytes(data)
+            run_cell(cell, Path(folder), worker_data_dir(data_dir), load_present, stop, shares.append)
         except Exception as failure:  # a mistake in one cell does not stop the others
             error = error_line(failure)
         finally:
             timer.cancel()
-        files = {path.name: path.read_bytes() for path in run_dir.glob("*") if path.is_file()}
-    return Slice(files, error, share=shares[-1])
-
-
-def _write_files(folder: Path, files: dict[str, bytes]) -> None:
-    folder.mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+        found = {path.name: path.read_bytes() for path in Path(folder, cell.name).glob("*") if path.is_file()}
+    return Slice(found, shares[-1], error)
 
 
 def settle_here(points: list[Point], threads: int, data_dir: Path | None) -> list[Cell] | QattrainError:

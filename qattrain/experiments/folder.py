@@ -93,19 +93,20 @@ def cell_name(config: dict[str, Any]) -> str:
 class Claim:
     """A claim that was not given back. share: of the cell's training that is done. held: its owner is alive.
 
-    owners: who claimed the cell, one after the other; all but the last died with it.
+    dead: the owners before, who died holding it.
     """
 
     share: float
-    owners: list[str]
+    dead: list[str]
+    owner: str
     held: bool
 
 
 class SweepFolder:
-    """Reads and writes what lies in the folder. owner: the name under which this process claims cells."""
+    """Reads and writes the files of the folder. owner: the name under which this process claims cells."""
 
-    def __init__(self, path: Path, owner: str | None = None) -> None:
-        self.path, self.owner = path, owner or uuid.uuid4().hex
+    def __init__(self, path: Path) -> None:
+        self.path, self.owner = path, uuid.uuid4().hex
         self.cells, self.claims, self.failures = path / runs.CELLS_FOLDER, path / "claims", path / "failures"
 
     def refuse_a_run(self) -> None:
@@ -190,8 +191,8 @@ class SweepFolder:
         found = {}
         for name in names:
             with contextlib.suppress(OSError, ValueError), (self.claims / name).open() as file:  # no claim, or no text
-                share, *owners = file.read().split()
-                found[name] = Claim(float(share), owners, held=not _locked(file, fcntl.LOCK_SH))
+                share, *dead, owner = file.read().split()
+                found[name] = Claim(float(share), dead, owner, held=not _locked(file, fcntl.LOCK_SH))
         return found
 
 
@@ -207,28 +208,33 @@ def _locked(file: TextIO, kind: int) -> bool:
 class Ledger:
     """Which cells are finished, which failed and which are open, according to the files of the folder.
 
-    open: by name. finished: accuracies by name. failed: error lines by name. old_failures: times of the failures that
-    were there when the sweep started (None: it starts now); those cells are open, to be tried again.
+    open: by name. finished: accuracies by name. failed: error lines by name; failures older than the ledger do not
+    count, because a sweep tries those cells again.
     """
 
-    def __init__(
-        self, folder: SweepFolder, cells: list[Cell], old_failures: dict[str, int | None] | None = None
-    ) -> None:
-        self.folder, self.cells = folder, cells
-        self.old_failures = old_failures or {cell.name: folder.failure_time(cell.name) for cell in cells}
+    def __init__(self, folder: SweepFolder, cells: list[Cell]) -> None:
+        self.folder = folder
+        self.old_failures = {cell.name: folder.failure_time(cell.name) for cell in cells}
         self.open = {cell.name: cell for cell in cells}
         self.finished: dict[str, float] = {}
         self.failed: dict[str, str] = {}
-        for cell in cells:  # also cells without a claim: somebody may have copied them here
-            self._update(cell)
+        list(self._ended(cells))
 
     def ended(self) -> Iterator[tuple[str, float | str]]:
         """Name, and accuracy or error line, of every cell that ended since the last call."""
         folders = self.folder.claims, self.folder.failures
         touched = {entry.name for folder in folders for entry in os.scandir(folder)}  # not all cells of a large sweep
-        for cell in [cell for name, cell in self.open.items() if name in touched]:
-            outcome = self._update(cell)
+        return self._ended([cell for name, cell in self.open.items() if name in touched])
+
+    def _ended(self, cells: list[Cell]) -> Iterator[tuple[str, float | str]]:
+        for cell in cells:
+            outcome = self.outcome(cell)
             if outcome is not None:
+                del self.open[cell.name]
+                if isinstance(outcome, float):
+                    self.finished[cell.name] = outcome
+                else:
+                    self.failed[cell.name] = outcome
                 yield cell.name, outcome
 
     def ready(self) -> list[Cell]:
@@ -242,16 +248,6 @@ class Ledger:
             return float(result["accuracy"])
         is_old = self.folder.failure_time(cell.name) == self.old_failures[cell.name]
         return None if is_old else self.folder.failure(cell)
-
-    def _update(self, cell: Cell) -> float | str | None:
-        outcome = self.outcome(cell)
-        if isinstance(outcome, float):
-            self.finished[cell.name] = outcome
-        elif outcome is not None:
-            self.failed[cell.name] = outcome
-        if outcome is not None:
-            del self.open[cell.name]
-        return outcome
 
 
 def find_sweep(name: str | None, asked: str | None, runs_dir: Path) -> SweepFolder:
@@ -270,16 +266,8 @@ def list_sweeps(runs_dir: Path) -> list[str]:
 JSON_FILE, CSV_FILE = "sweep.json", "sweep.csv"
 PICTURES = ("accuracy-bits.png", "accuracy-bits.svg", "accuracy-bytes.png", "accuracy-bytes.svg")
 # Settings that have a field of their own in a row.
-OWN_FIELDS = {
-    "seed",
-    "quant.bits",
-    "quant.act_bits",
-    "quant.quantizer",
-    "model.name",
-    "data.dataset",
-    "train.epochs",
-    "ptq.bits",
-}
+OWN_FIELDS = {"seed", "model.name", "data.dataset", "train.epochs", "ptq.bits"}
+OWN_FIELDS |= {"quant.bits", "quant.act_bits", "quant.quantizer"}
 SAME_IN_GROUP = ("method", "bits", "act_bits", "quantizer", "model", "dataset", "epochs", "settings")
 MEASURED = ("epochs", "accuracy", "loss", "weight_bytes", "images_per_second")
 REFERENCE_FIELDS = ("name", "weight_bytes", "accuracy")

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -157,7 +158,7 @@ class Sweep:
     def status(self, owners: Set[str]) -> Status:
         """owners: of the claims that belong to this sweep."""
         ledger, claims = self.ledger, self.folder.read_claims(self.ledger.open)
-        running = {name: claim.share for name, claim in claims.items() if claim.owners[-1] in owners}
+        running = {name: claim.share for name, claim in claims.items() if claim.owner in owners}
         return Status(
             total=len(self.costs),
             finished=len(ledger.finished),
@@ -224,8 +225,8 @@ class LocalCrew:
 
     def step(self, ledger: Ledger) -> None:
         for _ in range(len(self.alive), min(self.workers, len(ledger.ready()))):
-            folder = SweepFolder(self.folder.path)  # with an owner's name of its own
-            self.alive[folder.owner] = _start(run_worker, folder, ledger.cells, ledger.old_failures, self.data_dir)
+            owner = uuid.uuid4().hex
+            self.alive[owner] = _start(run_worker, ledger, owner, self.data_dir)
         wait([process.sentinel for process in self.alive.values()], SECONDS_BETWEEN_LOOKS)
         self._count_deaths(ledger)
 
@@ -236,12 +237,12 @@ class LocalCrew:
             del self.alive[owner]
             self.deaths[owner] = _death(process)
         claims = self.folder.read_claims(ledger.open)  # after the deaths: what the dead held stays written there
-        holders = {owner for claim in claims.values() for owner in claim.owners}
+        holders = {owner for claim in claims.values() for owner in (*claim.dead, claim.owner)}
         self.deaths_in_vain = 0 if holders & self.owners else self.deaths_in_vain + len(gone.keys() - holders)
         if self.deaths_in_vain >= MOST_DEATHS:
             raise TrainingError(f"the worker process {[*self.deaths.values()][-1]}; free some memory and start again")
         for name, claim in claims.items():
-            deaths = [self.deaths[owner] for owner in claim.owners if owner in self.deaths]
+            deaths = [self.deaths[owner] for owner in (*claim.dead, claim.owner) if owner in self.deaths]
             if len(deaths) >= MOST_DEATHS:
                 line = f"its worker process {deaths[-1]}, {MOST_DEATHS} times; is there enough memory?"
                 self.folder.set_failure(name, line)

@@ -88,7 +88,7 @@ def test_cells_go_out_and_come_back_and_a_worker_killed_in_the_middle_changes_no
     monkeypatch.setattr(cluster, "SLICE_SECONDS", 0.2)  # so that cells come back unfinished, too
     slices: list[str] = []
     submit = cluster.DaskCrew._submit
-    monkeypatch.setattr(cluster.DaskCrew, "_submit", lambda *a: (slices.append(a[1].cell.name), submit(*a))[1])
+    monkeypatch.setattr(cluster.DaskCrew, "_submit", lambda *a: (slices.append(a[1].name), submit(*a))[1])
     doomed, _ = started_cluster.add_worker(), started_cluster.add_worker()
 
     def kill() -> None:

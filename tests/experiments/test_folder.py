@@ -89,18 +89,19 @@ def test_a_claim_excludes_others_and_falls_with_its_process(folder: SweepFolder)
 def test_a_claim_says_who_holds_it_how_far_it_is_and_who_died_with_it(folder: SweepFolder) -> None:
     names = ("cell", "never-claimed")
     assert folder.read_claims(names) == {}
-    dead, alive = SweepFolder(folder.path, "dead"), SweepFolder(folder.path, "alive")
+    dead, alive = SweepFolder(folder.path), SweepFolder(folder.path)
+    dead.owner, alive.owner = "dead", "alive"
     with dead.claimed("cell") as report:
         assert report is not None
-        assert folder.read_claims(names) == {"cell": Claim(0.0, ["dead"], held=True)}
+        assert folder.read_claims(names) == {"cell": Claim(0.0, [], "dead", held=True)}
         report(0.25)
         text = (folder.claims / "cell").read_text()
-        assert folder.read_claims(names) == {"cell": Claim(0.25, ["dead"], held=True)}
+        assert folder.read_claims(names) == {"cell": Claim(0.25, [], "dead", held=True)}
     assert folder.read_claims(names) == {}
     (folder.claims / "cell").write_text(text)  # as a process leaves it that is killed
-    assert folder.read_claims(names) == {"cell": Claim(0.25, ["dead"], held=False)}
+    assert folder.read_claims(names) == {"cell": Claim(0.25, [], "dead", held=False)}
     with alive.claimed("cell"):
-        assert folder.read_claims(names) == {"cell": Claim(0.0, ["dead", "alive"], held=True)}
+        assert folder.read_claims(names) == {"cell": Claim(0.0, ["dead"], "alive", held=True)}
     assert folder.read_claims(names) == {}
 
 

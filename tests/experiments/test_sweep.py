@@ -1,6 +1,7 @@
 """Claiming and watching: each cell once, PTQ after its float cell, deaths and failures counted, others waited for."""
 
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Callable, Set
@@ -39,8 +40,8 @@ class ThreadCrew:
         if "interrupt" in self.script.values():
             raise KeyboardInterrupt
         while len(self.threads) < self.size:
-            own = Ledger(self.folder, ledger.cells, ledger.old_failures)
-            self.threads.append(threading.Thread(target=claim_and_run, args=(own, self.run, self.stop), daemon=True))
+            arguments = copy.deepcopy(ledger), self.run, self.stop
+            self.threads.append(threading.Thread(target=claim_and_run, args=arguments, daemon=True))
             self.threads[-1].start()
         time.sleep(0.01)
 
