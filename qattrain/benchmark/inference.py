@@ -26,7 +26,12 @@ from qattrain.layers.network import build_model
 OPSET = 17
 ORDERS = ("relu, then pool", "pool, then relu")  # equal results; which is faster depends on what the runtime fuses
 CALIBRATION_BATCH = 64
+BATCHES = (1, 1000)
+CALIBRATION_IMAGES = 128
+BITS = 4  # of our own network
+TRIALS = 3  # runs to choose the fastest form of a file
 
+Predict = Callable[[NDArray[Any]], object]
 needs_onnx = partial(optional_package, "onnx", "onnx", ExportError)
 
 
@@ -109,14 +114,6 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
                 scales = "per channel" if per_channel else "per tensor"
                 made[f"{layout.name}, {activations.name} activations, {scales}, {order}"] = target.read_bytes()
     return made
-
-
-BATCHES = (1, 1000)
-CALIBRATION_IMAGES = 128
-BITS = 4  # of our own network
-TRIALS = 3  # runs to choose the fastest form of a file
-
-Predict = Callable[[NDArray[Any]], object]
 
 
 def plain_net() -> PlainLeNet:

@@ -165,10 +165,10 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def claimed(self, name: str) -> Iterator[Report | None]:
-        """Hold the cell's claim. Yields None if somebody, this process included, holds it already.
+        """Hold the cell's claim. Yields None if any process, including this one, already holds it.
 
-        Else yields a function that writes the share done into the claim, where any process can read it. A claim that is
-        given back is empty; one whose owner died still names it, and the next owner keeps that name.
+        Otherwise yields a function that writes the share done into the claim, where any process can read it. A claim
+        that is given back is empty; if its owner died, it still has the owner's name, and the next owner keeps that.
         """
         path = self.claims / name
         path.touch()
@@ -179,8 +179,8 @@ class SweepFolder:
             owners = " ".join([*file.read().split()[1:], self.owner])
 
             def report(share: float) -> None:
-                with contextlib.suppress(OSError):  # the disk is full: the claim holds without its text
-                    os.pwrite(file.fileno(), f"{share:.4f} {owners}\n".encode(), 0)  # in one go: it is read meanwhile
+                with contextlib.suppress(OSError):  # on a full disk the claim holds without its text
+                    os.pwrite(file.fileno(), f"{share:.4f} {owners}\n".encode(), 0)  # one write: others read it
 
             report(0.0)
             yield report
@@ -188,16 +188,16 @@ class SweepFolder:
 
     def read_claims(self, names: Iterable[str]) -> dict[str, Claim]:
         """The claims on these cells that were not given back."""
-        found = {}
-        for name in names:
-            with contextlib.suppress(OSError, ValueError), (self.claims / name).open() as file:  # no claim, or no text
+        found, claims = {}, {entry.name for entry in os.scandir(self.claims)}  # few: most cells were never claimed
+        for name in (name for name in names if name in claims):
+            with contextlib.suppress(OSError, ValueError), (self.claims / name).open() as file:  # given back: no text
                 share, *dead, owner = file.read().split()
                 found[name] = Claim(float(share), dead, owner, held=not _locked(file, fcntl.LOCK_SH))
         return found
 
 
 def _locked(file: TextIO, kind: int) -> bool:
-    """Whether the file could be locked at once, and now is, until it is closed."""
+    """Lock the file until it is closed, without waiting; False if another process holds the lock."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -238,7 +238,7 @@ class Ledger:
                 yield cell.name, outcome
 
     def ready(self) -> list[Cell]:
-        """The open cells whose source, if they have one, is finished. Others may be working on them."""
+        """The open cells whose source, if any, is finished. Some may be claimed."""
         return [cell for cell in self.open.values() if cell.source is None or cell.source in self.finished]
 
     def outcome(self, cell: Cell) -> float | str | None:
