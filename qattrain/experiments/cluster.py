@@ -3,9 +3,9 @@
 Cells go out and slices of their run folders come back through the scheduler; this process claims the cells and writes
 the folders. It opens no port. If a worker dies, dask itself gives its task to another.
 
-A worker shares no folder with anybody. A slice ends after `SLICE_SECONDS` of training, at whatever step that is, so no
-more than that is lost with a worker; any worker resumes from there, exactly. Only the functions that run on workers
-import torch: dask pickles them by reference.
+The workers share no folder with this process or with each other. A slice ends after `SLICE_SECONDS` of training, at
+whatever step that is, so at most that much is lost with a worker, and any worker can resume it exactly. Only the
+functions that run on workers import torch; dask pickles them by reference.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,16 +73,13 @@ class DaskCrew:
         self.client = _connect(address)
         # By future. Closing the stack gives the claim back; the report writes the share done into it.
         self.running: dict[Any, tuple[Cell, contextlib.ExitStack, Report]] = {}
+        self.owners: Set[str] = {folder.owner}
         self.checked: set[str] = set()  # datasets
         try:
             self._check_workers()
         except BaseException:
             self.client.close()
             raise
-
-    @property
-    def owners(self) -> set[str]:
-        return {self.folder.owner}
 
     def settle(self, points: list[Point]) -> list[Cell]:
         for section, key in (("train", "init"), ("distill", "teacher")):
@@ -143,7 +141,7 @@ class DaskCrew:
             if future.status == "error":
                 error = future.exception()
                 died = type(error).__name__ == "KilledWorker"
-                line = "every worker it was given to died" if died else f"on a worker: {error!r}"
+                line = "every worker that ran it died" if died else f"on a worker: {error!r}"
                 self.folder.set_failure(cell.name, line)
                 return
             found: Slice = self.client.gather(future, direct=False)

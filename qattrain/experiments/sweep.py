@@ -1,8 +1,8 @@
 """A sweep: one process plans it, watches its folder and shows its state, while workers run the cells. No torch in here.
 
-Nobody hands out cells: each worker claims them in the folder and writes there what came of them, so workers of several
-sweeps share the same folder, and a worker or a parent that is killed loses nothing. `LocalCrew` is the workers on this
-machine, `cells.work` what one of them does; `cluster.DaskCrew` claims on behalf of a cluster's workers.
+Cells are not handed out: each worker claims them in the folder and writes their results there. So several sweeps can
+share a folder, and nothing is lost if a worker or the parent is killed. `LocalCrew` runs the workers on this machine,
+`cells.work` is what one of them does, and `cluster.DaskCrew` claims cells on behalf of a cluster's workers.
 """
 
 import multiprocessing
@@ -49,9 +49,7 @@ Watcher = Callable[[Status, tuple[str, float | str] | None], None]
 class Crew(Protocol):
     """Workers: they claim cells, run them, and write result.json or a failure into the folder."""
 
-    @property
-    def owners(self) -> Set[str]:
-        """The names under which they claim cells."""
+    owners: Set[str]  # the names under which they claim cells
 
     def settle(self, points: list[Point]) -> list[Cell]:
         """The cells of the grid; `auto` is settled where they will run. Raises ConfigError, DataError."""
@@ -95,7 +93,7 @@ def run_sweep(
         if sweep.ledger.open:
             sweep.run(crew())
     except KeyboardInterrupt:
-        say("stopping, and saving what is running; press Ctrl-C again to stop at once")
+        say("stopping and saving what is running; press Ctrl-C again to stop at once")
         raise
     finally:
         for member in hired:
@@ -142,18 +140,16 @@ class Sweep:
     def run(self, crew: Crew) -> None:
         """Returns when nothing is left to do. Raises KeyboardInterrupt, and any error that is not one cell's."""
         while True:
-            self._fail_without_source()
+            for cell in self.ledger.open.values():
+                if cell.source in self.ledger.failed:
+                    line = f"not made, because its float network {cell.source} failed"
+                    self.folder.set_failure(cell.name, line)
             for ended in self.ledger.ended():
                 self.watch(self.status(crew.owners), ended)
             self.watch(self.status(crew.owners), None)
             if not self.ledger.open:
                 return
             crew.step(self.ledger)
-
-    def _fail_without_source(self) -> None:
-        for cell in self.ledger.open.values():
-            if cell.source in self.ledger.failed:
-                self.folder.set_failure(cell.name, f"not made, because its float network {cell.source} failed")
 
     def status(self, owners: Set[str]) -> Status:
         """owners: of the claims that belong to this sweep."""
@@ -200,19 +196,16 @@ class LocalCrew:
         self.workers = workers or min(cores(), MOST_WORKERS)
         self.threads = threads or max(1, cores() // self.workers)
         self.alive: dict[str, BaseProcess] = {}  # by the name under which it claims cells
-        self.deaths: dict[str, str] = {}
-        self.deaths_in_vain = 0  # since a worker last held a cell
-
-    @property
-    def owners(self) -> Set[str]:
-        return self.alive.keys()
+        self.owners: Set[str] = self.alive.keys()
+        self.deaths: dict[str, str] = {}  # how each ended, by the same name
+        self.deaths_in_vain = 0  # without a cell, since a worker last held one
 
     def settle(self, points: list[Point]) -> list[Cell]:
         receiver, sender = multiprocessing.Pipe(duplex=False)
         process = _start(settle_and_send, sender, points, self.threads, self.data_dir)
         sender.close()  # so that receiving fails if the process dies
         try:
-            answer = receiver.recv()
+            answer: list[Cell] | QattrainError = receiver.recv()
         except EOFError:
             process.join()
             raise TrainingError(f"the worker process {_death(process)}; free some memory and start again") from None
@@ -220,8 +213,7 @@ class LocalCrew:
             process.kill()
         if isinstance(answer, QattrainError):
             raise answer
-        cells: list[Cell] = answer
-        return cells
+        return answer
 
     def step(self, ledger: Ledger) -> None:
         for _ in range(len(self.alive), min(self.workers, len(ledger.ready()))):
@@ -231,12 +223,12 @@ class LocalCrew:
         self._count_deaths(ledger)
 
     def _count_deaths(self, ledger: Ledger) -> None:
-        """Fail the cells that too many workers died of; raise TrainingError if workers die before they hold a cell."""
+        """Fail a cell with which too many workers died; raise TrainingError if workers die before they claim one."""
         gone = {owner: process for owner, process in self.alive.items() if process.exitcode is not None}
         for owner, process in gone.items():
             del self.alive[owner]
             self.deaths[owner] = _death(process)
-        claims = self.folder.read_claims(ledger.open)  # after the deaths: what the dead held stays written there
+        claims = self.folder.read_claims(ledger.open)  # they still name the dead, even if others hold them now
         holders = {owner for claim in claims.values() for owner in (*claim.dead, claim.owner)}
         self.deaths_in_vain = 0 if holders & self.owners else self.deaths_in_vain + len(gone.keys() - holders)
         if self.deaths_in_vain >= MOST_DEATHS:
