@@ -26,11 +26,18 @@ from qattrain.layers.network import build_model
 OPSET = 17
 ORDERS = ("relu, then pool", "pool, then relu")  # equal results; which is faster depends on what the runtime fuses
 CALIBRATION_BATCH = 64
+BATCHES = (1, 1000)
+CALIBRATION_IMAGES = 128
+BITS = 4  # of our own network
+TRIALS = 3  # runs to choose the fastest form of a file
+
+Predict = Callable[[NDArray[Any]], object]
+needs_onnx = partial(optional_package, "onnx", "onnx", ExportError)
 
 
 def float_onnx(net: PlainLeNet, order: str) -> bytes:
     """`image` float32 (N, 1, 28, 28) -> `logits` float32 (N, classes). Raises ExportError without onnx."""
-    with optional_package("onnx", "onnx", ExportError):
+    with needs_onnx():
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     weights = [numpy_helper.from_array(t.detach().numpy(), name) for name, t in net.state_dict().items()]
@@ -62,12 +69,12 @@ def float_onnx(net: PlainLeNet, order: str) -> bytes:
 
 
 def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, bytes]:
-    """The float net quantized to int8 in every form in question, by its description. images: for the ranges.
+    """The float net quantized to int8 in every promising form, by description. images: to calibrate the ranges.
 
     Raises ExportError without onnx and onnxruntime.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    with optional_package("onnx", "onnx", ExportError):
+    with needs_onnx():
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -79,7 +86,7 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             return next(self.batches, None)
 
-    # (format, activations, whether a scale per channel): those that the tool itself recommends on some processor
+    # (format, activations, scale per channel or not): those that the tool recommends for some processor
     forms = (
         (QuantFormat.QDQ, QuantType.QInt8, True),
         (QuantFormat.QDQ, QuantType.QUInt8, True),
@@ -109,21 +116,13 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
     return made
 
 
-BATCHES = (1, 1000)
-CALIBRATION_IMAGES = 128
-BITS = 4  # of our own network
-TRIALS = 3  # runs by which the best form of a file is chosen
-
-Predict = Callable[[NDArray[Any]], object]
-
-
 def plain_net() -> PlainLeNet:
     torch.manual_seed(SEED)
     return PlainLeNet().eval()
 
 
 def integers(workload: Workload) -> IntegerModel:
-    """A fresh W4A4 network that saw one batch, for its scales: what it knows costs no time."""
+    """A fresh W4A4 network that saw one batch, for its scales: training it further would not change its speed."""
     torch.manual_seed(SEED)
     model = build_model(ModelConfig(), QuantConfig(bits=BITS), CLASSES)
     model.train()
@@ -155,9 +154,9 @@ def by_batch(predict: Predict, images: Any) -> dict[int, Ready]:
 
 
 def one_thread_session(content: bytes) -> Predict:
-    """An ONNX file in ONNX Runtime on one thread. Raises ExportError where that is not installed."""
+    """An ONNX file in ONNX Runtime on one thread. Raises ExportError if that is not installed."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing it would write an id under the home folder
-    with optional_package("onnx", "onnx", ExportError):
+    with needs_onnx():
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -167,7 +166,7 @@ def one_thread_session(content: bytes) -> Predict:
 
 
 def fastest(files: dict[str, bytes], images: NDArray[Any]) -> dict[int, Ready]:
-    """For each batch the file of these that is fastest here, `detail` naming it."""
+    """For each batch size the fastest of these files on this machine; `detail` names it."""
     runs = {name: one_thread_session(content) for name, content in files.items()}
     found = {}
     for batch in BATCHES:

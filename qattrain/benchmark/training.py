@@ -1,8 +1,8 @@
 """The training contenders: the usual PyTorch programs, our own training, and Brevitas, all on the same LeNet.
 
 Source of the Brevitas network: https://xilinx.github.io/brevitas/getting_started, the low-precision LeNet. To Brevitas'
-advantage pooling comes before the activation, as in our net, and biases stay float. Its image quantizer learns a scale,
-so gradients must reach the image; its speed without one is measured too.
+advantage, pooling comes before the activation, as in our net, and biases stay float. Its image quantizer learns a
+scale, so gradients must reach the image; the speed without that quantizer is measured too.
 """
 
 import time
@@ -18,14 +18,14 @@ from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
 from qattrain.config import FLOAT_BITS, DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.data import ImageSet, batch_slices
 from qattrain.data.mnist import import_torchvision_datasets
-from qattrain.errors import ConfigError
+from qattrain.errors import optional_package
 from qattrain.layers.network import PRESETS, build_model
 from qattrain.quant import QUANTIZERS, native
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH, OPTIMIZERS, settle_training
 
 EXAMPLE_BATCH = 64
-PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # MNIST's, as every example has them
+PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST, as in every example
 
 
 class PlainLeNet(nn.Module):
@@ -47,7 +47,7 @@ class PlainLeNet(nn.Module):
 
 
 def nesterov(model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with the defaults of our training, as an example would write it."""
+    """SGD with the defaults of our training, written as in any example."""
     lr, momentum = OPTIMIZERS["sgd"].lr, TrainConfig().momentum
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, nesterov=True)
 
@@ -61,14 +61,14 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tenso
 
 
 def timed(images: int, work: Callable[[], None]) -> float:
-    """Images per second of `work`, which handles that many."""
+    """Images per second of `work`, which processes `images` of them."""
     start = time.perf_counter()
     work()
     return images / (time.perf_counter() - start)
 
 
 def resident_loop(model: nn.Module, data: ImageSet, step: Callable[[Tensor, Tensor], None]) -> dict[int, Ready]:
-    """Epochs over all `data` in batches of float images from 0 to 1, in a new order each."""
+    """Epochs over all `data` in batches of float images in 0 to 1, reshuffled for each epoch."""
     count = len(data.labels)
 
     def epoch() -> None:
@@ -88,13 +88,13 @@ def plain_loop(workload: Workload) -> dict[int, Ready]:
 
 
 def ordinary_example(workload: Workload) -> dict[int, Ready]:
-    """torchvision's MNIST class, which makes a PIL image of each sample, behind transforms and a DataLoader."""
+    """torchvision's MNIST class, which makes a PIL image of each sample, with transforms and a DataLoader."""
     data = workload.training
     datasets: Any = import_torchvision_datasets()
     from torchvision import transforms
 
     class Synthetic(datasets.MNIST):  # type: ignore[misc]
-        """All of torchvision's class but its files."""
+        """torchvision's class without its files."""
 
         def __init__(self, transform: Any) -> None:
             datasets.VisionDataset.__init__(self, root="", transform=transform)
@@ -121,9 +121,9 @@ class Silent:
 
 
 def own_training(workload: Workload, quant: QuantConfig, compiles: bool) -> dict[int, Ready]:
-    """Epochs of the Trainer with the settings that `qattrain train` settles for MNIST.
+    """Epochs of the Trainer with the settings that `qattrain train` uses for MNIST.
 
-    Raises ConfigError where kernels are to be compiled and cannot be.
+    Raises ConfigError if kernels should be compiled and cannot be.
     """
     if compiles:
         native.prepare()
@@ -154,7 +154,7 @@ IMAGE_BITS = 8
 def brevitas_training(workload: Workload, tuned: bool, quantized_image: bool) -> dict[int, Ready]:
     """The plain loop on Brevitas' layers. tuned: with our memory format and our precision.
 
-    Raises ConfigError where Brevitas is not installed.
+    Raises ConfigError if Brevitas is not installed.
     """
     torch.manual_seed(SEED)
     model = _net(quantized_image)
@@ -173,14 +173,10 @@ def brevitas_training(workload: Workload, tuned: bool, quantized_image: bool) ->
 
 
 def _net(quantized_image: bool) -> nn.Module:
-    try:
+    with optional_package("bench", "brevitas"):
         import brevitas.nn as qnn
         from brevitas.inject.enum import ScalingImplType
         from brevitas.quant import Int8WeightPerChannelFloat
-    except ImportError as error:
-        raise ConfigError(
-            f"brevitas: package {error.name or error} cannot be imported; it comes with: pip install 'qattrain[bench]'"
-        ) from None
     weights: dict[str, Any] = {
         "weight_bit_width": BITS,
         "weight_quant": Int8WeightPerChannelFloat,
@@ -210,12 +206,12 @@ def _net(quantized_image: bool) -> nn.Module:
 
 
 COMPARED_QUANTIZERS = ("lsq", "affine", "pow2", "ternary", "binary")  # whose speeds are published
-COMPARED_BITS = (8, 4, 2)  # widths at which every one of them that has them is measured
-EAGER = "-eager"  # behind the name of what runs without compiled kernels
+COMPARED_BITS = (8, 4, 2)  # measured for every quantizer that allows them
+EAGER = "-eager"  # ends the names of those without compiled kernels
 
 
 def _own(name: str, quantizer: str, bits: int, eager: bool = True) -> list[Contender]:
-    """Compiled, and (`eager`) without a compiler beside it."""
+    """Our training with compiled kernels, and, if `eager`, also without."""
     quant = QuantConfig(quantizer=quantizer, bits=bits)
     command = f"qattrain train --bits {bits}" + ("" if quantizer == "lsq" else f" --quantizer {quantizer}")
     rows = [Contender(name, command, (AUTO_BATCH,), partial(own_training, quant=quant, compiles=True))]
@@ -231,7 +227,7 @@ def _quantized() -> list[Contender]:
         widths = range(8, 0, -1) if name == "lsq" else sorted(QUANTIZERS[name].weight_bits, reverse=True)
         for bits in widths:
             compared = bits in COMPARED_BITS or bits == 1
-            if compared or name == "lsq":  # of lsq every width: is speed flat in the bits?
+            if compared or name == "lsq":  # every width of lsq: does speed depend on the bits?
                 rows += _own(f"{name}-w{bits}a{bits}", name, bits, compared)
     return rows
 

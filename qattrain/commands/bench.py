@@ -1,4 +1,4 @@
-"""`qattrain bench`: speed on this machine, beside others'."""
+"""`qattrain bench`: speed on this machine, next to others'."""
 
 from dataclasses import replace
 from typing import Annotated, Any
@@ -10,12 +10,14 @@ from qattrain.commands import options as opt
 
 def bench(
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Measurements of each contender. [default: 7; with --quick 3]")
+        int | None, typer.Option(min=1, help="Measurements per contender. [default: 7; with --quick 3]")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and repeats: rougher numbers.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and repeats, so rougher numbers.")] = False,
     only: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Only these contenders; * stands for anything, as in 'lsq-*'."),
+        typer.Option(
+            metavar="NAME,...", help="Only these contenders, comma-separated; * matches anything, as in 'lsq-*'."
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of training. [default: torch's choice]")
@@ -23,10 +25,10 @@ def bench(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Measure training and inference on this machine, beside plain PyTorch, Brevitas and ONNX Runtime.
+    """Measure training and inference on this machine, next to plain PyTorch, Brevitas and ONNX Runtime.
 
-    All contenders take turns, round after round; the first round is discarded, and what is shown are medians. No
-    dataset is needed. About four minutes on two cores.
+    All contenders take turns, round after round; the first round is discarded, and medians are shown. No dataset is
+    needed. Takes about four minutes on two cores.
 
     \b
     Examples:
@@ -37,15 +39,18 @@ def bench(
     from qattrain.report.console import Console
 
     console = Console(json)
-    from qattrain.benchmark.run import FULL, QUICK, run_benchmark
+    from qattrain.benchmark.inference import INFERENCE
+    from qattrain.benchmark.rounds import FULL, QUICK, run_benchmark
+    from qattrain.benchmark.training import TRAINING
 
     effort = QUICK if quick else FULL
     if repeats is not None:
         effort = replace(effort, repeats=repeats)
     names = [name.strip() for name in only.split(",")] if only is not None else []
-    result = run_benchmark(effort, names, threads, console.text)
+    groups = {"training": TRAINING, "inference": INFERENCE}
+    result = run_benchmark(groups, effort, names, threads, console.text)
     console.result(result)
-    for group, title in (("training", "training"), ("inference", "inference, one thread, one call for each batch")):
+    for group, title in (("training", "training"), ("inference", "inference, one thread, one call per batch")):
         if rows := result[group]:
             console.text(title)
             references = list(rows[0]["ratios"])
@@ -65,14 +70,14 @@ def bench(
         f"torch {machine['versions']['torch']}"
     )
     if busy["median"] is None:
-        console.text("this system does not tell how busy other processes kept it")
+        console.text("this system does not say how busy other processes were")
     elif result["busy"]:
         console.notice(
             f"Other processes used {busy['median']:.1f} cores meanwhile (median of the rounds): the speeds are too "
-            "low, the ratios doubtful."
+            "low and the ratios are doubtful."
         )
     else:
-        console.text(f"the machine was idle otherwise: other processes used {busy['median']:.2f} cores")
+        console.text(f"the machine was otherwise idle: other processes used {busy['median']:.2f} cores")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -18,10 +18,12 @@ def sweep(
     context: typer.Context,
     ptq: Annotated[
         str | None,
-        typer.Option(metavar="N,...", help="Also quantize the float run of each point after training, to these bits."),
+        typer.Option(
+            metavar="N,...", help="Comma-separated bits: also quantize the float run of each point after training."
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the sweep's folder. [default: made from the settings]")
+        str | None, typer.Option(help="Name of the sweep's folder. [default: a hash of the settings]")
     ] = None,
     config: Annotated[
         Path | None,
@@ -32,7 +34,7 @@ def sweep(
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting; KEY=[A,B] for several values. Repeatable."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine. [default: one a core, at most 8]")
+        int | None, typer.Option(min=1, help="Processes on this machine. [default: one per core, at most 8]")
     ] = None,
     scheduler: Annotated[
         str | None,
@@ -40,20 +42,20 @@ def sweep(
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Points of others to draw, CSV or TOML: name, weight_bytes, accuracy."),
+        typer.Option(metavar="FILE", help="Other people's results to plot, CSV or TOML: name, weight_bytes, accuracy."),
     ] = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Train nothing; make tables and pictures of what is there.")
+        bool, typer.Option("--report-only", help="Train nothing; make the tables and pictures of what is finished.")
     ] = False,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Train every combination of several values; each is a run of its own. The same command again goes on.
+    """Train every combination of several values, each as a run of its own. Run the same command again to resume.
 
-    Several values stand at commas: --bits 1,2,4 --seeds 0,1. Finished cells are kept, stopped ones go on where they
-    stopped, failed ones are tried again. --threads are those of each worker.
+    Values are comma-separated: --bits 1,2,4 --seeds 0,1. Finished cells are kept, stopped ones are resumed, failed ones
+    are tried again. --threads applies to each worker.
 
     \b
     Examples:
@@ -67,7 +69,7 @@ def sweep(
     from qattrain.errors import ConfigError, TrainingError
     from qattrain.experiments.folder import find_sweep, list_sweeps, read_reference
     from qattrain.experiments.grid import PTQ_BITS, read_grid
-    from qattrain.experiments.sweep import Crew, run_sweep
+    from qattrain.experiments.sweep import Crew, LocalCrew, run_sweep
     from qattrain.report.console import Console
 
     console = Console(json)
@@ -79,7 +81,7 @@ def sweep(
         return
     if report_only and not (settings or set_ or config):
         known = ", ".join(list_sweeps(runs_dir)[:8]) or "none yet"
-        raise ConfigError(f"--report-only: of which sweep? Give its --name; in {runs_dir} there are: {known}")
+        raise ConfigError(f"--report-only: of which sweep? Give its --name; sweeps in {runs_dir}: {known}")
     grid = read_grid(config, set_ or [], settings)
     folder = find_sweep(grid.name, grid.asked(), runs_dir)
     if report_only:
@@ -90,12 +92,10 @@ def sweep(
         if scheduler is not None:
             from qattrain.experiments.cluster import DaskCrew
 
-            # A worker elsewhere knows best where its data lie, unless somebody says.
+            # Unless --data-dir is given, each worker knows best where its data are.
             source: Any = context.get_parameter_source("data_dir")
-            told = data_dir.absolute() if data_dir is not None and source.name == "COMMANDLINE" else None
-            return DaskCrew(scheduler, folder, told, grid.threads or 1)
-        from qattrain.experiments.local import LocalCrew
-
+            given = data_dir.absolute() if data_dir is not None and source.name == "COMMANDLINE" else None
+            return DaskCrew(scheduler, folder, given, grid.threads or 1)
         return LocalCrew(folder, opt.data_folder(data_dir), workers, grid.threads)
 
     from qattrain.report.display import sweep_display
@@ -106,21 +106,21 @@ def sweep(
     except KeyboardInterrupt:
         if folder.read_plan() is not None:
             _report(console, folder, points)
-        console.text("stopped and saved; the same command goes on")
+        console.text("stopped and saved; run the same command again to resume")
         raise typer.Exit(130) from None
     document = _report(console, folder, points)
     failed = [row for row in document["rows"] if row["status"] == "failed"]
     if failed:
         first = f"{failed[0]['run_dir']}: {failed[0]['error']}"
         raise TrainingError(
-            f"{len(failed)} of {document['cells']} cells failed; the same command tries them again; {first}"
+            f"{len(failed)} of {document['cells']} cells failed; run the same command again to retry them; {first}"
         )
 
 
 def _report(
     console: "Console", folder: "SweepFolder", reference: list[dict[str, Any]], redraw: bool = False
 ) -> dict[str, Any]:
-    """Write tables and pictures of what is finished, and show them. Raises ConfigError."""
+    """Write the tables and pictures of what is finished, and show them. Raises ConfigError."""
     from qattrain.errors import ConfigError
     from qattrain.experiments.folder import PICTURES, is_written, list_sweeps, sweep_document, write_results
     from qattrain.report.display import show_results

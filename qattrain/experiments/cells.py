@@ -1,8 +1,10 @@
-"""What a worker does, here or on a cluster: settle the grid's points into cells, and run a cell."""
+"""What workers do, on this machine or on a cluster: settle the grid's points into cells, and run a cell."""
 
 import functools
 import json
+import multiprocessing
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import torch
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError, QattrainError
-from qattrain.experiments.folder import RESULT_FILE, Cell, cell_name
+from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.files import write_atomically
 from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
@@ -24,25 +26,24 @@ from qattrain.training.ptq import ptq_config, quantize
 from qattrain.training.run import Loader, RunResult, go_on, resolve, start
 
 SECONDS_BETWEEN_REPORTS = 0.5
+SECONDS_BETWEEN_TRIES = 0.25  # to claim a cell, while others hold all that are left
 
-# A worker keeps what it loaded: every cell of a sweep is trained on one or two datasets.
+# The cells of a sweep are trained on one or two datasets: a worker loads each once.
 cached_load: Loader = functools.lru_cache(maxsize=2)(load_dataset)
-
-Report = Callable[[float], None]  # told the share of the cell's training that is done, now and then
 
 
 def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> list[Cell]:
-    """The cells of the grid, every value settled on this machine, each once; float ones first, for PTQ follows them.
+    """The cells of the grid, each once, every value settled on this machine; float ones first, because PTQ needs them.
 
-    The float network ignores the quantizer, so points that differ only there are one cell; the same holds of the float
-    cells that PTQ points ask for. Any other two points that settle to the same configuration are an error.
+    The float network ignores the quantizer, so points that differ only in it are one cell; so are the float cells that
+    PTQ points need. Any other two points that settle to the same configuration are an error.
     Raises ConfigError, DataError.
     """
     cells: dict[str, Cell] = {}
-    labels: dict[str, str] = {}  # of the cells that a point of the grid stands for
+    labels: dict[str, str] = {}  # of the points whose cell is in the grid itself
 
     def added(config: ExperimentConfig, notice: str | None, source: str | None, classes: int) -> Cell:
-        with torch.device("meta"):  # what is wrong with the model shows now, not in every cell
+        with torch.device("meta"):  # a wrong model is reported now, not in every cell
             build_model(config.model, config.quant, classes)
         train = config.train.model_copy(update={"threads": threads})
         values = config.model_copy(update={"train": train}).model_dump(mode="json")
@@ -71,27 +72,27 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
 
 
 class Watch:
-    """A display that shows nothing and reports how far the cell is."""
+    """A display that shows nothing and reports the share of the training that is done."""
 
     def __init__(self, report: Report) -> None:
-        self.report, self.epochs, self.told_at = report, 1, 0.0
+        self.report, self.epochs, self.reported_at = report, 1, 0.0
 
     def on_start(self, run_dir: Path, checkpoint: Any, train_images: int, test_images: int) -> None:  # noqa: ARG002
         self.epochs = checkpoint.config.train.epochs
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:  # noqa: ARG002
         now = time.monotonic()
-        if now - self.told_at >= SECONDS_BETWEEN_REPORTS:
-            self.told_at = now
+        if now - self.reported_at >= SECONDS_BETWEEN_REPORTS:
+            self.reported_at = now
             self.report((epoch - 1 + step / steps) / self.epochs)
 
     def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
 
 
 def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:
-    """Run a cell, or go on with it, in `cells_dir`, where a PTQ cell finds its source; the caller has claimed it.
+    """Run or resume a cell in `cells_dir`, which also holds a PTQ cell's source; the caller has claimed it.
 
-    False if `stop` was set before its end; what there is of it is saved then. Raises any QattrainError.
+    False if `stop` was set before its end; its state is saved then. Raises any QattrainError.
     """
     run_dir = cells_dir / cell.name
     last = run_dir / runs.LAST_FILE
@@ -127,6 +128,56 @@ def _outcome(result: RunResult, cell: Cell) -> dict[str, Any]:
 
 
 def error_line(error: Exception) -> str:
-    """What to record of a cell that failed: one line."""
+    """One line to record for a cell that failed."""
     text = " ".join(str(error).split())
     return text if isinstance(error, QattrainError) else f"{type(error).__name__}: {text}"
+
+
+def work(ledger: Ledger, owner: str, data_dir: Path) -> None:
+    """A worker process: `claim_and_run` with `run_cell`, until the end, until SIGTERM, or until its parent dies.
+
+    ledger: a copy of its own. owner: the name under which it claims cells.
+    """
+    ledger.folder.owner = owner
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
+
+    def run(cell: Cell, report: Report) -> None:
+        run_cell(cell, ledger.folder.cells, data_dir, cached_load, stop, report)
+
+    claim_and_run(ledger, run, stop)
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    stop.set()
+
+
+def claim_and_run(ledger: Ledger, run: Callable[[Cell, Report], None], stop: threading.Event) -> None:
+    """Claim an open cell and run it, again and again, until no cell is open or `stop` is set.
+
+    Waits while others hold all cells: they may die, or finish the float network of a PTQ cell.
+    """
+    while not stop.is_set():
+        list(ledger.ended())
+        if not ledger.open:
+            return
+        if not any(_attempt(ledger, cell, run) for cell in ledger.ready()):
+            time.sleep(SECONDS_BETWEEN_TRIES)  # not stop.wait(): its lock and that of the signal handler are the same
+
+
+def _attempt(ledger: Ledger, cell: Cell, run: Callable[[Cell, Report], None]) -> bool:
+    """Whether the cell could be claimed, and so was run."""
+    with ledger.folder.claimed(cell.name) as report:
+        if report is None or ledger.outcome(cell) is not None:  # another worker may have ended it just now
+            return False
+        try:
+            run(cell, report)
+        except Exception as error:  # a mistake in one cell does not stop the others
+            ledger.folder.set_failure(cell.name, error_line(error))
+        else:
+            ledger.folder.set_failure(cell.name, None)
+    return True

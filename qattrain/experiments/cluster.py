@@ -1,46 +1,80 @@
-"""A crew of workers of a dask cluster that somebody started: over SSH, by SLURM, in Kubernetes, or by hand.
+"""A crew of workers of a dask cluster that somebody else started: over SSH, by SLURM, in Kubernetes, or by hand.
 
-Everything goes through the scheduler: cells out, slices of their run folders back, which this process writes. Nothing
-is opened for others to connect to. dask itself gives the task of a worker that died to another.
+Cells go out and slices of their run folders come back through the scheduler; this process claims the cells and writes
+the folders. It opens no port. If a worker dies, dask itself gives its task to another.
+
+The workers share no folder with this process or with each other. A slice ends after `SLICE_SECONDS` of training, at
+whatever step that is, so at most that much is lost with a worker, and any worker can resume it exactly. Only the
+functions that run on workers import torch; dask pickles them by reference.
 """
 
 import asyncio
 import contextlib
 import logging
+import os
+import tempfile
+import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qattrain
-from qattrain.errors import ConfigError, QattrainError, TrainingError
-from qattrain.experiments.folder import RESULT_FILE, Cell, SweepFolder
+from qattrain.errors import (
+    ConfigError,
+    DataError,
+    QattrainError,
+    TrainingError,
+    optional_package,
+    reason,
+    system_errors,
+)
+from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, SweepFolder
 from qattrain.experiments.grid import Point
-from qattrain.experiments.sweep import Event
-from qattrain.files import replace_files
+from qattrain.experiments.sweep import SECONDS_BETWEEN_LOOKS
+from qattrain.files import default_data_dir, replace_files
 from qattrain.runs import folder as runs
 
+if TYPE_CHECKING:
+    from qattrain.data import Dataset
+
 CONNECT_SECONDS = 4
-WORKER_SECONDS = 30  # for a first worker to be there
+WORKER_SECONDS = 30  # to wait for a first worker
 SLICE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 STATE_FILES = (runs.CONFIG_FILE, runs.METRICS_FILE, runs.LAST_FILE, runs.BEST_FILE)
 
 
-class DaskCrew:
-    """Workers of the cluster whose scheduler is at `address`. data_dir: on the workers; None: each knows its own.
+@dataclass(frozen=True)
+class Slice:
+    """What a worker sends back. files: of the cell, by name. share: of its training that is done.
 
-    Raises ConfigError if the scheduler cannot be reached, has no workers, or one of them cannot run this qattrain.
+    error: why the cell failed. unfit: why the worker, at that address, did not run it.
+    """
+
+    files: dict[str, bytes]
+    share: float = 0.0
+    error: str | None = None
+    unfit: QattrainError | None = None
+    worker: str = ""
+
+
+class DaskCrew:
+    """Workers of the cluster whose scheduler is at `address`. data_dir: on the workers; None: each has its own.
+
+    Raises ConfigError if the scheduler cannot be reached, has no workers, or has one that cannot run this qattrain.
     """
 
     def __init__(self, address: str, folder: SweepFolder, data_dir: Path | None, threads: int) -> None:
         self.address, self.folder, self.data_dir, self.threads = address, folder, data_dir, threads
         self.client = _connect(address)
-        self.running: dict[Any, tuple[Cell, contextlib.ExitStack]] = {}  # by future; the stack holds the claim
-        self.happened: list[Event] = []
-        self.checked: set[str] = set()
+        # By future. Closing the stack gives the claim back; the report writes the share done into it.
+        self.running: dict[Any, tuple[Cell, contextlib.ExitStack, Report]] = {}
+        self.owners: Set[str] = {folder.owner}
+        self.checked: set[str] = set()  # datasets
         try:
             self._check_workers()
         except BaseException:
@@ -48,8 +82,6 @@ class DaskCrew:
             raise
 
     def settle(self, points: list[Point]) -> list[Cell]:
-        from qattrain.experiments.remote import settle_here
-
         for section, key in (("train", "init"), ("distill", "teacher")):
             for file in (point.config[section][key] for point in points):
                 if file is not None:
@@ -57,111 +89,96 @@ class DaskCrew:
                     raise ConfigError(f"{what}: that file is here, not on the workers; leave out --scheduler")
         for dataset in {point.config["data"]["dataset"] for point in points}:
             self._check_data(dataset)
-        found = self._result(settle_here, points, self.threads, self.data_dir)
+        future = self.client.submit(settle_here, points, self.threads, self.data_dir, pure=False)
+        while not self._is_done(future):
+            time.sleep(POLL_SECONDS)
+        if future.status == "error":
+            raise TrainingError(f"the workers of {self.address} failed: {future.exception()!r}")
+        found: list[Cell] | QattrainError = self.client.gather(future, direct=False)
         if isinstance(found, QattrainError):
             raise found
-        cells: list[Cell] = found
-        return cells
+        return found
 
-    def free(self) -> bool:
-        """One more than there are workers, so that none waits for us."""
-        return len(self.running) <= len(self.client.nthreads())
-
-    def begin(self, cell: Cell) -> None:
-        stack = contextlib.ExitStack()
-        if not stack.enter_context(self.folder.claimed(cell.name)):
-            stack.close()
-            self.happened.append(Event("busy", cell.name))
-        elif self.folder.result(cell) is not None:  # another sweep finished it before we claimed it
-            stack.close()
-            self.happened.append(Event("finished", cell.name))
-        else:
-            dataset = cell.config["data"]["dataset"]
-            if dataset not in self.checked:
-                self._check_data(dataset)
-            self._submit(cell, stack)
-
-    def _submit(self, cell: Cell, stack: contextlib.ExitStack) -> None:
-        from qattrain.experiments.remote import Task, run_slice
-
-        run_dir = self.folder.cells / cell.name
-        source = None if cell.source is None else (self.folder.cells / cell.source / runs.LAST_FILE).read_bytes()
-        files = {name: (run_dir / name).read_bytes() for name in STATE_FILES if (run_dir / name).is_file()}
-        task = Task(cell, files if runs.LAST_FILE in files else {}, source, self.data_dir, SLICE_SECONDS)
-        with warnings.catch_warnings(action="ignore"):  # dask finds a checkpoint large
-            future = self.client.submit(run_slice, task, key=f"qattrain-{cell.name}-{uuid.uuid4().hex}", pure=False)
-        self.running[future] = cell, stack
-
-    def events(self, seconds: float) -> list[Event]:
-        deadline = time.monotonic() + seconds
-        while True:
-            happened, self.happened = self.happened, []
-            for future in [future for future in self.running if self._is_done(future)]:
-                happened += self._take(future)
-            if happened or time.monotonic() > deadline:
-                return happened
+    def step(self, ledger: Ledger) -> None:
+        for cell in ledger.ready():
+            if len(self.running) > len(
+                self.client.nthreads()
+            ):  # one more than workers, so that none has to wait for us
+                break
+            self._begin(cell, ledger)
+        deadline = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        while not (done := [future for future in self.running if self._is_done(future)]):
+            if time.monotonic() > deadline:
+                break
             time.sleep(POLL_SECONDS)
+        for future in done:
+            self._take(future)
 
-    def _take(self, future: Any) -> Iterator[Event]:
-        cell, stack = self.running.pop(future)
-        with stack:
+    def _begin(self, cell: Cell, ledger: Ledger) -> None:
+        with contextlib.ExitStack() as claim:
+            report = claim.enter_context(self.folder.claimed(cell.name))
+            if report is not None and ledger.outcome(cell) is None:  # else another sweep runs it, or has just ended it
+                dataset = cell.config["data"]["dataset"]
+                if dataset not in self.checked:
+                    self._check_data(dataset)
+                self._submit(cell, claim.pop_all(), report)
+
+    def _submit(self, cell: Cell, claim: contextlib.ExitStack, report: Report) -> None:
+        paths = [Path(cell.name) / name for name in STATE_FILES]
+        paths += [Path(cell.source) / runs.LAST_FILE] if cell.source is not None else []
+        files = {
+            path: (self.folder.cells / path).read_bytes() for path in paths if (self.folder.cells / path).is_file()
+        }
+        key = f"qattrain-{cell.name}-{uuid.uuid4().hex}"
+        task = cell, files, self.data_dir, SLICE_SECONDS, qattrain.__version__
+        with warnings.catch_warnings(action="ignore"):  # dask warns that a checkpoint is large
+            self.running[self.client.submit(run_slice, *task, key=key, pure=False)] = cell, claim, report
+
+    def _take(self, future: Any) -> None:
+        """Write what came back into the folder; send the cell out again if it is neither finished nor failed."""
+        cell, claim, report = self.running.pop(future)
+        with claim:
             if future.status == "error":
                 error = future.exception()
                 died = type(error).__name__ == "KilledWorker"
-                yield self._failed(cell, "every worker it was given to died" if died else f"on a worker: {error!r}")
+                line = "every worker that ran it died" if died else f"on a worker: {error!r}"
+                self.folder.set_failure(cell.name, line)
                 return
-            found = self.client.gather(future, direct=False)
+            found: Slice = self.client.gather(future, direct=False)
             if found.unfit is not None:
                 raise _of_worker(found.worker, found.unfit)
-            self._write(cell, found.files)
-            if found.error is not None:
-                yield self._failed(cell, found.error)
-            elif found.finished:
-                self.folder.set_failure(cell.name, None)
-                yield Event("finished", cell.name)
-            else:
-                self._submit(cell, stack.pop_all())
-                yield Event("progress", cell.name, share=found.share)
+            self._write(cell.name, found.files)
+            self.folder.set_failure(cell.name, found.error)
+            if found.error is None and RESULT_FILE not in found.files:
+                report(found.share)
+                self._submit(cell, claim.pop_all(), report)
 
-    def _failed(self, cell: Cell, line: str) -> Event:
-        self.folder.set_failure(cell.name, line)
-        return Event("failed", cell.name, line)
-
-    def _write(self, cell: Cell, files: dict[str, bytes]) -> None:
-        run_dir = self.folder.cells / cell.name
-        try:
+    def _write(self, name: str, files: dict[str, bytes]) -> None:
+        run_dir = self.folder.cells / name
+        with system_errors(TrainingError, f"cannot write {run_dir}", "free space there"):
             run_dir.mkdir(exist_ok=True)
-            # Last what says that the others are complete.
+            # result.json last: it says that the others are complete.
             replace_files(run_dir, dict(sorted(files.items(), key=lambda item: item[0] == RESULT_FILE)))
-        except OSError as error:
-            raise TrainingError(f"cannot write {run_dir}: {error.strerror}; free space there") from None
 
     def close(self) -> None:
-        """Claims fall, and what the workers are at is forgotten: they end their slices by themselves."""
+        """Give the claims back and forget what the workers are doing; they end their slices by themselves."""
         with contextlib.suppress(Exception):  # the scheduler may be gone
             self.client.cancel(list(self.running))
-        for _, stack in self.running.values():
-            stack.close()
+        for _, claim, _ in self.running.values():
+            claim.close()
         self.running.clear()
         self.client.close(timeout=CONNECT_SECONDS)
 
     def _is_done(self, future: Any) -> bool:
         if future.status == "cancelled" or self.client.status != "running":
             raise TrainingError(
-                f"the scheduler at {self.address} is gone; what is finished is kept; start it, then this command again"
+                f"the scheduler at {self.address} is gone; what is finished is kept; start it and run this command "
+                "again to resume"
             )
-        return future.status in ("finished", "error")  # a lost one is computed again
-
-    def _result(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        future = self.client.submit(function, *arguments, pure=False)
-        while not self._is_done(future):
-            time.sleep(POLL_SECONDS)
-        if future.status == "error":
-            raise TrainingError(f"the workers of {self.address} failed: {future.exception()!r}")
-        return self.client.gather(future, direct=False)
+        return future.status in ("finished", "error")  # dask computes a lost one again
 
     def _check_workers(self) -> None:
-        def version() -> str | None:  # travels as it is: a worker without qattrain can run it, too
+        def version() -> str | None:  # pickled by value: a worker without qattrain can run it, too
             try:
                 import qattrain
             except ImportError:
@@ -177,13 +194,9 @@ class DaskCrew:
             ) from None
         for worker, found in self.client.run(version).items():
             if found != qattrain.__version__:
-                from qattrain.experiments.remote import other_version
-
-                raise _of_worker(worker, other_version(found, qattrain.__version__))
+                raise _of_worker(worker, _other_version(found, qattrain.__version__))
 
     def _check_data(self, dataset: str) -> None:
-        from qattrain.experiments.remote import data_problem
-
         for worker, problem in self.client.run(data_problem, dataset, self.data_dir).items():
             if problem is not None:
                 raise _of_worker(worker, problem)
@@ -194,15 +207,16 @@ def _of_worker(worker: str, error: QattrainError) -> QattrainError:
     return type(error)(f"worker {worker}: {error}")
 
 
+def _other_version(found: str | None, expected: str) -> ConfigError:
+    """The error for a worker with another qattrain, or, where `found` is None, without."""
+    has = f"qattrain {found}" if found else "no qattrain"
+    return ConfigError(f"it has {has}, this is {expected}; install that there")
+
+
 def _connect(address: str) -> Any:
-    try:
+    with optional_package("distributed", "--scheduler"):
         import distributed
-    except ImportError as error:
-        raise ConfigError(
-            f"--scheduler: package {error.name or error} cannot be imported; it comes with: "
-            "pip install 'qattrain[distributed]'"
-        ) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters of it is told by our errors
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our own errors say what matters
     untyped: Any = distributed
 
     async def handshake() -> None:
@@ -211,11 +225,92 @@ def _connect(address: str) -> Any:
         (await asyncio.wait_for(connection, CONNECT_SECONDS + 1)).abort()
 
     try:
-        asyncio.run(handshake())  # a Client that does not get through takes long to give up
+        asyncio.run(handshake())  # a Client takes long to give up
         return untyped.Client(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False)
     except Exception as error:  # an address can be wrong in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"--scheduler {address}: no dask scheduler answered within {CONNECT_SECONDS} s ({reason}); start one with: "
-            "dask scheduler --host 127.0.0.1 --port 8786"
+            f"--scheduler {address}: no dask scheduler answered within {CONNECT_SECONDS} s ({reason(error)}); "
+            "start one with: dask scheduler --host 127.0.0.1 --port 8786"
         ) from None
+
+
+# What runs on the workers.
+
+# One cell at a time in a process: torch's random numbers and number of threads belong to all of its threads.
+_busy = threading.Lock()
+
+
+def run_slice(cell: Cell, files: dict[Path, bytes], data_dir: Path | None, seconds: float, version: str) -> Slice:
+    """Run the cell on this worker for some seconds. Raises nothing that one cell can cause.
+
+    files: of the cell so far, and the checkpoint of a PTQ cell's source, by their paths. version: of the sweep.
+    """
+    from qattrain.experiments.cells import error_line, run_cell
+
+    unfit = data_problem(cell.config["data"]["dataset"], data_dir)
+    if qattrain.__version__ != version:
+        unfit = _other_version(qattrain.__version__, version)
+    if unfit is not None:
+        from distributed import get_worker
+
+        return Slice({}, unfit=unfit, worker=get_worker().address)
+    error, shares = None, [0.0]
+    with _busy, tempfile.TemporaryDirectory(prefix="qattrain-") as folder:
+        stop = threading.Event()
+        timer = threading.Timer(seconds, stop.set)
+        timer.daemon = True
+        timer.start()
+        try:
+            for path, data in files.items():
+                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).write_bytes(data)
+            run_cell(cell, Path(folder), worker_data_dir(data_dir), load_present, stop, shares.append)
+        except Exception as failure:  # a mistake in one cell does not stop the others
+            error = error_line(failure)
+        finally:
+            timer.cancel()
+        found = {path.name: path.read_bytes() for path in Path(folder, cell.name).glob("*") if path.is_file()}
+    return Slice(found, shares[-1], error)
+
+
+def settle_here(points: list[Point], threads: int, data_dir: Path | None) -> list[Cell] | QattrainError:
+    """`cells.settle` on this worker; an error is returned, because dask wraps exceptions in its own way."""
+    from qattrain.experiments.cells import settle
+
+    try:
+        with _busy:
+            return settle(points, threads, worker_data_dir(data_dir), load_present)
+    except QattrainError as error:
+        return error
+
+
+def data_problem(dataset: str, data_dir: Path | None) -> QattrainError | None:
+    """What keeps this worker from using the dataset, or None."""
+    from qattrain.data import AUTO_NAME, is_on_disk
+
+    folder = worker_data_dir(data_dir)
+    try:
+        if dataset == AUTO_NAME or is_on_disk(dataset, folder):
+            return None
+    except QattrainError as error:
+        return error
+    return DataError(
+        f"it has no {dataset} in {folder}; put the files there, or name their folder with --data-dir, or with "
+        "QATTRAIN_DATA_DIR where the worker is started"
+    )
+
+
+def worker_data_dir(asked: Path | None) -> Path:
+    """Where this worker's datasets are: the folder asked for, or its own default."""
+    own = os.environ.get("QATTRAIN_DATA_DIR")
+    return asked or (Path(own) if own else default_data_dir())
+
+
+def load_present(name: str, data_dir: Path) -> "Dataset":
+    """The dataset, from this worker's disk: a hundred workers should not all download it. Raises DataError."""
+    from qattrain.experiments.cells import cached_load
+
+    problem = data_problem(name, data_dir)
+    if problem is not None:
+        raise problem
+    return cached_load(name, data_dir)

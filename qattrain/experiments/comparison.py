@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig
-from qattrain.errors import ConfigError, TrainingError
-from qattrain.evaluation.checkpoints import Outcome, evaluate_checkpoint
+from qattrain.data import load_dataset
+from qattrain.errors import ConfigError, TrainingError, system_errors
+from qattrain.evaluation.checkpoints import Outcome, evaluate_network
 from qattrain.evaluation.metrics import mcnemar_p
 from qattrain.evaluation.networks import Trained
 from qattrain.files import write_atomically
 from qattrain.layers.network import plan_layers, weight_bytes
 from qattrain.runs import folder as runs
-from qattrain.runs.checkpoint import Checkpoint, load_checkpoint
-from qattrain.training.ptq import quantize_after_training, settle_ptq
+from qattrain.runs.checkpoint import load_checkpoint, restore_model
+from qattrain.training.ptq import quantize, settle_ptq
 from qattrain.training.run import Display, RunResult, resolve, train
 
 SEPARATOR = "vs"
@@ -26,7 +27,7 @@ METHODS = ("fp32", "ptq", "qat")
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its run and how it did. delta: accuracy minus the first row's; mcnemar_p: against the first row."""
+    """One method, its run and its results. delta: accuracy minus the first row's. mcnemar_p: against the first row."""
 
     method: str
     run_dir: str
@@ -43,18 +44,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order asked for; histories: of the same runs, one dict an epoch."""
+    """rows: in the order asked for. histories: one dict per epoch of each run. key: hash of all configurations."""
 
     dataset: str
     notice: str | None
     test_images: int
     rows: list[Row]
     histories: list[list[dict[str, Any]]]
-    key: str  # hash of all configurations: names the result's folder
+    key: str
 
 
 class Comparer:
-    """Finds or makes the runs. `say` gets a line on each; `display` makes the display of a run to be trained."""
+    """Finds or makes the runs. `say` is called with a line on each; `display` makes the display for a training."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Comparer:
                 raise ConfigError(f"{key} = {value!r}: compare trains from scratch and names runs itself; leave it out")
         self.config, self.ptq_quantizer = config, ptq_quantizer
         self.data_dir, self.runs_dir, self.say, self.display = data_dir, runs_dir, say, display
+        self.networks: dict[Path, Trained] = {}  # each is loaded once
 
     def run(self, methods: list[str]) -> Comparison:
         """Compare `methods`: fp32, ptq, qat, or checkpoints. Raises any QattrainError."""
@@ -80,24 +82,24 @@ class Comparer:
                 "for example: qattrain compare fp32 vs qat"
             )
         # Names and files first: a typing mistake must not show after ten minutes of training.
-        named = {entry: runs.find_checkpoint(entry, self.runs_dir) for entry in entries if entry not in METHODS}
-        for path in named.values():
-            load_checkpoint(path)
+        paths = {entry: runs.find_checkpoint(entry, self.runs_dir) for entry in entries if entry not in METHODS}
+        for path in paths.values():
+            self._network(path)
         if "qat" in entries and plan_layers(self.config.quant).is_float:
             raise ConfigError("--bits 32: 'qat' would be the float network; allowed: 1 to 8")
-        paths = {}
-        for entry in sorted(dict.fromkeys(entries), key=lambda entry: (*METHODS, entry).index(entry)):
-            if entry in named:
-                paths[entry] = named[entry]
-            elif entry == "ptq":
-                source = paths["fp32"] if "fp32" in paths else self._trained(self._float_config())
-                paths[entry] = self._quantized(source)
-            else:
-                paths[entry] = self._trained(self._float_config() if entry == "fp32" else self.config)
+        if "fp32" in entries or "ptq" in entries:
+            paths["fp32"] = self._trained(self.config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS)}))
+        if "ptq" in entries:
+            paths["ptq"] = self._quantized(paths["fp32"])
+        if "qat" in entries:
+            paths["qat"] = self._trained(self.config)
         return self._compare(entries, [paths[entry] for entry in entries])
 
-    def _float_config(self) -> ExperimentConfig:
-        return self.config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS)})
+    def _network(self, path: Path) -> Trained:
+        if path not in self.networks:
+            checkpoint = load_checkpoint(path)  # which refuses packed files
+            self.networks[path] = Trained(checkpoint, restore_model(checkpoint, str(path)))
+        return self.networks[path]
 
     def _trained(self, config: ExperimentConfig) -> Path:
         settled, _, _ = resolve(config, self.data_dir)
@@ -112,16 +114,15 @@ class Comparer:
         return result.run_dir / runs.LAST_FILE
 
     def _quantized(self, source: Path) -> Path:
-        quant = QuantConfig(
-            quantizer=self.ptq_quantizer,
-            bits=self.config.quant.bits,
-            act_bits=self.config.quant.act_bits,
-            layer_bits=self.config.quant.layer_bits,
-        )
-        found = self._finished(settle_ptq(load_checkpoint(source), source, quant, PtqConfig(), None))
+        asked = {key: getattr(self.config.quant, key) for key in ("bits", "act_bits", "layer_bits")}
+        quant, checkpoint = QuantConfig(quantizer=self.ptq_quantizer, **asked), self._network(source).checkpoint
+        config = settle_ptq(checkpoint, source, quant, PtqConfig(), None)
+        found = self._finished(config)
         if found is not None:
             return found
-        result, _ = quantize_after_training(source, quant, PtqConfig(), None, self.data_dir, self.runs_dir)
+        result, _ = quantize(
+            checkpoint, source, config, load_dataset(config.data.dataset, self.data_dir), self.runs_dir
+        )
         self.say(f"{result.run_dir.name}: quantized {source.parent.name} after training")
         return result.run_dir / runs.LAST_FILE
 
@@ -133,27 +134,28 @@ class Comparer:
 
     def _compare(self, entries: list[str], paths: list[Path]) -> Comparison:
         limit = self.config.data.limit_test
-        checkpoints = [load_checkpoint(path) for path in paths]
-        outcomes = [evaluate_checkpoint(path, self.data_dir, limit_test=limit) for path in paths]
-        first = outcomes[0]
-        for outcome, entry in zip(outcomes, entries, strict=True):
-            mine, theirs = first.network.facts.dataset, outcome.network.facts.dataset
-            if (mine, first.evaluation.total) != (theirs, outcome.evaluation.total):
+        outcomes = {
+            path: evaluate_network(self._network(path), path, self.data_dir, limit_test=limit)
+            for path in dict.fromkeys(paths)
+        }
+        first = outcomes[paths[0]]
+        dataset, notice, total = first.network.facts.dataset, first.network.notice, first.evaluation.total
+        for path, entry in zip(paths, entries, strict=True):
+            other, images = outcomes[path].network.facts.dataset, outcomes[path].evaluation.total
+            if (dataset, total) != (other, images):
                 raise ConfigError(
-                    f"'{entry}' was tested on {outcome.evaluation.total} images of {theirs}, '{entries[0]}' on "
-                    f"{first.evaluation.total} of {mine}; compare checkpoints with the same test images"
+                    f"'{entry}' was tested on {images} images of {other}, '{entries[0]}' on {total} of {dataset}; "
+                    "compare checkpoints with the same test images"
                 )
-        rows = [self._row(*item, first) for item in zip(entries, paths, checkpoints, outcomes, strict=True)]
+        rows = [self._row(entry, path, outcomes[path], first) for entry, path in zip(entries, paths, strict=True)]
+        checkpoints = [self._network(path).checkpoint for path in paths]
         configs = [checkpoint.config.model_dump_json() for checkpoint in checkpoints]
         key = hashlib.sha256(json.dumps([entries, configs]).encode()).hexdigest()[:10]
-        histories = [checkpoint.history for checkpoint in checkpoints]
-        dataset, notice = first.network.facts.dataset, first.network.notice
-        return Comparison(dataset, notice, first.evaluation.total, rows, histories, key)
+        return Comparison(dataset, notice, total, rows, [checkpoint.history for checkpoint in checkpoints], key)
 
-    def _row(self, entry: str, path: Path, checkpoint: Checkpoint, outcome: Outcome, first: Outcome) -> Row:
-        result, network = outcome.evaluation, outcome.network
-        assert isinstance(network, Trained), entry  # packed files were refused before anything was trained
-        summary = RunResult(path.parent, checkpoint).summary()
+    def _row(self, entry: str, path: Path, outcome: Outcome, first: Outcome) -> Row:
+        result, network = outcome.evaluation, self._network(path)
+        summary = RunResult(path.parent, network.checkpoint).summary()
         hits = [o.evaluation.predictions == o.labels for o in (first, outcome)]
         return Row(
             method=entry if entry in METHODS else path.parent.name,
@@ -173,10 +175,8 @@ class Comparer:
 def write_comparison(comparison: Comparison, document: dict[str, Any], png: bytes, runs_dir: Path) -> Path:
     """Write `compare.json` and `compare.png`; returns their folder. Raises TrainingError."""
     folder = runs_dir / f"compare-{comparison.key}"
-    try:
+    with system_errors(TrainingError, f"cannot make {folder}", "choose another --runs-dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make {folder}: {error.strerror}; choose another --runs-dir") from None
     write_atomically(folder / "compare.png", png)
     write_atomically(folder / "compare.json", (json.dumps(document, indent=2) + "\n").encode())
     return folder

@@ -1,12 +1,12 @@
-"""The folder of a sweep: its plan, its cells, who works on which, what came of them. No torch in here.
+"""The folder of a sweep: its plan, its cells, which process works on which, and their results. No torch in here.
 
 runs/sweep-<hash of the grid>/    or runs/<--name>/
-    plan.json                     what was asked, and every cell with all values settled: settled once, then kept
-    cells/<name>-<hash>/          a run folder like any other: config.json, metrics.jsonl, last.pt; and, written last,
-                                  result.json, by which a finished cell is known
+    plan.json                     the grid as asked for, and every cell with all values settled, once
+    cells/<name>-<hash>/          a run folder like any other: config.json, metrics.jsonl, last.pt; result.json is
+                                  written last: a cell that has it is finished
     claims/<cell>                 locked by the process that works on the cell, so that no two do; the system unlocks
-                                  it when the process ends, however it ends
-    failures/<cell>               the error line of a cell that failed; gone once it succeeds
+                                  it when the process ends, however it ends; its text tells how far the cell is
+    failures/<cell>               the error line of a cell that failed; removed once it succeeds
     sweep.json sweep.csv accuracy-bits.png .svg accuracy-bytes.png .svg
 
 `sweep.json` holds, at the top level:
@@ -21,35 +21,39 @@ runs/sweep-<hash of the grid>/    or runs/<--name>/
                  act_bits, quantizer ("float" for fp32), model, dataset, seed, epochs (0 for ptq), accuracy, loss,
                  weight_bytes, images_per_second (null for ptq), status ("finished", "failed" or "unfinished"), error
                  (of a failed one, else null), settings (name -> value, of those axes without a field of their own)
-    groups[]     one for all finished rows that are equal but for the seed: method, bits, act_bits, quantizer, model,
+    groups[]     one per set of finished rows that differ only in the seed: method, bits, act_bits, quantizer, model,
                  dataset, epochs, settings, n, accuracy_mean, accuracy_std (of n - 1 degrees of freedom; null if n is
                  1), loss_mean, weight_bytes, images_per_second (mean; null for ptq)
-    reference[]  points of others, as given with --reference: name, weight_bytes, accuracy
+    reference[]  other people's results, as given with --reference: name, weight_bytes, accuracy
 
-Accuracies are fractions. What an unfinished row does not know is null. `sweep.csv` has the same rows.
+Accuracies are fractions. Values that an unfinished row does not have yet are null. `sweep.csv` has the same rows.
 """
 
+import contextlib
 import csv
 import fcntl
 import hashlib
 import io
 import json
+import os
 import statistics
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import qattrain
 from qattrain.config import parse_config
-from qattrain.errors import ConfigError, TrainingError
+from qattrain.errors import ConfigError, TrainingError, reason, system_errors
 from qattrain.files import replace_files, write_atomically
 from qattrain.runs import folder as runs
 
 PLAN_FILE, RESULT_FILE = "plan.json", "result.json"
 HASH_DIGITS = 10
+
+Report = Callable[[float], None]  # takes the share of a cell's training that is done
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """asked: the grid it was made for. axes: dotted names of what varies. version: of qattrain, which settled it."""
+    """asked: the grid it was made for. axes: dotted names of what varies. version: of the qattrain that settled it."""
 
     asked: str
     axes: list[str]
@@ -79,17 +83,30 @@ class Plan:
 
 
 def cell_name(config: dict[str, Any]) -> str:
-    """What the cell is, readable, and the hash of its settled configuration, apart from its name and its threads."""
+    """A readable name, and the hash of the settled configuration without its name and threads."""
     identity = json.dumps(config | {"name": None, "train": config["train"] | {"threads": None}}, sort_keys=True)
     readable = runs.default_name(parse_config(config, "sweep"))
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:HASH_DIGITS]}"
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A claim that was not given back. share: of the cell's training that is done. held: its owner is alive.
+
+    dead: the owners before, who died holding it.
+    """
+
+    share: float
+    dead: list[str]
+    owner: str
+    held: bool
+
+
 class SweepFolder:
-    """Reads and writes what lies in the folder."""
+    """Reads and writes the files of the folder. owner: the name under which this process claims cells."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.owner = path, uuid.uuid4().hex
         self.cells, self.claims, self.failures = path / runs.CELLS_FOLDER, path / "claims", path / "failures"
 
     def refuse_a_run(self) -> None:
@@ -98,12 +115,10 @@ class SweepFolder:
             raise ConfigError(f"{self.path} is a run, not a sweep; choose another --name")
 
     def make(self) -> None:
-        """Make the folder, if it is not there. Raises TrainingError."""
-        try:
+        """Make the folder if it does not exist. Raises TrainingError."""
+        with system_errors(TrainingError, f"cannot make {self.path}", "choose another --runs-dir"):
             for folder in (self.cells, self.claims, self.failures):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot make {self.path}: {error.strerror}; choose another --runs-dir") from None
 
     def read_plan(self) -> Plan | None:
         """The recorded plan, or None if there is none that this version of qattrain wrote."""
@@ -119,7 +134,7 @@ class SweepFolder:
         write_atomically(self.path / PLAN_FILE, (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """What a finished cell reached, or None."""
+        """The result of a finished cell, or None."""
         run_dir = self.cells / cell.name
         try:
             found = json.loads((run_dir / RESULT_FILE).read_text())
@@ -128,33 +143,115 @@ class SweepFolder:
         return found if isinstance(found, dict) and (run_dir / runs.LAST_FILE).is_file() else None
 
     def failure(self, cell: Cell) -> str | None:
-        """The error line with which the cell failed last, or None."""
+        """The error line of the cell's last failure, or None."""
         try:
             return (self.failures / cell.name).read_text().strip()
         except OSError:
             return None
 
+    def failure_time(self, name: str) -> int | None:
+        """When the cell's last failure was recorded, in nanoseconds; None: there is none."""
+        try:
+            return (self.failures / name).stat().st_mtime_ns
+        except OSError:
+            return None
+
     def set_failure(self, name: str, line: str | None) -> None:
-        """Record how a cell failed; None: it did not. Raises TrainingError."""
+        """Record that a cell failed; None: that it did not. Raises TrainingError."""
         if line is None:
             (self.failures / name).unlink(missing_ok=True)
         else:
             write_atomically(self.failures / name, f"{line}\n".encode())
 
-    @contextmanager
-    def claimed(self, name: str) -> Iterator[bool]:
-        """Whether the cell is ours within; False if a process, this one included, works on it already."""
-        with (self.claims / name).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
+    @contextlib.contextmanager
+    def claimed(self, name: str) -> Iterator[Report | None]:
+        """Hold the cell's claim. Yields None if any process, including this one, already holds it.
+
+        Otherwise yields a function that writes the share done into the claim, where any process can read it. A claim
+        that is given back is empty; if its owner died, it still has the owner's name, and the next owner keeps that.
+        """
+        path = self.claims / name
+        path.touch()
+        with path.open("r+") as file:
+            if not _locked(file, fcntl.LOCK_EX):
+                yield None
                 return
-            yield True
+            owners = " ".join([*file.read().split()[1:], self.owner])
+
+            def report(share: float) -> None:
+                with contextlib.suppress(OSError):  # on a full disk the claim holds without its text
+                    os.pwrite(file.fileno(), f"{share:.4f} {owners}\n".encode(), 0)  # one write: others read it
+
+            report(0.0)
+            yield report
+            file.truncate(0)
+
+    def read_claims(self, names: Iterable[str]) -> dict[str, Claim]:
+        """The claims on these cells that were not given back."""
+        found, claims = {}, {entry.name for entry in os.scandir(self.claims)}  # few: most cells were never claimed
+        for name in (name for name in names if name in claims):
+            with contextlib.suppress(OSError, ValueError), (self.claims / name).open() as file:  # given back: no text
+                share, *dead, owner = file.read().split()
+                found[name] = Claim(float(share), dead, owner, held=not _locked(file, fcntl.LOCK_SH))
+        return found
+
+
+def _locked(file: TextIO, kind: int) -> bool:
+    """Lock the file until it is closed, without waiting; False if another process holds the lock."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Ledger:
+    """Which cells are finished, which failed and which are open, according to the files of the folder.
+
+    open: by name. finished: accuracies by name. failed: error lines by name; failures older than the ledger do not
+    count, because a sweep tries those cells again.
+    """
+
+    def __init__(self, folder: SweepFolder, cells: list[Cell]) -> None:
+        self.folder = folder
+        self.old_failures = {cell.name: folder.failure_time(cell.name) for cell in cells}
+        self.open = {cell.name: cell for cell in cells}
+        self.finished: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+        list(self._ended(cells))
+
+    def ended(self) -> Iterator[tuple[str, float | str]]:
+        """Name, and accuracy or error line, of every cell that ended since the last call."""
+        folders = self.folder.claims, self.folder.failures
+        touched = {entry.name for folder in folders for entry in os.scandir(folder)}  # not all cells of a large sweep
+        return self._ended([cell for name, cell in self.open.items() if name in touched])
+
+    def _ended(self, cells: list[Cell]) -> Iterator[tuple[str, float | str]]:
+        for cell in cells:
+            outcome = self.outcome(cell)
+            if outcome is not None:
+                del self.open[cell.name]
+                if isinstance(outcome, float):
+                    self.finished[cell.name] = outcome
+                else:
+                    self.failed[cell.name] = outcome
+                yield cell.name, outcome
+
+    def ready(self) -> list[Cell]:
+        """The open cells whose source, if any, is finished. Some may be claimed."""
+        return [cell for cell in self.open.values() if cell.source is None or cell.source in self.finished]
+
+    def outcome(self, cell: Cell) -> float | str | None:
+        """Accuracy or error line of the cell; None: it is open."""
+        result = self.folder.result(cell)
+        if result is not None:
+            return float(result["accuracy"])
+        is_old = self.folder.failure_time(cell.name) == self.old_failures[cell.name]
+        return None if is_old else self.folder.failure(cell)
 
 
 def find_sweep(name: str | None, asked: str | None, runs_dir: Path) -> SweepFolder:
-    """The folder of the sweep `name`, or else of the grid `asked`; it need not exist."""
+    """The folder of the sweep `name`, or of the grid `asked` if that is None; it need not exist."""
     assert name is not None or asked is not None
     digest = hashlib.sha256((asked or "").encode()).hexdigest()[:HASH_DIGITS]
     return SweepFolder(runs_dir / (name or f"sweep-{digest}"))
@@ -168,24 +265,16 @@ def list_sweeps(runs_dir: Path) -> list[str]:
 
 JSON_FILE, CSV_FILE = "sweep.json", "sweep.csv"
 PICTURES = ("accuracy-bits.png", "accuracy-bits.svg", "accuracy-bytes.png", "accuracy-bytes.svg")
-# Settings that a row tells in a field of its own.
-OWN_FIELDS = {
-    "seed",
-    "quant.bits",
-    "quant.act_bits",
-    "quant.quantizer",
-    "model.name",
-    "data.dataset",
-    "train.epochs",
-    "ptq.bits",
-}
+# Settings that have a field of their own in a row.
+OWN_FIELDS = {"seed", "model.name", "data.dataset", "train.epochs", "ptq.bits"}
+OWN_FIELDS |= {"quant.bits", "quant.act_bits", "quant.quantizer"}
 SAME_IN_GROUP = ("method", "bits", "act_bits", "quantizer", "model", "dataset", "epochs", "settings")
 MEASURED = ("epochs", "accuracy", "loss", "weight_bytes", "images_per_second")
 REFERENCE_FIELDS = ("name", "weight_bytes", "accuracy")
 
 
 def sweep_document(plan: Plan, folder: SweepFolder, reference: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole of `sweep.json`, from what lies in the folder now."""
+    """The content of `sweep.json`, from the current files of the folder."""
     rows = [_row(cell, plan.axes, folder) for cell in plan.cells]
     statuses = [row["status"] for row in rows]
     return {
@@ -254,7 +343,7 @@ def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def pareto_front(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those groups that no other beats in weight bytes and mean accuracy both; smallest first."""
+    """The groups that no other group beats in both weight bytes and mean accuracy, smallest first."""
     front: list[dict[str, Any]] = []
     for group in sorted(groups, key=lambda group: (group["weight_bytes"], -group["accuracy_mean"])):
         if not front or group["accuracy_mean"] > front[-1]["accuracy_mean"]:
@@ -263,7 +352,7 @@ def pareto_front(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """The rows with a header; a column for each of their settings at the end. Empty where a value is not known."""
+    """The rows under a header, with a column per setting at the end. Unknown values are empty."""
     buffer = io.StringIO()
     flat = [{key: value for key, value in row.items() if key != "settings"} | row["settings"] for row in rows]
     writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")
@@ -279,14 +368,12 @@ def write_results(folder: SweepFolder, document: dict[str, Any], pictures: dict[
         CSV_FILE: csv_text(document["rows"]).encode(),
         JSON_FILE: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
     }
-    try:
+    with system_errors(ConfigError, f"cannot write into {folder.path}", "choose another --runs-dir"):
         replace_files(folder.path, files)
-    except OSError as error:
-        raise ConfigError(f"cannot write into {folder.path}: {error.strerror}; choose another --runs-dir") from None
 
 
 def is_written(folder: SweepFolder, document: dict[str, Any], pictures: tuple[str, ...]) -> bool:
-    """Whether the folder holds these very results already, pictures included."""
+    """Whether the folder already holds exactly these results, pictures included."""
     try:
         found = json.loads((folder.path / JSON_FILE).read_text())
     except (OSError, ValueError):
@@ -295,9 +382,9 @@ def is_written(folder: SweepFolder, document: dict[str, Any], pictures: tuple[st
 
 
 def read_reference(path: Path) -> list[dict[str, Any]]:
-    """Points of others: CSV with the columns name, weight_bytes, accuracy, or TOML with them in [[point]] tables.
+    """Other people's results: CSV with the columns name, weight_bytes, accuracy, or TOML with [[point]] tables of them.
 
-    Accuracies are fractions, as everywhere in files. Raises ConfigError.
+    Accuracies are fractions, as in all files. Raises ConfigError.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -306,9 +393,9 @@ def read_reference(path: Path) -> list[dict[str, Any]]:
         if not points:
             raise ValueError("it holds no points")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        what = f"no {error}" if isinstance(error, KeyError) else reason(error)
         raise ConfigError(
-            f"--reference {path}: {reason}; expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or TOML with "
+            f"--reference {path}: {what}; expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or TOML with "
             "them in [[point]] tables"
         ) from None
     for name, size, accuracy in points:

@@ -1,6 +1,6 @@
-"""Which settings take which values, and the points that come of it. No torch in here.
+"""The settings that vary, their values, and the points that result. No torch in here.
 
-A TOML file says it in a `[sweep]` table, whose keys are those of the rest of the file and whose values are lists:
+In a TOML file it is a `[sweep]` table, with the keys of the rest of the file and lists of values:
 
     [train]
     epochs = 5
@@ -10,11 +10,11 @@ A TOML file says it in a `[sweep]` table, whose keys are those of the rest of th
     ptq.bits = [8, 4, 2]
 
 Several `[[sweep]]` tables are several grids, one after the other. On the command line it is `--bits 1,2,4` or
-`--set train.lr=[0.05,0.1]`: a list which is not itself a value of that key (as it is of `model.widths`) means several
-values. Flags win over `--set`, `--set` over the file.
+`--set train.lr=[0.05,0.1]`: a list means several values, unless the list itself is a value of that key, as for
+`model.widths`. Flags win over `--set`, `--set` over the file.
 
-`ptq.bits` stands for post-training quantizations: each is made of the float run of the same point, which is added to
-the sweep where the grid does not hold it. Without any `quant.bits` beside it, nothing else is trained.
+`ptq.bits` asks for post-training quantizations: each is made from the float run of the same point, which is added to
+the sweep if the grid does not contain it. Without any `quant.bits`, nothing else is trained.
 """
 
 import copy
@@ -34,8 +34,8 @@ Axes = dict[Key, list[Any]]
 
 BITS, PTQ_BITS = ("quant", "bits"), ("ptq", "bits")
 THREADS = ("train", "threads")
-PTQ_QUANTIZER = "affine"  # as `qattrain ptq`, where no quantizer is asked for
-SHARED_QUANT = ("quantizer", "act_bits", "layer_bits")  # what a post-training quantization takes from the point
+PTQ_QUANTIZER = "affine"  # the default of `qattrain ptq`, too
+SHARED_QUANT = ("quantizer", "act_bits", "layer_bits")  # settings that also apply to the post-training quantization
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Grid:
 
     @property
     def name(self) -> str | None:
-        """What the sweep's folder is to be called, if anybody said."""
+        """The name for the sweep's folder, if given."""
         return parse_config({"name": self.base.get("name")}, "sweep").name
 
     @property
@@ -59,11 +59,11 @@ class Grid:
 
     @property
     def threads(self) -> int | None:
-        """Threads of each worker, if anybody said."""
+        """Threads of each worker, if given."""
         return parse_config({"train": self.base.get("train", {})}, "sweep").train.threads
 
     def asked(self) -> str:
-        """The grid as text: two that ask for the same cells, with whatever name and threads, have the same."""
+        """The grid as text, without its name and threads: two grids that ask for the same cells have the same text."""
         train = {key: value for key, value in self.base.get("train", {}).items() if key != "threads"}
         tables = [{".".join(key): values for key, values in table.items()} for table in self.tables]
         return json.dumps({"base": self.base | {"name": None, "train": train}, "tables": tables}, sort_keys=True)
@@ -71,9 +71,9 @@ class Grid:
 
 @dataclass(frozen=True)
 class Point:
-    """One point. label: its values, for people. config: a valid run, plain values, `auto` still in it.
+    """One point. label: its values, for people. config: a valid run as plain values, with `auto` not yet settled.
 
-    quant, ptq: for a post-training quantization what is made of that (float) run; else None.
+    quant, ptq: for a post-training quantization, what to make from that (float) run; else None.
     """
 
     label: str
@@ -83,9 +83,9 @@ class Point:
 
 
 def read_grid(file: Path | None, assignments: list[str], flags: Mapping[Key, Any]) -> Grid:
-    """The grid from its sources. `flags` maps ("quant", "bits") to a list of values, or to a value that cannot vary.
+    """The grid from its sources. `flags` maps keys like ("quant", "bits") to a list of values or to one value.
 
-    Raises ConfigError for an unreadable file, an assignment that is none, an axis without values or with one twice.
+    Raises ConfigError for an unreadable file, a malformed assignment, an axis without values or with a duplicate.
     """
     base = read_config_file(file) if file else {}
     found = base.pop("sweep", {})
@@ -109,7 +109,7 @@ def read_grid(file: Path | None, assignments: list[str], flags: Mapping[Key, Any
             "in the --config file"
         )
     if any(THREADS in table for table in tables):
-        raise ConfigError("train.threads has several values: threads are a worker's, not a cell's; give one --threads")
+        raise ConfigError("train.threads has several values: all cells run with the same threads; give one --threads")
     if "ptq" in base and not any(PTQ_BITS in table for table in tables):
         raise ConfigError("'ptq' settings without ptq.bits: nothing is quantized; add --ptq 8,4 or leave them out")
     return Grid(base, tables)
@@ -128,7 +128,7 @@ def _axes_of(table: Any, path: Key) -> Iterator[tuple[Key, list[Any]]]:
 
 
 def _place(base: dict[str, Any], tables: list[Axes], key: Key, value: Any, source: str) -> None:
-    """Take a setting, one value or several, over whatever was said before."""
+    """Set one value or several; this replaces any earlier values of the setting."""
     values = value if isinstance(value, list) and not _is_one_value(key, value) else None
     if values is None and key == PTQ_BITS:
         values = [value]
@@ -141,17 +141,13 @@ def _place(base: dict[str, Any], tables: list[Axes], key: Key, value: Any, sourc
 
 
 def _is_one_value(key: Key, value: Any) -> bool:
+    nested: dict[str, Any] = {}
     try:
-        parse_config(_nested(key, value), "")
+        merge(nested, list(key), value, "")
+        parse_config(nested, "")
     except ConfigError:
         return False
     return True
-
-
-def _nested(key: Key, value: Any) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    merge(nested, list(key), value, "")
-    return nested
 
 
 def expand(grid: Grid) -> list[Point]:

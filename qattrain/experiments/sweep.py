@@ -1,72 +1,67 @@
-"""A sweep: hands the cells to a crew until every one is finished or has failed. No torch in here."""
+"""A sweep: one process plans it, watches its folder and shows its state, while workers run the cells. No torch in here.
 
+Cells are not handed out: each worker claims them in the folder and writes their results there. So several sweeps can
+share a folder, and nothing is lost if a worker or the parent is killed. `LocalCrew` runs the workers on this machine,
+`cells.work` is what one of them does, and `cluster.DaskCrew` claims cells on behalf of a cluster's workers.
+"""
+
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
-from qattrain.errors import ConfigError
-from qattrain.experiments.folder import Cell, Plan, SweepFolder
+from qattrain.errors import ConfigError, QattrainError, TrainingError
+from qattrain.experiments.folder import Cell, Ledger, Plan, SweepFolder
 from qattrain.experiments.grid import Grid, Point, expand
 from qattrain.runs import folder as runs
 
-MOST_DEATHS = 3  # of workers with the same cell: then it is the cell
+SECONDS_BETWEEN_LOOKS = 0.25  # at the folder
+PTQ_COST = 0.2  # in epochs, to estimate the time left
+MOST_DEATHS = 3  # of workers on the same cell: then the cell is at fault
+MOST_WORKERS = 8  # by default: each holds torch and a dataset, half a gigabyte
+SECONDS_TO_STOP = 60  # an evaluation or a compilation is not interrupted
 
 
 @dataclass(frozen=True)
-class Event:
-    """What happened to a cell.
+class Status:
+    """The state of a sweep. running: share done by cell name. best: name and accuracy of the best finished cell."""
 
-    progress: `share` of it is done. finished. failed: `text` says why. busy: another process works on it. lost: its
-    worker died. stopped: as asked, and saved.
-    """
+    total: int
+    finished: int
+    elsewhere: int
+    failed: dict[str, str]
+    running: dict[str, float]
+    best: tuple[str, float] | None
+    seconds_left: float | None
 
-    kind: Literal["progress", "finished", "failed", "busy", "lost", "stopped"]
-    cell: str
-    text: str = ""
-    share: float = 0.0
+
+# Called with the status now and then, and with the name and the accuracy or error line of each cell that ends.
+Watcher = Callable[[Status, tuple[str, float | str] | None], None]
 
 
 class Crew(Protocol):
-    """Settles the grid and runs cells, several at a time; writes their folders, result.json and failures."""
+    """Workers: they claim cells, run them, and write result.json or a failure into the folder."""
+
+    owners: Set[str]  # the names under which they claim cells
 
     def settle(self, points: list[Point]) -> list[Cell]:
-        """The cells of the grid, with what is `auto` settled where they will run. Raises ConfigError, DataError."""
+        """The cells of the grid; `auto` is settled where they will run. Raises ConfigError, DataError."""
 
-    def free(self) -> bool:
-        """Whether another cell can be started."""
+    def step(self, ledger: Ledger) -> None:
+        """Keep the workers busy with the open cells, for about SECONDS_BETWEEN_LOOKS.
 
-    def begin(self, cell: Cell) -> None:
-        """Start, or go on with, a cell whose source, if it has one, is finished."""
-
-    def events(self, seconds: float) -> list[Event]:
-        """What has happened; waits for something at most that long. Raises any QattrainError that ends the sweep."""
+        Raises any QattrainError that ends the sweep.
+        """
 
     def close(self) -> None:
-        """Stop what is running, saved where that is possible, and let go of everything."""
-
-
-SECONDS_TO_WAIT = 0.25  # for something to happen, before the display is asked to show the time
-SECONDS_BETWEEN_TRIES = 1.0  # for a cell another process works on
-PTQ_COST = 0.2  # in epochs: for the time left
-
-
-@dataclass
-class Status:
-    """Where the sweep is. running: share done by cell name. best: name and accuracy of the best finished cell."""
-
-    total: int
-    finished: int = 0
-    elsewhere: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    running: dict[str, float] = field(default_factory=dict)
-    best: tuple[str, float] | None = None
-    seconds_left: float | None = None
-
-
-# Told the status now and then, and the name, outcome and accuracy or error line of a cell that ended.
-Watcher = Callable[[Status, tuple[str, float | str] | None], None]
+        """Stop and save what is running, where that is possible, and release everything."""
 
 
 def run_sweep(
@@ -77,7 +72,7 @@ def run_sweep(
     watch: Watcher,
     say: Callable[[str], None],
 ) -> Plan:
-    """Run what is not finished of `grid` in `folder`; `hire` is called only if there is something to do.
+    """Run the unfinished cells of `grid` in `folder`; `hire` is called only if there is something to do.
 
     A cell that fails is recorded and does not end the sweep. Raises ConfigError, DataError, CheckpointError,
     TrainingError; KeyboardInterrupt after the crew has stopped.
@@ -92,13 +87,13 @@ def run_sweep(
     try:
         plan = _make_plan(grid, folder, runs_dir, crew)
         folder.make()
-        coordinator = Coordinator(folder, plan.cells, watch)
-        kept = coordinator.status.finished
+        sweep = Sweep(folder, plan.cells, watch)
+        kept = len(sweep.ledger.finished)
         say(f"{folder.path}: {len(plan.cells)} cells" + (f", {kept} finished before" if kept else ""))
-        if coordinator.waiting:
-            coordinator.run(crew())
+        if sweep.ledger.open:
+            sweep.run(crew())
     except KeyboardInterrupt:
-        say("stopping: what is running is saved (Ctrl-C again: at once)")
+        say("stopping and saving what is running; press Ctrl-C again to stop at once")
         raise
     finally:
         for member in hired:
@@ -107,132 +102,189 @@ def run_sweep(
 
 
 def _make_plan(grid: Grid, folder: SweepFolder, runs_dir: Path, crew: Callable[[], Crew]) -> Plan:
-    """The recorded plan, if it is of this very grid, so that `auto` is settled once; else a new one, recorded.
+    """The recorded plan if it is of this grid, so that `auto` is settled only once; else a new one, recorded.
 
     Raises ConfigError, DataError, CheckpointError, TrainingError.
     """
-    points = expand(grid)  # also where a plan is recorded: a mistake shows at every start
+    points = expand(grid)  # also if a plan is recorded: a mistake shows at every start
     plan = folder.read_plan()
     if plan is not None and plan.asked == grid.asked():
         recorded = plan.cells[0].config["train"]["threads"]
         if grid.threads not in (None, recorded):
             raise ConfigError(
-                f"--threads {grid.threads}: {folder.path} was started with {recorded} a worker and keeps it, so that "
-                "its cells compare; leave the option out, or choose another --name"
+                f"--threads {grid.threads}: {folder.path} was started with {recorded} per worker and keeps them, so "
+                "that its cells are comparable; leave the option out, or choose another --name"
             )
         return plan
     for point in points:
         if point.config["train"]["init"] is not None:
             found = runs.find_checkpoint(point.config["train"]["init"], runs_dir)
-            point.config["train"]["init"] = str(found.resolve())  # as it is seen from a cell
+            point.config["train"]["init"] = str(found.resolve())  # so that it is found from a cell
     folder.refuse_a_run()
     plan = Plan(grid.asked(), grid.axes, crew().settle(points))
-    folder.make()  # only now: a grid that is refused leaves nothing
+    folder.make()  # only now: a grid that is refused leaves nothing behind
     folder.write_plan(plan)
     return plan
 
 
-class Coordinator:
-    """Runs what is not finished. A cell that fails does not stop the others; it is tried again at the next start."""
+class Sweep:
+    """Watches the folder until every cell is finished or has failed."""
 
     def __init__(self, folder: SweepFolder, cells: list[Cell], watch: Watcher) -> None:
         self.folder, self.watch = folder, watch
-        self.status = Status(len(cells))
-        self.waiting: dict[str, Cell] = {}
-        self.cells = {cell.name: cell for cell in cells}
-        self.deaths: dict[str, int] = {}
-        self.not_before: dict[str, float] = {}
-        for cell in cells:
-            result = folder.result(cell)
-            if result is None:
-                self.waiting[cell.name] = cell
-            else:
-                self._count(cell.name, result["accuracy"])
-        self.started, self.done_cost = time.monotonic(), 0.0
+        self.costs = {cell.name: cost(cell) for cell in cells}
+        self.ledger = Ledger(folder, cells)
+        self.kept = set(self.ledger.finished)
+        self.started = time.monotonic()
 
     def run(self, crew: Crew) -> None:
         """Returns when nothing is left to do. Raises KeyboardInterrupt, and any error that is not one cell's."""
-        while self.waiting or self.status.running:
-            for cell in self._ready():
-                if not crew.free():
-                    break
-                del self.waiting[cell.name]
-                self.status.running[cell.name] = 0.0
-                crew.begin(cell)
-            for event in crew.events(SECONDS_TO_WAIT):
-                self._take(event)
-            self.status.seconds_left = self._seconds_left()
-            self.watch(self.status, None)
+        while True:
+            for cell in self.ledger.open.values():
+                if cell.source in self.ledger.failed:
+                    line = f"not made, because its float network {cell.source} failed"
+                    self.folder.set_failure(cell.name, line)
+            for ended in self.ledger.ended():
+                self.watch(self.status(crew.owners), ended)
+            self.watch(self.status(crew.owners), None)
+            if not self.ledger.open:
+                return
+            crew.step(self.ledger)
 
-    def _ready(self) -> list[Cell]:
-        """What can be started now. Notices what another sweep finished, and what can never be started."""
-        ready, now = [], time.monotonic()
-        for cell in list(self.waiting.values()):
-            if cell.source in self.status.failed:
-                del self.waiting[cell.name]
-                line = f"not made, for its float network {cell.source} failed"
-                self.folder.set_failure(cell.name, line)
-                self._fail(cell.name, line)
-            elif self.not_before.get(cell.name, now) <= now and not self._unfinished(cell.source):
-                result = self.folder.result(cell) if cell.name in self.not_before else None
-                if result is not None:
-                    del self.waiting[cell.name]
-                    self._finish(cell, result["accuracy"])
-                else:
-                    ready.append(cell)
-        self.status.elsewhere = len(self.not_before.keys() & self.waiting.keys())
-        return ready
+    def status(self, owners: Set[str]) -> Status:
+        """owners: of the claims that belong to this sweep."""
+        ledger, claims = self.ledger, self.folder.read_claims(self.ledger.open)
+        running = {name: claim.share for name, claim in claims.items() if claim.owner in owners}
+        return Status(
+            total=len(self.costs),
+            finished=len(ledger.finished),
+            elsewhere=sum(claim.held for name, claim in claims.items() if name not in running),
+            failed=dict(ledger.failed),
+            running=running,
+            best=max(ledger.finished.items(), key=lambda item: item[1], default=None),
+            seconds_left=self._seconds_left(running),
+        )
 
-    def _unfinished(self, name: str | None) -> bool:
-        return name in self.waiting or name in self.status.running
-
-    def _take(self, event: Event) -> None:
-        cell = self.cells[event.cell]
-        if event.kind == "progress":
-            self.status.running[cell.name] = event.share
-            return
-        self.status.running.pop(cell.name, None)
-        if event.kind == "finished":
-            result = self.folder.result(cell)
-            assert result is not None, event
-            self._finish(cell, result["accuracy"])
-        elif event.kind == "failed":
-            self._fail(cell.name, event.text)
-        elif event.kind == "busy":
-            self.waiting[cell.name] = cell
-            self.not_before[cell.name] = time.monotonic() + SECONDS_BETWEEN_TRIES
-        else:
-            self.waiting[cell.name] = cell
-            self.deaths[cell.name] = self.deaths.get(cell.name, 0) + (event.kind == "lost")
-            if self.deaths[cell.name] >= MOST_DEATHS:
-                del self.waiting[cell.name]
-                line = f"{event.text}, {MOST_DEATHS} times; is there enough memory?"
-                self.folder.set_failure(cell.name, line)
-                self._fail(cell.name, line)
-
-    def _finish(self, cell: Cell, accuracy: float) -> None:
-        self.done_cost += cost(cell)
-        self._count(cell.name, accuracy)
-        self.watch(self.status, (cell.name, accuracy))
-
-    def _count(self, name: str, accuracy: float) -> None:
-        self.status.finished += 1
-        if self.status.best is None or accuracy > self.status.best[1]:
-            self.status.best = name, accuracy
-
-    def _fail(self, name: str, line: str) -> None:
-        self.status.failed[name] = line
-        self.watch(self.status, (name, line))
-
-    def _seconds_left(self) -> float | None:
-        """By the epochs done since the start; None before anything is."""
-        under_way = {name: cost(self.cells[name]) * share for name, share in self.status.running.items()}
-        done = self.done_cost + sum(under_way.values())
-        total = sum(cost(self.cells[name]) for name in [*self.waiting, *under_way]) - sum(under_way.values())
-        return total * (time.monotonic() - self.started) / done if done else None
+    def _seconds_left(self, running: dict[str, float]) -> float | None:
+        """Estimated from the epochs done since the start; None before any are."""
+        under_way = sum(self.costs[name] * share for name, share in running.items())
+        done = under_way + sum(self.costs[name] for name in self.ledger.finished if name not in self.kept)
+        left = sum(self.costs[name] for name in self.ledger.open) - under_way
+        return left * (time.monotonic() - self.started) / done if done else None
 
 
 def cost(cell: Cell) -> float:
-    """About how long the cell takes, in epochs."""
+    """Roughly how long the cell takes, in epochs."""
     epochs: int = cell.config["train"]["epochs"]
     return PTQ_COST if cell.config["ptq"] else epochs
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LocalCrew:
+    """Up to `workers` processes with `threads` threads each, started when there is something to do.
+
+    workers: None means one per core, at most MOST_WORKERS, because cells in parallel are faster than one cell on
+    several threads. threads: None divides the cores among the workers.
+    """
+
+    def __init__(self, folder: SweepFolder, data_dir: Path, workers: int | None, threads: int | None) -> None:
+        self.folder, self.data_dir = folder, data_dir
+        self.workers = workers or min(cores(), MOST_WORKERS)
+        self.threads = threads or max(1, cores() // self.workers)
+        self.alive: dict[str, BaseProcess] = {}  # by the name under which it claims cells
+        self.owners: Set[str] = self.alive.keys()
+        self.deaths: dict[str, str] = {}  # how each ended, by the same name
+        self.deaths_in_vain = 0  # without a cell, since a worker last held one
+
+    def settle(self, points: list[Point]) -> list[Cell]:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = _start(settle_and_send, sender, points, self.threads, self.data_dir)
+        sender.close()  # so that receiving fails if the process dies
+        try:
+            answer: list[Cell] | QattrainError = receiver.recv()
+        except EOFError:
+            process.join()
+            raise TrainingError(f"the worker process {_death(process)}; free some memory and start again") from None
+        finally:
+            process.kill()
+        if isinstance(answer, QattrainError):
+            raise answer
+        return answer
+
+    def step(self, ledger: Ledger) -> None:
+        for _ in range(len(self.alive), min(self.workers, len(ledger.ready()))):
+            owner = uuid.uuid4().hex
+            self.alive[owner] = _start(run_worker, ledger, owner, self.data_dir)
+        wait([process.sentinel for process in self.alive.values()], SECONDS_BETWEEN_LOOKS)
+        self._count_deaths(ledger)
+
+    def _count_deaths(self, ledger: Ledger) -> None:
+        """Fail a cell with which too many workers died; raise TrainingError if workers die before they claim one."""
+        gone = {owner: process for owner, process in self.alive.items() if process.exitcode is not None}
+        for owner, process in gone.items():
+            del self.alive[owner]
+            self.deaths[owner] = _death(process)
+        claims = self.folder.read_claims(ledger.open)  # they still name the dead, even if others hold them now
+        holders = {owner for claim in claims.values() for owner in (*claim.dead, claim.owner)}
+        self.deaths_in_vain = 0 if holders & self.owners else self.deaths_in_vain + len(gone.keys() - holders)
+        if self.deaths_in_vain >= MOST_DEATHS:
+            raise TrainingError(f"the worker process {[*self.deaths.values()][-1]}; free some memory and start again")
+        for name, claim in claims.items():
+            deaths = [self.deaths[owner] for owner in (*claim.dead, claim.owner) if owner in self.deaths]
+            if len(deaths) >= MOST_DEATHS:
+                line = f"its worker process {deaths[-1]}, {MOST_DEATHS} times; is there enough memory?"
+                self.folder.set_failure(name, line)
+
+    def close(self) -> None:
+        """Every worker saves its cell and ends. It is killed if that takes over a minute, or at a second Ctrl-C."""
+        try:
+            for process in self.alive.values():
+                process.terminate()
+            deadline = time.monotonic() + SECONDS_TO_STOP
+            for process in self.alive.values():
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in self.alive.values():
+                process.kill()
+            self.alive.clear()
+
+
+def _start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a process. It never gets a terminal's Ctrl-C, only the signals of `LocalCrew.close`."""
+    # A fresh interpreter: torch's threads do not survive a fork.
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def _death(process: BaseProcess) -> str:
+    code = process.exitcode
+    return f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+
+
+# What the processes run. Only they import torch.
+
+
+def settle_and_send(sender: Connection, points: list[Point], threads: int, data_dir: Path) -> None:
+    """Send the cells of the grid, or the QattrainError that it causes."""
+    from qattrain.experiments.cells import cached_load, settle
+
+    try:
+        sender.send(settle(points, threads, data_dir, cached_load))
+    except QattrainError as error:
+        sender.send(error)
+
+
+def run_worker(*arguments: Any) -> None:
+    """`cells.work`, imported where it runs."""
+    from qattrain.experiments.cells import work
+
+    work(*arguments)

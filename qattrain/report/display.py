@@ -1,12 +1,14 @@
 """A run or a sweep as it happens: live on a terminal, plain lines elsewhere; and a sweep's results."""
 
+from __future__ import annotations  # a sweep's display must not load torch
+
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
@@ -17,12 +19,13 @@ from rich.text import Text
 from tqdm import tqdm
 
 from qattrain.config import is_float
-from qattrain.evaluation.metrics import wilson_interval
-from qattrain.experiments.sweep import Status
-from qattrain.layers.network import LeNet
 from qattrain.report.console import Console, age, counted, percent
-from qattrain.runs.checkpoint import Checkpoint
-from qattrain.training.run import RunResult
+
+if TYPE_CHECKING:
+    from qattrain.experiments.sweep import Status
+    from qattrain.layers.network import LeNet
+    from qattrain.runs.checkpoint import Checkpoint
+    from qattrain.training.run import RunResult
 
 SECONDS_BETWEEN_UPDATES = 0.2
 
@@ -74,6 +77,8 @@ class PlainDisplay:
 
     def farewell(self, result: RunResult) -> str:
         """The last line: the result and where it lies."""
+        from qattrain.evaluation.metrics import wilson_interval
+
         last, run_dir = result.checkpoint.history[-1], result.run_dir
         epochs = counted(last["epoch"], "epoch")
         accuracy = f"test accuracy {percent(last['test_accuracy'])}"

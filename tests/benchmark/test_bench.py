@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from qattrain.benchmark import rounds as busy
-from qattrain.benchmark import run
+from qattrain.benchmark import rounds
 from qattrain.benchmark.inference import INFERENCE
 from qattrain.benchmark.rounds import DISCARDED_ROUNDS, Contender, Ready, Workload, measure, synthetic_images
 from qattrain.benchmark.training import TRAINING
@@ -24,13 +23,14 @@ FIELDS = (
     "training inference environment precision threads train_images predicted_images repeats discarded_rounds "
     "other_processes_cores busy seconds"
 )
-TINY = run.Effort(repeats=1, train_images=64, predicted_images=4)
+GROUPS = {"training": TRAINING, "inference": INFERENCE}
+TINY = rounds.Effort(repeats=1, train_images=64, predicted_images=4)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "QUICK", TINY)
-    monkeypatch.setattr(run, "LISTENING_SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "QUICK", TINY)
+    monkeypatch.setattr(rounds, "LISTENING_SECONDS", 0.0)
 
 
 def unfolded(text: str) -> str:
@@ -48,15 +48,15 @@ def contender(name: str, speeds: Iterator[float], asked: list[str], batch: int =
 
 def test_contenders_take_turns_the_first_round_is_discarded_and_ratios_are_of_medians() -> None:
     asked: list[str] = []
-    rounds: list[int] = []
+    counted: list[int] = []
     slow = contender("slow", iter([1e9, 1.0, 2.0, 9.0]), asked)
     fast = contender("fast", iter([1e9, 8.0, 4.0, 6.0]), asked, batch=2)
     data = synthetic_images(1)
     rows = measure(
-        [slow, fast], Workload(data, data, DISCARDED_ROUNDS + 3, "fp32", ExitStack()), ["slow"], rounds.append
+        [slow, fast], Workload(data, data, DISCARDED_ROUNDS + 3, "fp32", ExitStack()), ["slow"], counted.append
     )
     assert asked == ["slow", "fast"] * 4
-    assert rounds == [0, 1, 2, 3]
+    assert counted == [0, 1, 2, 3]
     assert [row.repeats for row in rows] == [[1.0, 2.0, 9.0], [8.0, 4.0, 6.0]]
     assert [row.images_per_second for row in rows] == [2.0, 6.0]
     assert [row.ratios for row in rows] == [{"slow": 1.0}, {"slow": 3.0}]
@@ -104,11 +104,11 @@ def test_an_unknown_name_is_refused_with_those_there_are(main: Callable[..., Any
     assert "'nosuch'" in done.error
     assert all(contender.name in done.error for contender in (*TRAINING, *INFERENCE))
     with pytest.raises(ConfigError, match="nosuch"):
-        run.choose(["nosuch*"])
+        rounds.choose(GROUPS, ["nosuch*"])
 
 
 def test_names_may_be_patterns() -> None:
-    chosen = run.choose(["c-*", "binary-w1a1"])
+    chosen = rounds.choose(GROUPS, ["c-*", "binary-w1a1"])
     assert {group: [c.name for c in table] for group, table in chosen.items()} == {
         "training": ["binary-w1a1"],
         "inference": ["c-packed", "c-int8"],
@@ -138,7 +138,7 @@ def test_without_the_extras_their_rows_say_what_to_install(
 def test_a_busy_machine_is_said_to_be_busy(
     main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, cores: float | None, expected: bool | None
 ) -> None:
-    monkeypatch.setattr(busy.BusyMeter, "others_cores", lambda _self: cores)
+    monkeypatch.setattr(rounds.BusyMeter, "others_cores", lambda _self: cores)
     done = main("bench", "--quick", "--only", "plain", "--json")
     found = json.loads(done.stdout)
     assert found["busy"] is expected
@@ -151,12 +151,12 @@ def test_the_meter_counts_processors_at_work_for_others(monkeypatch: pytest.Monk
     stat = tmp_path / "stat"
     clock = iter([10.0, 20.0, 30.0])
     own = iter([(1.0, 0.0, 0.0, 0.0, 0.0), (4.0, 2.0, 0.0, 0.0, 0.0), (4.0, 2.0, 0.0, 0.0, 0.0)])
-    monkeypatch.setattr(busy, "STAT", stat)
-    monkeypatch.setattr(busy.os, "sysconf", lambda _name: 100)
-    monkeypatch.setattr(busy.os, "times", lambda: next(own))
-    monkeypatch.setattr(busy.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(rounds, "STAT", stat)
+    monkeypatch.setattr(rounds.os, "sysconf", lambda _name: 100)
+    monkeypatch.setattr(rounds.os, "times", lambda: next(own))
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock))
     stat.write_text("cpu 1000 0 500 9000 70 0 0 0 0 0\ncpu0 1\n")
-    meter = busy.BusyMeter()
+    meter = rounds.BusyMeter()
     stat.write_text("cpu 1700 100 700 9900 80 0 0 0 0 0\ncpu0 1\n")  # 10 s more of work, 5 of them our own
     assert meter.others_cores() == pytest.approx(0.5)
     stat.unlink()

@@ -70,7 +70,7 @@ def test_what_is_wrong_with_a_point_shows_before_anything_is_trained(
 
 
 def test_a_notice_is_kept_with_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qattrain.data.sets.answering_mirror", lambda _source: None)
+    monkeypatch.setattr("qattrain.data.mnist.answering_mirror", lambda _source: None)
     for cell in cells_of(tmp_path, "data.dataset=auto", "ptq.bits=[8]", "train.epochs=1"):
         assert cell.notice
         assert run(cell, tmp_path)

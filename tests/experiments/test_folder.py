@@ -1,5 +1,6 @@
 """The folder: one name for one configuration, one process for one cell, and finished means finished."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from qattrain.config import parse_config
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.experiments.folder import (
     PLAN_FILE,
     RESULT_FILE,
     Cell,
+    Claim,
     Plan,
     SweepFolder,
     cell_name,
@@ -38,6 +41,19 @@ def folder(tmp_path: Path) -> SweepFolder:
     return found
 
 
+OTHER_VALUES = ("x", 7, 0.25, True, False, "explicit", "fp32", "on", {"fc1": 8}, [4, 8, 16])
+
+
+def with_another(config: dict[str, Any], section: str, key: str) -> dict[str, Any]:
+    """The configuration with another value of one setting, the first that is allowed."""
+    for value in OTHER_VALUES:
+        changed = config | {section: config[section] | {key: value}}
+        with contextlib.suppress(ConfigError):
+            if parse_config(changed, "test") != parse_config(config, "test"):
+                return changed
+    raise AssertionError(section, key)
+
+
 def test_a_cell_is_named_by_all_of_its_configuration_but_name_and_threads(config: dict[str, Any]) -> None:
     name = cell_name(config)
     assert name.startswith("lenet-nano-w4a2-lsq-digits-s0-")
@@ -45,7 +61,7 @@ def test_a_cell_is_named_by_all_of_its_configuration_but_name_and_threads(config
     names = {name}
     for section, values in config.items():
         if isinstance(values, dict):
-            names |= {cell_name(config | {section: values | {key: "x"}}) for key in values if key != "threads"}
+            names |= {cell_name(with_another(config, section, key)) for key in values if key != "threads"}
     assert len(names) == 1 + sum(len(values) for values in config.values() if isinstance(values, dict)) - 1
     assert cell_name(config | {"seed": 1}) not in names
     ptq = cell_name(config | {"ptq": {"calibration": "mse", "images": 3, "source_epochs": 2}})
@@ -54,20 +70,39 @@ def test_a_cell_is_named_by_all_of_its_configuration_but_name_and_threads(config
 
 def test_a_claim_excludes_others_and_falls_with_its_process(folder: SweepFolder) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from qattrain.sweeps.folder import SweepFolder\n"
+        "import sys, time; from pathlib import Path; from qattrain.experiments.folder import SweepFolder\n"
         f"with SweepFolder(Path({str(folder.path)!r})).claimed('cell') as ours:\n"
-        "    print(ours, flush=True)\n"
+        "    print(ours is not None, flush=True)\n"
         "    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "True\n"
     with folder.claimed("cell") as ours, folder.claimed("another") as another:
-        assert (ours, another) == (False, True)
+        assert (ours is not None, another is not None) == (False, True)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     with folder.claimed("cell") as ours, folder.claimed("cell") as again:
-        assert (ours, again) == (True, False)
+        assert (ours is not None, again is not None) == (True, False)
+
+
+def test_a_claim_says_who_holds_it_how_far_it_is_and_who_died_with_it(folder: SweepFolder) -> None:
+    names = ("cell", "never-claimed")
+    assert folder.read_claims(names) == {}
+    dead, alive = SweepFolder(folder.path), SweepFolder(folder.path)
+    dead.owner, alive.owner = "dead", "alive"
+    with dead.claimed("cell") as report:
+        assert report is not None
+        assert folder.read_claims(names) == {"cell": Claim(0.0, [], "dead", held=True)}
+        report(0.25)
+        text = (folder.claims / "cell").read_text()
+        assert folder.read_claims(names) == {"cell": Claim(0.25, [], "dead", held=True)}
+    assert folder.read_claims(names) == {}
+    (folder.claims / "cell").write_text(text)  # as a process leaves it that is killed
+    assert folder.read_claims(names) == {"cell": Claim(0.25, [], "dead", held=False)}
+    with alive.claimed("cell"):
+        assert folder.read_claims(names) == {"cell": Claim(0.0, ["dead"], "alive", held=True)}
+    assert folder.read_claims(names) == {}
 
 
 def test_a_cell_is_finished_if_its_result_and_its_checkpoint_are_there(

@@ -13,9 +13,9 @@ import pytest
 from sweep_runs import MOST_SECONDS, under_way, until
 
 from qattrain.errors import TrainingError
-from qattrain.experiments.folder import SweepFolder
+from qattrain.experiments.folder import Cell, SweepFolder
 from qattrain.experiments.grid import expand, read_grid
-from qattrain.experiments.local import LocalCrew, cores
+from qattrain.experiments.sweep import LocalCrew, Sweep, cores
 
 
 def all_claims_fallen(folder: Path) -> bool:
@@ -58,7 +58,7 @@ def test_ctrl_c_saves_what_is_running_and_exits_130(
     stdout, stderr = process.communicate(timeout=MOST_SECONDS)
     assert process.returncode == 130, stderr
     assert stdout == ""
-    assert "the same command goes on" in stderr
+    assert "run the same command again to resume" in stderr
     assert all_claims_fallen(folder)
     assert under_way(folder)
     assert (folder / "sweep.json").exists()
@@ -99,13 +99,19 @@ def test_workers_and_threads_share_the_cores(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_live_is_an_error_and_no_endless_story(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crew = LocalCrew(SweepFolder(tmp_path), tmp_path, 1, 1)
-    monkeypatch.setattr("qattrain.experiments.local.work", os._exit)  # called with a pipe: it dies of that
+    folder = SweepFolder(tmp_path)
+    folder.make()
+    crew = LocalCrew(folder, tmp_path, 1, 1)
+    for name in ("settle_and_send", "run_worker"):  # called with arguments that os._exit does not take: it dies of that
+        monkeypatch.setattr(f"qattrain.experiments.sweep.{name}", os._exit)
     try:
         with pytest.raises(TrainingError, match=r"worker process.*exit code"):
             crew.settle(expand(read_grid(None, ["seed=[0]"], {})))
+        cells = [Cell("a", tiny_config().model_dump(mode="json"), None)]
+        with pytest.raises(TrainingError, match=r"worker process.*exit code"):
+            Sweep(folder, cells, lambda *_: None).run(crew)
     finally:
         crew.close()
 

@@ -185,7 +185,7 @@ def rendered() -> dict[Path, str]:
 
 def benchmark(result: dict[str, Any]) -> dict[str, Any]:
     """The document of `qattrain bench --json`: refused unless complete, with all repeats, on an idle machine."""
-    from qattrain.benchmark.run import FULL
+    from qattrain.benchmark.rounds import FULL
 
     assert (result["repeats"], result["train_images"]) == (FULL.repeats, FULL.train_images), "not the default run"
     missing = [row["name"] for row in result["training"] + result["inference"] if row["missing"]]
