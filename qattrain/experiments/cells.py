@@ -22,7 +22,7 @@ from qattrain.files import write_atomically
 from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
-from qattrain.training.ptq import ptq_config, quantize
+from qattrain.training.ptq import quantize, settle_ptq
 from qattrain.training.run import Loader, RunResult, go_on, resolve, start
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -58,7 +58,7 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
             cell = added(config, notice, None, dataset.classes)
             if point.quant is not None and point.ptq is not None:
                 quant, ptq = QuantConfig.model_validate(point.quant), PtqConfig.model_validate(point.ptq)
-                derived = ptq_config(config, config.train.epochs, cell.name, quant, ptq, None)
+                derived = settle_ptq(config, config.train.epochs, cell.name, quant, ptq, None)
                 added(derived, notice, cell.name, dataset.classes)
             elif cell.method != "fp32" and cell.name in labels:
                 raise ConfigError(

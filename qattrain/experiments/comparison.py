@@ -116,7 +116,7 @@ class Comparer:
     def _quantized(self, source: Path) -> Path:
         asked = {key: getattr(self.config.quant, key) for key in ("bits", "act_bits", "layer_bits")}
         quant, checkpoint = QuantConfig(quantizer=self.ptq_quantizer, **asked), self._network(source).checkpoint
-        config = settle_ptq(checkpoint, source, quant, PtqConfig(), None)
+        config = settle_ptq(checkpoint.config, len(checkpoint.history), str(source), quant, PtqConfig(), None)
         found = self._finished(config)
         if found is not None:
             return found

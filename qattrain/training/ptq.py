@@ -88,17 +88,13 @@ def calibrate(model: LeNet, float_model: LeNet, images: Tensor, calibrate_one: C
 
 
 def settle_ptq(
-    source: Checkpoint, path: Path, quant: QuantConfig, ptq: PtqConfig, name: str | None
-) -> ExperimentConfig:
-    """The configuration of the run that quantizes `source`. Raises ConfigError if `source` is not a float network."""
-    return ptq_config(source.config, len(source.history), str(path), quant, ptq, name)
-
-
-def ptq_config(
     source: ExperimentConfig, epochs: int, path: str, quant: QuantConfig, ptq: PtqConfig, name: str | None
 ) -> ExperimentConfig:
-    """As `settle_ptq`, for a float run `source` of `epochs` epochs; errors call it `path`."""
-    if source.ptq is not None or not plan_layers(source.quant).is_float:
+    """The configuration of the run `name` that quantizes the float run `source` after `epochs` epochs.
+
+    Raises ConfigError, which calls the source `path`, if it is not a float network.
+    """
+    if source.method != "float":
         raise ConfigError(
             f"{path} is already quantized ({source.quant.bits} bits); post-training quantization starts from a "
             "float checkpoint: train one with --bits 32"
@@ -120,7 +116,7 @@ def quantize_after_training(
     Raises ConfigError, CheckpointError, DataError, TrainingError.
     """
     source = load_checkpoint(path)
-    config = settle_ptq(source, path, quant, ptq, name)
+    config = settle_ptq(source.config, len(source.history), str(path), quant, ptq, name)
     return quantize(source, path, config, load_dataset(config.data.dataset, data_dir), runs_dir)
 
 

@@ -22,7 +22,7 @@ from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dat
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LayerPlan, LeNet, build_model, copy_weights, plan_layers
+from qattrain.layers.network import LeNet, build_model, copy_weights, plan_layers
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
@@ -47,13 +47,10 @@ class RunResult:
     checkpoint: Checkpoint
     interrupted: bool = False
 
-    @property
-    def plan(self) -> LayerPlan:
-        return plan_layers(self.checkpoint.config.quant)
-
     def summary(self) -> dict[str, Any]:
         """The fields of `train --json` and `ptq --json`."""
-        config, history, plan = self.checkpoint.config, self.checkpoint.history, self.plan
+        config, history = self.checkpoint.config, self.checkpoint.history
+        plan = plan_layers(config.quant)
         last = history[-1] if history else dict.fromkeys(("train_loss", "test_loss", "test_accuracy"))
         trained = [] if config.ptq else history
         speeds = [record["images_per_second"] for record in trained]

@@ -148,7 +148,8 @@ def test_a_quantization_of_an_unfinished_run_is_not_the_finished_ones(
     stopped, finished = tiny(settings, display=silent_display(1)), tiny(settings)
     assert stopped.interrupted
     configs = [
-        settle_ptq(run.checkpoint, run.run_dir, QuantConfig(bits=8), PtqConfig(), None) for run in (stopped, finished)
+        settle_ptq(run.checkpoint.config, len(run.checkpoint.history), "a run", QuantConfig(bits=8), PtqConfig(), None)
+        for run in (stopped, finished)
     ]
     assert configs[0] != configs[1]  # else compare would reuse the one for the other
 
