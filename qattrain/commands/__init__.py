@@ -1,7 +1,7 @@
-"""The verbs, one file each: parse, call the library, report.
+"""The commands, one file each: parse, call the library, show the result.
 
-To add one: write `qattrain/commands/<name>.py` with a function, and one line in COMMANDS. Nothing here imports torch at
-the top of a module: help texts must come at once.
+To add one: write `qattrain/commands/<name>.py` with a function, and one line in COMMANDS. No module here imports torch
+at its top: help must appear at once.
 """
 
 from collections.abc import Callable

@@ -14,14 +14,14 @@ def ptq(
     act_bits: Annotated[int | None, typer.Option(help="Activation bits, 1 to 8 or 32. [default: as --bits]")] = None,
     quantizer: Annotated[str, typer.Option(help="lsq, affine, pow2, dorefa, pact, ternary or binary.")] = "affine",
     calibration: Annotated[str, typer.Option(help="How ranges are found: minmax, percentile or mse.")] = "minmax",
-    calibration_images: Annotated[int, typer.Option(help="Training images to find activation ranges on.")] = 1024,
-    name: Annotated[str | None, typer.Option(help="Name of the new run. [default: made from the settings]")] = None,
+    calibration_images: Annotated[int, typer.Option(help="Training images used to find activation ranges.")] = 1024,
+    name: Annotated[str | None, typer.Option(help="Name of the new run. [default: built from the settings]")] = None,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Quantize a float checkpoint after training, without training it further; makes a new run.
+    """Quantize a float checkpoint without further training, as a new run.
 
     \b
     Examples:
@@ -46,6 +46,6 @@ def ptq(
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
     console.text(
         f"{result.run_dir.name}: test accuracy {percent(accuracy)}, "
-        f"{100 * (accuracy - float_accuracy):+.2f} points against the float network's {percent(float_accuracy)}\n"
-        f"saved in {result.run_dir}; see it again with:  qattrain eval {shlex.quote(str(result.run_dir))}"
+        f"{100 * (accuracy - float_accuracy):+.2f} points compared with the float network's {percent(float_accuracy)}\n"
+        f"saved in {result.run_dir}; evaluate it again with:  qattrain eval {shlex.quote(str(result.run_dir))}"
     )

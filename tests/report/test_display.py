@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qattrain.report.console import Console, age, percent
+from qattrain.report.console import Console, Table, age, percent
 
 TRAIN = [sys.executable, "-m", "qattrain", "train", "--model", "lenet-nano", "--batch-size", "8", "--epochs", "2"]
 
@@ -58,7 +58,7 @@ def test_the_stand_in_for_mnist_is_announced_in_a_box(
 def test_json_has_stdout_for_itself(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(as_json=True)
     console.text("for people")
-    console.table(["a"], [["1"]])
+    console.table(Table("", ["a"], [["1"]]))
     console.result({"x": 1})
     out, err = capsys.readouterr()
     assert out == '{"x": 1}\n'

@@ -224,7 +224,7 @@ def test_nothing_but_a_report_is_ever_replaced(
     assert "no folder" in refused(tmp_path / "none" / "page.html")
     precious = tmp_path / "precious.html"
     precious.write_text("<p>mine</p>")
-    assert "no report of qattrain's" in refused(precious)
+    assert "is not a qattrain report" in refused(precious)
     assert precious.read_text() == "<p>mine</p>"
 
     out = tmp_path / "page.html"
