@@ -55,8 +55,7 @@ def compare(
         lambda: training_display(console),
     )
     comparison = comparer.run(methods)
-    if comparison.notice:
-        console.notice(comparison.notice)
+    console.notice(comparison.notice)
     document = {"baseline": comparison.rows[0].method, "rows": [asdict(row) for row in comparison.rows]}
     extra = {"dataset": comparison.dataset, "test_images": comparison.test_images, "notice": comparison.notice}
     folder = write_comparison(comparison, document | extra, comparison_figure(comparison), runs_dir)

@@ -39,8 +39,7 @@ def evaluate(
     path = find_checkpoint(checkpoint, runs_dir)
     outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)
     result, facts, mismatches = outcome.evaluation, outcome.network.facts, outcome.mismatches
-    if outcome.network.notice:
-        console.notice(outcome.network.notice)
+    console.notice(outcome.network.notice)
     console.result(
         {
             "checkpoint": str(path),

@@ -47,8 +47,7 @@ def export(
         raise ConfigError(f"--verify-images {verify_images} with --no-verify: give only one of them")
     request = ExportRequest(to, layout, out, force, verify_images, verify=not no_verify)
     network, exported = export_network(find_checkpoint(checkpoint, runs_dir), request, opt.data_folder(data_dir))
-    if network.notice:
-        console.notice(network.notice)
+    console.notice(network.notice)
     console.result(
         {
             "files": [str(exported.folder / name) for name in exported.sizes],

@@ -57,8 +57,7 @@ def inspect(
         check_writable(plots)
     run_name = path.name if isinstance(network, Packed) else path.parent.name
     found = inspect_network(network, test, title=f"{run_name}, {name}")
-    if network.notice:
-        console.notice(network.notice)
+    console.notice(network.notice)
     written = []
     if plots is not None:
         from qattrain.report.inspection import inspection_figures

@@ -45,8 +45,7 @@ def predict(
     pictures = np.stack([read_image(_read(name), _shown(name)) for name in images])
     network = load_network(path)
     ranked = rank_classes(network, pictures, top=3)
-    if network.notice:
-        console.notice(network.notice)
+    console.notice(network.notice)
     console.result(
         {
             "images": [

@@ -1,6 +1,5 @@
 """`qattrain ptq`: quantize a float checkpoint after training."""
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -29,7 +28,7 @@ def ptq(
       qattrain ptq float.pt --bits 4 --quantizer lsq --calibration mse
     """
     from qattrain.config import PtqConfig, QuantConfig, validated
-    from qattrain.report.console import Console, percent
+    from qattrain.report.console import Console, percent, saved_line
 
     console = Console(json)
     quant = validated(QuantConfig, {"quantizer": quantizer, "bits": bits, "act_bits": act_bits}, "ptq")
@@ -40,12 +39,11 @@ def ptq(
 
     path = find_checkpoint(checkpoint, runs_dir)
     result, float_accuracy = quantize_after_training(path, quant, settings, name, opt.data_folder(data_dir), runs_dir)
-    if result.checkpoint.notice:
-        console.notice(result.checkpoint.notice)
+    console.notice(result.checkpoint.notice)
     console.result(result.summary())
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
     console.text(
         f"{result.run_dir.name}: test accuracy {percent(accuracy)}, "
         f"{100 * (accuracy - float_accuracy):+.2f} points compared with the float network's {percent(float_accuracy)}\n"
-        f"saved in {result.run_dir}; evaluate it again with:  qattrain eval {shlex.quote(str(result.run_dir))}"
+        f"{saved_line(result.run_dir)}"
     )

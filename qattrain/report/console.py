@@ -4,10 +4,18 @@ Also the one kind of table, which the terminal and the page of a report both sho
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.panel import Panel
+from rich.table import Table as RichTable
+from rich.text import Text
 
 UNKNOWN = "-"  # a value that is missing or does not apply
 
@@ -40,8 +48,6 @@ class Console:
     """The only printer of the tool. With `as_json`, stdout carries the JSON object and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
-        from rich.console import Console as RichConsole
-
         self.as_json = as_json
         self.is_terminal = sys.stdout.isatty() and not as_json
         # A file or pipe has no width of its own: wide enough that no table is cut.
@@ -53,27 +59,19 @@ class Console:
 
     def heading(self, text: str) -> None:
         """A heading: bold, wrapped between words."""
-        from rich.text import Text
-
         self.rich.print(Text(text, style="bold"), width=min(100, self.rich.width))
 
     def paragraph(self, text: str) -> None:
         """Prose, wrapped between words, followed by an empty line."""
-        from rich.text import Text
-
         self.rich.print(Text(text + "\n"), width=min(100, self.rich.width))
 
-    def notice(self, text: str) -> None:
-        """Something nobody may miss, in a box."""
-        from rich.panel import Panel
-
-        self.rich.print(Panel(text, title="NOTICE", border_style="bold yellow", width=min(100, self.rich.width)))
+    def notice(self, text: str | None) -> None:
+        """Something nobody may miss, in a box; nothing for None."""
+        if text is not None:
+            self.rich.print(Panel(text, title="NOTICE", border_style="bold yellow", width=min(100, self.rich.width)))
 
     def table(self, table: Table) -> None:
         """The columns and rows of a table, without its title."""
-        from rich import box
-        from rich.table import Table as RichTable
-
         shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(table.columns):
             is_text = index == 0 or column in table.left
@@ -94,6 +92,11 @@ def number(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else format(value, form)
 
 
+def spread(low: float | None, high: float | None) -> str:
+    """The smallest and the largest of several values: `0.155 to 0.236`, or one number if they are equal."""
+    return number(low, ".3g") if low == high else f"{number(low, '.3g')} to {number(high, '.3g')}"
+
+
 def percent(fraction: float | None, digits: int = 2) -> str:
     """0.9943 -> `99.43 %`; None -> `-`."""
     return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f} %"
@@ -103,6 +106,11 @@ def confidence(interval: Sequence[float]) -> str:
     """(0.9926, 0.9957) -> `95 % interval 99.26 % to 99.57 %`."""
     low, high = interval
     return f"95 % interval {percent(low)} to {percent(high)}"
+
+
+def saved_line(run_dir: Path) -> str:
+    """Where a run is saved, and the command that evaluates it."""
+    return f"saved in {run_dir}; evaluate it again with:  qattrain eval {shlex.quote(str(run_dir))}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -3,11 +3,10 @@
 Nothing here imports torch at the top: the process that runs a sweep does without.
 """
 
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from qattrain.config import WEIGHT_LAYERS, is_float
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
-from qattrain.report.console import Console, age, confidence, counted, percent
+from qattrain.report.console import Console, age, confidence, counted, percent, saved_line
 from qattrain.report.tables import epoch_row, group_table
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ class PlainDisplay:
     def on_start(self, run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> None:
         """Say what is going to be trained, and on what."""
         self.test_images = test_images
-        if checkpoint.notice:
-            self.console.notice(checkpoint.notice)
+        self.console.notice(checkpoint.notice)
         self.console.text(describe(run_dir, checkpoint, train_images, test_images))
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
@@ -90,7 +88,7 @@ class PlainDisplay:
         return (
             f"{accuracy} after {epochs} ({confidence(interval)}, "
             f"{self.test_images:,} images of {result.checkpoint.config.data.dataset})\n"
-            f"saved in {run_dir}; evaluate it again with:  qattrain eval {shlex.quote(str(run_dir))}"
+            f"{saved_line(run_dir)}"
         )
 
 
@@ -120,7 +118,7 @@ class LiveDisplay(PlainDisplay):
         super().on_start(run_dir, checkpoint, train_images, test_images)
         self.epochs = checkpoint.config.train.epochs
         for record in checkpoint.history:
-            self._add_row(record)
+            self.on_epoch(record)
         self.live.start()
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
@@ -132,10 +130,7 @@ class LiveDisplay(PlainDisplay):
                 self.progress.reset(self.task, total=total, completed=done, description=text, visible=True)
             self.progress.update(self.task, completed=done, description=text, loss=f"{loss():.4f}")
 
-    def on_epoch(self, record: dict[str, Any], _model: "LeNet") -> None:
-        self._add_row(record)
-
-    def _add_row(self, record: dict[str, Any]) -> None:
+    def on_epoch(self, record: dict[str, Any], _model: "LeNet | None" = None) -> None:
         row = epoch_row(record)
         self.table.add_row(*(row[column] for column in self.COLUMNS))
 
@@ -164,14 +159,9 @@ def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_im
     )
 
 
-@contextmanager
-def training_display(console: Console) -> Iterator[PlainDisplay]:
-    """The display that suits the console; always closed."""
-    display = LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
-    try:
-        yield display
-    finally:
-        display.close()
+def training_display(console: Console) -> AbstractContextManager[PlainDisplay]:
+    """The display that suits the console; closed at the end, also after an error."""
+    return closing(LiveDisplay(console) if console.is_terminal else PlainDisplay(console))
 
 
 class TensorBoardDisplay:
@@ -223,18 +213,16 @@ class TensorBoardDisplay:
                     codes = layer.quantized_weight().codes
                 self.writer.add_histogram(f"codes/{name}", codes, epoch, bins=bins)
 
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
-@contextmanager
-def tensorboard_display(shown: "Display") -> Iterator[TensorBoardDisplay]:
+
+def tensorboard_display(shown: "Display") -> AbstractContextManager[TensorBoardDisplay]:
     """`shown`, with everything also written for TensorBoard. Raises ConfigError if that package is missing."""
     with optional_package("tensorboard", "--tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    display = TensorBoardDisplay(shown, SummaryWriter)
-    try:
-        yield display
-    finally:
-        if display.writer is not None:
-            display.writer.close()
+    return closing(TensorBoardDisplay(shown, SummaryWriter))
 
 
 class PlainSweepDisplay:
@@ -292,14 +280,9 @@ def _left(status: Status) -> str:
     return f"; about {age(status.seconds_left)} left" if status.seconds_left else ""
 
 
-@contextmanager
-def sweep_display(console: Console) -> Iterator[PlainSweepDisplay]:
-    """The display that suits the console; always closed."""
-    display = LiveSweepDisplay(console) if console.is_terminal else PlainSweepDisplay(console)
-    try:
-        yield display
-    finally:
-        display.close()
+def sweep_display(console: Console) -> AbstractContextManager[PlainSweepDisplay]:
+    """The display that suits the console; closed at the end, also after an error."""
+    return closing(LiveSweepDisplay(console) if console.is_terminal else PlainSweepDisplay(console))
 
 
 def show_results(console: Console, document: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ matplotlib's object interface is used throughout: no window system, no global st
 import io
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from qattrain.errors import ReportError, system_errors
 from qattrain.files import replace_files
+from qattrain.report.console import percent
 
 if TYPE_CHECKING:
     from qattrain.experiments.comparison import Comparison
@@ -62,6 +63,14 @@ def plotted_name(name: str) -> str:
     return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
+def chart_figure(draw: Callable[[Axes], None], extra_inches: float = 0.0, columns: int = 1) -> Figure:
+    """A chart for a page, its legend, if it has one, below in so many columns."""
+    figure = Figure(figsize=(CHART_INCHES[0], CHART_INCHES[1] + extra_inches), layout="constrained")
+    draw(figure.subplots())
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+    return figure
+
+
 def draw_lines(axes: Axes, series: Sequence[Series], xlabel: str, ylabel: str) -> None:
     """Every series that has points; x is whole numbers such as epochs, y is logarithmic."""
     axes.set_yscale("log", nonpositive="clip")
@@ -87,10 +96,10 @@ def error_series(name: str, history: Sequence[dict[str, Any]], test_images: int)
 def draw_intervals(axes: Axes, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> None:
     """A row for each name, accuracy and 95 % interval (fractions), from top to bottom."""
     for index, (_, accuracy, interval) in enumerate(rows):
-        percent, low, high = (100 * value for value in (accuracy, *interval))
+        centre, low, high = (100 * value for value in (accuracy, *interval))
         style = series_style(index, linestyle="none", markersize=6)
-        axes.errorbar([percent], [index], xerr=[[percent - low], [high - percent]], **style)
-        axes.annotate(f"{percent:.2f} %", (percent, index), xytext=(0, 8), textcoords="offset points", ha="center")
+        axes.errorbar([centre], [index], xerr=[[centre - low], [high - centre]], **style)
+        axes.annotate(percent(accuracy), (centre, index), xytext=(0, 8), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(rows)), [plotted_name(name) for name, _, _ in rows])
     axes.set(xlabel="test accuracy (%)")
     axes.invert_yaxis()
@@ -147,12 +156,13 @@ def png(figure: Figure) -> bytes:
     return saved(figure, "png", dpi=PNG_DPI)
 
 
-def svg(figure: Figure, fonttype: str = "path", **options: Any) -> bytes:
+def svg(figure: Figure, fonttype: str = "path", salt: str = "qattrain", **options: Any) -> bytes:
     """The figure as SVG; the same figure gives the same bytes.
 
-    fonttype: "path" draws letters as outlines, so that no font is needed; "none" keeps them as text.
+    fonttype: "path" draws letters as outlines, so that no font is needed; "none" keeps them as text. salt: figures with
+    different salts have different ids for their markers and clip paths.
     """
-    with mpl.rc_context({"svg.hashsalt": "qattrain", "svg.fonttype": fonttype}):
+    with mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": fonttype}):
         return saved(figure, "svg", metadata={"Date": None}, **options)
 
 
@@ -168,12 +178,17 @@ def saved(figure: Figure, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def picture_files(figures: dict[str, Figure]) -> dict[str, bytes]:
+    """File name -> content: each figure, by its name, as PNG and SVG."""
+    return {f"{name}.{kind.__name__}": kind(figure) for name, figure in figures.items() for kind in (png, svg)}
+
+
 def write_pictures(folder: Path, figures: dict[str, Figure]) -> list[Path]:
-    """Write each figure, by its name, as PNG and SVG into `folder`, which is made if missing: all of them or none.
+    """Write `picture_files` into `folder`, which is made if missing: all of them or none.
 
     Returns the paths. Raises ReportError.
     """
-    files = {f"{name}.{kind.__name__}": kind(figure) for name, figure in figures.items() for kind in (png, svg)}
+    files = picture_files(figures)
     check_writable(folder)
     with _writing_into(folder):
         replace_files(folder, files)

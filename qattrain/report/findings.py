@@ -1,6 +1,5 @@
 """What a report says about each network: read from its files, and measured by evaluating and inspecting it now."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,14 @@ from qattrain.evaluation.metrics import Evaluation, mcnemar_p
 from qattrain.evaluation.networks import Network, Packed, Trained, load_network
 from qattrain.integer import ModelFacts
 from qattrain.report.console import percent
-from qattrain.report.sources import Subject
-from qattrain.runs import folder as runs
+from qattrain.report.sources import Subject, read_record
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
     """One network. delta, mcnemar_p: against the first one of the report, None if their test images differ.
 
-    config, environment: as recorded, None if the file does not hold them. history: one dict per epoch, empty for packed
-    files.
+    config, environment: as recorded, None and {} if they are not. history: one dict per epoch, empty for packed files.
     """
 
     subject: Subject
@@ -36,7 +33,7 @@ class Finding:
     delta: float | None
     mcnemar_p: float | None
     config: ExperimentConfig | None
-    environment: dict[str, Any] | None
+    environment: dict[str, Any]
     history: list[dict[str, Any]]
     notes: list[str]
 
@@ -109,7 +106,7 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome) -> Finding:
         delta=delta,
         mcnemar_p=p,
         config=checkpoint.config if checkpoint else None,
-        environment=_environment(subject.path) if checkpoint else None,
+        environment=read_record(subject.path.parent).get("environment", {}) if checkpoint else {},
         history=checkpoint.history if checkpoint else [],
         notes=notes,
     )
@@ -119,12 +116,3 @@ def _kind(network: Network) -> str:
     if isinstance(network, Packed):
         return "packed"
     return {"float": "float", "qat": "QAT", "ptq": "PTQ"}[network.checkpoint.config.method]
-
-
-def _environment(checkpoint: Path) -> dict[str, Any] | None:
-    """As recorded beside the checkpoint; None if that file is missing or was not written by a run."""
-    try:
-        recorded = json.loads((checkpoint.parent / runs.CONFIG_FILE).read_text(encoding="utf-8"))["environment"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return recorded if isinstance(recorded, dict) else None

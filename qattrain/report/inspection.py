@@ -19,8 +19,8 @@ from PIL import Image
 
 from qattrain.evaluation.inspection import Filters, Inspection, LayerHistogram
 from qattrain.evaluation.metrics import Confusion, HardImage
-from qattrain.report.console import UNKNOWN, Table, counted, percent
-from qattrain.report.drawing import BACKGROUND, CHART_INCHES, COLORS
+from qattrain.report.console import UNKNOWN, Table, counted, percent, spread
+from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure
 from qattrain.report.page import Block, Chart, Charts, Section, Text, Tile, Tiles
 from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_USE, layer_table
 
@@ -90,9 +90,7 @@ def histogram_figure(histograms: Sequence[LayerHistogram], title: str) -> Figure
 
 def histogram_chart(data: LayerHistogram) -> Chart:
     """One layer's histogram, and its counts as a table."""
-    figure = Figure(figsize=CHART_INCHES, layout="constrained")
-    draw_histogram(figure.subplots(), data)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure = chart_figure(lambda axes: draw_histogram(axes, data), columns=2)
     if len(data.grid):
         grid, columns = f"on a grid of {len(data.grid)} points", ["point of the grid"]
         bins = [([f"{point:g}"], count) for point, count in zip(data.grid, data.after, strict=True)]
@@ -133,10 +131,7 @@ def draw_histogram(axes: Axes, data: LayerHistogram) -> None:
         for index, point in enumerate(points):
             axes.axvline(point, color=CLIP, lw=1.6, ls="--", label="clipped beyond" if index == 0 else None)
     kind = "float" if data.quantizer is None else f"{data.quantizer}, {counted(data.bits, 'bit')}"
-    scales = ""
-    if data.scale_range is not None:
-        low, high = data.scale_range
-        scales = f", scale {low:.3g}" + ("" if low == high else f" to {high:.3g}")
+    scales = "" if data.scale_range is None else f", scale {spread(*data.scale_range)}"
     axes.set_title(f"{data.layer} ({kind}{scales})", fontsize=10)
     if data.unit != "value":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -23,7 +23,7 @@ from qattrain.config.sources import leaves
 from qattrain.errors import ReportError, system_errors
 from qattrain.files import replace_files
 from qattrain.report.console import UNKNOWN, Table
-from qattrain.report.drawing import BACKGROUND, CHART_INCHES, COLORS, Series, draw_lines, svg
+from qattrain.report.drawing import BACKGROUND, COLORS, Series, chart_figure, draw_lines, svg
 
 GENERATOR = "qattrain"  # by this a page is recognised as ours
 TEMPLATES = Path(__file__).parent / "templates"
@@ -101,15 +101,13 @@ def line_chart(title: str, series: Sequence[Series], labels: tuple[str, str], ca
 
     A series without points is left out; the others keep the colours they would have beside it.
     """
-    figure = Figure(figsize=CHART_INCHES, layout="constrained")
-    draw_lines(figure.subplots(), series, *labels)
-    figure.legend(loc="outside lower center", fontsize=9, frameon=False)
-    series = [one for one in series if len(one.x)]
-    described = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series)
-    points = [dict(zip(one.x, one.y, strict=True)) for one in series]
+    figure = chart_figure(lambda axes: draw_lines(axes, series, *labels))
+    known = [one for one in series if len(one.x)]
+    described = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in known)
+    points = [dict(zip(one.x, one.y, strict=True)) for one in known]
     epochs = sorted({epoch for one in points for epoch in one})
     rows = [[f"{x:g}", *(f"{one[x]:.4g}" if x in one else UNKNOWN for one in points)] for x in epochs]
-    table = Table(f"{title}: {labels[1]}", [labels[0], *(one.name for one in series)], rows)
+    table = Table(f"{title}: {labels[1]}", [labels[0], *(one.name for one in known)], rows)
     return Chart(figure, title, caption, f"{labels[1]} over {labels[0]}: {described}.", table)
 
 
@@ -176,7 +174,8 @@ VARIABLES = {color.lower(): f"var(--series-{index})" for index, color in enumera
 
 def inline_svg(chart: Chart, ident: str) -> Markup:
     """The drawing as an `<svg role="img">`. ident: unique in the page, of letters, digits and hyphens."""
-    root = ElementTree.fromstring(svg(chart.figure, "none", transparent=True))
+    # Salted with the ident, the ids to which something refers differ from those of other charts.
+    root = ElementTree.fromstring(svg(chart.figure, fonttype="none", salt=ident, transparent=True))
     for element in root.findall(f"{{{SVG}}}metadata"):
         root.remove(element)
     for defs in root.findall(f"{{{SVG}}}defs"):
@@ -184,12 +183,14 @@ def inline_svg(chart: Chart, ident: str) -> Markup:
             defs.remove(sheet)
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', ElementTree.tostring(root, encoding="unicode")))
     for element in root.iter():
-        _dress(element, ident, used)
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "role": "img",
-        "aria-labelledby": f"{ident}-title {ident}-desc",
-    }
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
+        if style := element.get("style"):
+            style = re.sub(r"font: (?:[a-z]+ )*([\d.]+px)[^;]*", r"font-size: \1", style)  # before matplotlib 3.10
+            style = re.sub(r"; font-family: [^;]*", "", style)  # the page's own is used
+            element.set("style", re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), style))
+    view_box = root.attrib["viewBox"]
+    root.attrib = {"viewBox": view_box, "role": "img", "aria-labelledby": f"{ident}-title {ident}-desc"}
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
     drawn = ElementTree.tostring(root, encoding="unicode")
@@ -198,22 +199,6 @@ def inline_svg(chart: Chart, ident: str) -> Markup:
     title, description = escape(chart.title), escape(chart.description)
     named = f'<title id="{ident}-title">{title}</title><desc id="{ident}-desc">{description}</desc>'
     return Markup(f"{head}>{named}{body}")  # ElementTree escaped what matplotlib drew
-
-
-def _dress(element: ElementTree.Element, ident: str, used: set[str]) -> None:
-    """Turn colours into variables, remove ids that nothing refers to, and make the others unique in the page."""
-    attributes = element.attrib
-    name = attributes.pop("id", None)
-    if name in used:
-        attributes["id"] = f"{ident}-{name}"
-    for key in (f"{{{XLINK}}}href", "clip-path"):
-        if "#" in attributes.get(key, ""):
-            attributes[key] = attributes[key].replace("#", f"#{ident}-")
-    if "style" in attributes:
-        style = re.sub(r"font: (?:[a-z]+ )*([\d.]+px)[^;]*", r"font-size: \1", attributes["style"])  # before 3.10
-        style = re.sub(r"; font-family: [^;]*", "", style)  # the page's own is used
-        style = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), style)
-        attributes["style"] = style
 
 
 def check_target(path: Path) -> None:

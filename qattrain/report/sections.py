@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,7 +26,7 @@ def command_lines(config: ExperimentConfig, flags: Flags) -> list[list[str]]:
     """The commands, with their arguments, that train what `config` describes. config: settled.
 
     Settings that equal their defaults are left out. What `auto` became is spelled out: another machine might choose
-    differently. The run's name is left out, too: where the run lies it is taken.
+    differently. The run's name is left out, too: it is taken already in the folder of the run.
     """
     if config.ptq is None:
         return [["qattrain", "train", *_settings(config, flags)]]
@@ -47,12 +46,9 @@ def command_lines(config: ExperimentConfig, flags: Flags) -> list[list[str]]:
 
 
 def _settings(config: ExperimentConfig, flags: Flags) -> Iterator[str]:
-    default = ExperimentConfig().model_dump(mode="json")
+    defaults = dict(leaves(ExperimentConfig().model_dump(mode="json")))
     for path, value in leaves(config.model_dump(mode="json")):
-        usual: Any = default
-        for key in path:
-            usual = usual[key] if usual is not None else None
-        if path == ("name",) or value == usual:
+        if path == ("name",) or value == defaults[path]:
             continue
         if path == ("quant", "layer_bits"):
             yield from (flags[path], ",".join(f"{layer}={bits}" for layer, bits in value.items()))
@@ -78,7 +74,7 @@ def page_contents(findings: Sequence[Finding], sweeps: Sequence[Sweep], flags: F
 def network_sections(findings: Sequence[Finding], flags: Flags) -> list[Section]:
     """Results, curves, every network's inside, configuration, environment, and how to get all that again."""
     configs = [(f.name, f.config.model_dump(mode="json", exclude={"name"}) if f.config else {}) for f in findings]
-    environments = [(f.name, f.environment or {}) for f in findings]
+    environments = [(f.name, f.environment) for f in findings]
     return [
         Section("results", "Results", _results(findings)),
         Section("curves", "Learning curves", _curves(findings)),

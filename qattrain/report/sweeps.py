@@ -3,20 +3,19 @@
 Nothing here imports torch: the process that runs a sweep does without.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from qattrain.experiments.folder import PICTURES, SAME_IN_GROUP, pareto_front
+from qattrain.experiments.folder import SAME_IN_GROUP, pareto_front
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
-from qattrain.report.drawing import CHART_INCHES, Series, plotted_name, png, series_style, svg
+from qattrain.report.drawing import Series, chart_figure, picture_files, plotted_name, series_style
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
-from qattrain.report.sources import Sweep
+from qattrain.report.sources import Sweep, read_record
 from qattrain.report.tables import group_table
 from qattrain.runs import folder as runs
 
@@ -30,7 +29,7 @@ MOST_CURVES = 7  # in one chart
 
 
 def sweep_pictures(document: Document) -> dict[str, bytes]:
-    """File name -> content of PICTURES, from a `sweep.json` with at least one group."""
+    """File name -> content of `qattrain.experiments.folder.PICTURES`, from a `sweep.json` with at least one group."""
     groups = document["groups"]
     datasets = ", ".join(dict.fromkeys(group["dataset"] for group in groups))
     seeds = max(group["n"] for group in groups)
@@ -44,9 +43,7 @@ def sweep_pictures(document: Document) -> dict[str, bytes]:
         axes.set_title(f"{datasets}{stand_in}: {title.lower()}\n{spread}")
         axes.legend(fontsize=9)
         figures[f"accuracy-{name}"] = figure
-    kinds = {"png": png, "svg": svg}
-    names = {name: name.split(".") for name in PICTURES}
-    return {name: kinds[kind](figures[stem]) for name, (stem, kind) in names.items()}
+    return picture_files(figures)
 
 
 def draw_bits(axes: Axes, document: Document) -> None:
@@ -97,7 +94,7 @@ def draw_bytes(axes: Axes, document: Document) -> None:
     _finish(axes, document, document["reference"])
 
 
-CHARTS: tuple[tuple[str, str, Callable[[Axes, Document], None]], ...] = (
+CHARTS: tuple[tuple[str, str, Callable[..., None]], ...] = (
     ("bits", "Accuracy against bits", draw_bits),
     ("bytes", "Accuracy against size", draw_bytes),
 )
@@ -177,7 +174,7 @@ def sweep_section(sweep: Sweep, ident: str) -> Section:
         config = sweep.folder / trained[0] / runs.CONFIG_FILE
         caption = "Every run's folder holds its whole configuration. To train one of them again, for example the first:"
         blocks.append(Commands(caption, [["qattrain", "train", "--config", str(config)]]))
-    recorded = [(row["run_dir"], _recorded(sweep.folder / row["run_dir"])) for row in sweep.finished]
+    recorded = [(row["run_dir"], read_record(sweep.folder / row["run_dir"])) for row in sweep.finished]
     configs = [(name, values["config"] | {"name": None}) for name, values in recorded if values]
     environments = [(name, values["environment"]) for name, values in recorded if values]
     parts = [
@@ -189,14 +186,9 @@ def sweep_section(sweep: Sweep, ident: str) -> Section:
 
 def _accuracy_charts(document: Document) -> list[Chart]:
     """The sweep's own pictures, as small as a phone."""
-    charts = []
-    for _, title, draw in CHARTS:
-        figure = Figure(figsize=(CHART_INCHES[0], CHART_INCHES[1] + 0.4), layout="constrained")
-        draw(figure.subplots(), document)
-        figure.legend(loc="outside lower center", fontsize=9, frameon=False)
-        caption = "Means of all seeds, bars one standard deviation; the numbers are in the table below."
-        charts.append(Chart(figure, title, caption, caption))
-    return charts
+    caption = "Means of all seeds, bars one standard deviation; the numbers are in the table below."
+    figures = [(title, chart_figure(partial(draw, document=document), 0.4)) for _, title, draw in CHARTS]
+    return [Chart(figure, title, caption, caption) for title, figure in figures]
 
 
 def _curves(sweep: Sweep) -> list[Chart]:
@@ -230,12 +222,3 @@ def _cell_row(row: dict[str, Any]) -> dict[str, str]:
         "loss": number(row["loss"], ".4f"),
         "error": row["error"] or UNKNOWN,
     }
-
-
-def _recorded(run_dir: Path) -> dict[str, Any]:
-    """A run's `config.json`; {} if it cannot be read."""
-    try:
-        values = json.loads((run_dir / runs.CONFIG_FILE).read_text(encoding="utf-8"))
-        return values if {"config", "environment"} <= set(values) else {}
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -6,27 +6,25 @@ Each function turns one record into a row: column -> text. Nothing here imports 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qattrain.report.console import UNKNOWN, Table, number, p_value, percent
+from qattrain.report.console import UNKNOWN, Table, number, p_value, percent, spread
 
 if TYPE_CHECKING:
     from qattrain.evaluation.inspection import LayerReport
 
-# The columns of `layer_row`, in groups that a terminal of 80 columns shows whole.
+# The columns of a layer: its grid, how well it is used, what it costs. Each group fits on a terminal of 80 columns.
 LAYER_GRID = ("layer", "kind", "shape", "bits", "quantizer", "scale")
 LAYER_USE = ("codes used", "entropy (bits)", "clipped", "SQNR (dB)")
 LAYER_COST = ("weight bytes", "largest sum", "sum bits")
 
 
-def layer_row(layer: "LayerReport") -> dict[str, str]:
-    """A layer's grid, how well it is used, and what the layer costs."""
-    low, high = layer.scale_min, layer.scale_max
+def _layer_row(layer: "LayerReport") -> dict[str, str]:
     return {
         "layer": layer.layer,
         "kind": layer.kind,
         "shape": "x".join(map(str, layer.shape)) or UNKNOWN,
         "bits": str(layer.bits),
         "quantizer": layer.quantizer or "float",
-        "scale": number(low, ".3g") if low == high else f"{number(low, '.3g')} to {number(high, '.3g')}",
+        "scale": spread(layer.scale_min, layer.scale_max),
         "codes used": UNKNOWN if layer.codes_used is None else f"{layer.codes_used} of {layer.levels}",
         "entropy (bits)": number(layer.entropy_bits, ".2f"),
         "clipped": percent(layer.clipped_share),
@@ -40,10 +38,10 @@ def layer_row(layer: "LayerReport") -> dict[str, str]:
 def layer_table(
     layers: Iterable["LayerReport"], columns: Sequence[str], bars: Mapping[str, str] | None = None
 ) -> Table:
-    """Some of the columns of `layer_row`. bars: a last column, layer -> its histogram as text."""
+    """Some of the columns above, of every layer. bars: layer -> its histogram as text, for one more column."""
     rows = []
     for layer in layers:
-        cells = layer_row(layer)
+        cells = _layer_row(layer)
         row = {column: cells[column] for column in columns}
         rows.append(row if bars is None else row | {"histogram": bars.get(layer.layer, UNKNOWN)})
     left = ("kind", "shape", "quantizer", "scale", "histogram")
