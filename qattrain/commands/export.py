@@ -12,7 +12,7 @@ def export(
     checkpoint: opt.NetworkName,
     to: Annotated[str, typer.Option(help="What to write: packed, onnx or c.", show_default=False)],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to. [default: <run>/export]")] = None,
-    layout: Annotated[str | None, typer.Option(help="Of the C code: packed (smallest) or int8 (fastest).")] = None,
+    layout: Annotated[str | None, typer.Option(help="For c: packed (smallest) or int8 (fastest).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write even if the folder holds other files.")] = False,
     verify_images: Annotated[
         int | None,

@@ -29,7 +29,7 @@ def report(
     """Write one HTML page about runs, a comparison or a sweep: results, learning curves, layers, errors, settings.
 
     Every network is evaluated on its test images; differences are relative to the first one. The page is a single file
-    that loads nothing from the network.
+    and works offline.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What a person sees: a live table on a terminal, one plain line an epoch elsewhere, a notice nobody can miss."""
+"""What a person sees: a live table on a terminal, one plain line per epoch elsewhere, a notice nobody can miss."""
 
 import os
 import pty
@@ -24,7 +24,7 @@ def seen_on_a_terminal(command: list[str], cwd: Path, env: dict[str, str]) -> st
     while True:
         try:
             chunk = os.read(leader, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux, the other end is closed
             break
         if not chunk:
             break
@@ -38,7 +38,7 @@ def test_a_terminal_shows_a_growing_table_and_a_bar_with_loss_and_time_left(tmp_
     screen = seen_on_a_terminal([*TRAIN, "--dataset", "digits"], tmp_path, dict(os.environ, OMP_NUM_THREADS="1"))
     for word in ("train loss", "test loss", "test accuracy", "images/s", "time", "left"):
         assert word in screen, word
-    # The screen is drawn eight times a second: of two epochs of about a second each one is sure to be seen.
+    # The screen is drawn eight times per second: at least one of two epochs, about a second each, is seen.
     assert re.search(r"epoch [12] of 2", screen)
     assert re.search(r"/\d+\s+loss \d\.\d{4}", screen)
     assert "saved in" in screen.rpartition("test accuracy")[2]

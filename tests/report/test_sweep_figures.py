@@ -1,4 +1,4 @@
-"""Pictures of a sweep: whatever was found, they are drawn, say what they show, and are the same again."""
+"""Pictures of a sweep: any result can be drawn, the pictures are labelled, and they are reproducible."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""`--tensorboard`: what the event files say is what the run did, also across an interruption."""
+"""`--tensorboard`: the event files agree with the run, also after an interruption."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def scalars(found: Any) -> dict[str, list[tuple[int, float]]]:
 
 
 def recorded(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """As event files hold them: in float32."""
+    """The values as event files store them: in float32."""
     names = [name for name in history[0] if name != "epoch"]
     return {name: [(record["epoch"], float(np.float32(record[name]))) for record in history] for name in names}
 
