@@ -1,4 +1,4 @@
-"""`qattrain predict`: a digit for each picture, by a quantized or float checkpoint or a packed file; pictures from pipes."""
+"""`qattrain predict`: a digit for each picture, by checkpoints, float ones too, or packed files; and from a pipe."""
 
 import json
 import subprocess
