@@ -36,19 +36,14 @@ class Sweep:
 
 def find_sources(texts: Sequence[str], runs_dir: Path) -> tuple[list[Subject], list[Sweep]]:
     """What `texts` refer to: files, folders, or names in `runs_dir`. Raises CheckpointError, ReportError."""
-    subjects: list[Subject] = []
-    sweeps: list[Sweep] = []
+    found: list[Subject | Sweep] = []
     for text in texts:
         path = _locate(text, runs_dir)
-        if path.suffix != ".json":
-            subjects.append(Subject(path.parent.name if path.name == runs.LAST_FILE else text, path))
-            continue
-        found = _read_document(path)
-        if isinstance(found, Sweep):
-            sweeps.append(found)
+        if path.suffix == ".json":
+            found += _read_document(path)
         else:
-            subjects += found
-    return subjects, sweeps
+            found.append(Subject(path.parent.name if path.name == runs.LAST_FILE else text, path))
+    return [one for one in found if isinstance(one, Subject)], [one for one in found if isinstance(one, Sweep)]
 
 
 def _locate(text: str, runs_dir: Path) -> Path:
@@ -72,15 +67,15 @@ def _locate(text: str, runs_dir: Path) -> Path:
     return runs.find_checkpoint(text, runs_dir)
 
 
-def _read_document(path: Path) -> "list[Subject] | Sweep":
-    """The networks of a comparison, or a sweep."""
+def _read_document(path: Path) -> list[Subject] | list[Sweep]:
+    """The networks of a comparison, or one sweep."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if "groups" in document:
             missing = {"rows", "notice", "reference"} - set(document)
             if missing or not document["rows"]:
                 raise ValueError(f"no {', '.join(sorted(missing)) or 'rows'}")
-            return Sweep(path.parent, document)
+            return [Sweep(path.parent, document)]
         total = document["test_images"]
         rows = [(row["method"], row["run_dir"], row["accuracy"]) for row in document["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
