@@ -1,7 +1,7 @@
-"""The commands, one file each: parse, call the library, show the result.
+"""The commands, one file each: parse the options, call the library, show the result.
 
-To add one: write `qattrain/commands/<name>.py` with a function, and one line in COMMANDS. No module here imports torch
-at its top: help must appear at once.
+To add one: write a function in `qattrain/commands/<name>.py`, and add one line to COMMANDS. Nothing here imports
+torch at the top of a module: help must appear at once.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ def ptq(
     act_bits: Annotated[int | None, typer.Option(help="Activation bits, 1 to 8 or 32. [default: as --bits]")] = None,
     quantizer: Annotated[str, typer.Option(help="lsq, affine, pow2, dorefa, pact, ternary or binary.")] = "affine",
     calibration: Annotated[str, typer.Option(help="How ranges are found: minmax, percentile or mse.")] = "minmax",
-    calibration_images: Annotated[int, typer.Option(help="Training images used to find activation ranges.")] = 1024,
+    calibration_images: Annotated[int, typer.Option(help="Training images to find activation ranges on.")] = 1024,
     name: Annotated[str | None, typer.Option(help="Name of the new run. [default: built from the settings]")] = None,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
