@@ -1,4 +1,4 @@
-"""A real browser, driven by the tests: headless Chromium, spoken to in its DevTools protocol over a pair of pipes.
+"""A real browser for the tests: headless Chromium, controlled by its DevTools protocol over a pair of pipes.
 
 A message is JSON ended by a zero byte; Chromium reads them from file descriptor 3 and writes to 4. No port is opened.
 """
@@ -29,9 +29,9 @@ ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-dev-shm-usage",
-    "--no-sandbox",  # root, and most containers, have none; it opens only pages the tests made
+    "--no-sandbox",  # it cannot be used as root or in most containers; only pages made by the tests are opened
 )
-# The child's ends become 3 and 4 whatever numbers they have here.
+# Makes the child's ends of the pipes its descriptors 3 and 4, whatever their numbers are here.
 LAUNCHER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 13); os.dup2(int(sys.argv[2]), 14); os.dup2(13, 3); os.dup2(14, 4)"
 )
@@ -39,12 +39,12 @@ LAUNCHER += "; os.execv(sys.argv[3], sys.argv[3:])"
 
 
 def find_browser() -> str | None:
-    """Path of a Chromium, if there is one."""
+    """Path of an installed Chromium, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Page:
-    """One tab. `events` are all that the browser told of so far, in order."""
+    """One tab. events: everything the browser has reported so far, in order."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self._to, self._from, self._buffer = to_browser, from_browser, b""
@@ -84,14 +84,14 @@ class Page:
         return message
 
     def open(self, path: Path) -> None:
-        """Load the file, and wait until it is there."""
+        """Load the file and wait until it is loaded."""
         seen = len(self.events)
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events[seen:]):
             self.events.append(self._next())
 
     def show(self, width: int, dark: bool = False, height: int = 800) -> None:
-        """Be a screen of that size, in CSS pixels, whose owner likes it light or dark."""
+        """Emulate a screen of that size, in CSS pixels, in light or dark mode."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -110,19 +110,19 @@ class Page:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def problems(self) -> list[dict[str, Any]]:
-        """Whatever was written to the console or logged, and every exception."""
+        """Everything written to the console or logged, and every exception."""
         bad = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
         return [event for event in self.events if event["method"] in bad]
 
     def requests(self) -> list[str]:
-        """Addresses of everything that was asked for, but what lies in the page itself."""
+        """The addresses of all requests, except for data within the page."""
         asked = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith("data:")]
 
 
 @contextmanager
 def browser_page(profile: Path) -> Iterator[Page]:
-    """A tab of a browser of its own, whose files lie in `profile`."""
+    """A tab in a new browser whose files are in `profile`."""
     found = find_browser()
     assert found is not None
     to_child, to_browser = os.pipe()
@@ -143,7 +143,7 @@ def browser_page(profile: Path) -> Iterator[Page]:
     try:
         yield Page(to_browser, from_browser)
     finally:
-        os.close(to_browser)  # on which it quits
+        os.close(to_browser)  # then the browser quits
         os.close(from_browser)
         try:
             process.wait(timeout=10)

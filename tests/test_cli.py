@@ -217,7 +217,7 @@ def test_a_run_stopped_by_ctrl_c_and_by_kill_9_in_mid_epoch_equals_the_uninterru
     state = load_checkpoint(run_dir / runs.LAST_FILE).trainer
     assert state is not None
     assert (state["epoch"], 0 < state["step"] < 1000) == (0, True)
-    match = re.search(r"to go on:  qattrain (.*)$", stderr.strip())
+    match = re.search(r"to continue:  qattrain (.*)$", stderr.strip())
     assert match is not None, stderr
 
     process = started(shlex.split(match[1]), tmp_path, "epoch   1")

@@ -36,7 +36,7 @@ def bench(
       qattrain bench --quick
       qattrain bench --only 'plain,float,lsq-*' --json
     """
-    from qattrain.report.console import Console
+    from qattrain.report.console import Console, Table
 
     console = Console(json)
     from qattrain.benchmark.inference import INFERENCE
@@ -62,7 +62,7 @@ def bench(
                 *(f"x {name}" for name in references),
                 "what it is",
             ]
-            console.table(columns, [_cells(row) for row in rows], left=("what it is",))
+            console.table(Table(title, columns, [_cells(row) for row in rows], left=("what it is",)))
     machine, busy = result["environment"], result["other_processes_cores"]
     console.text(
         f"medians of {result['repeats']}; {machine['cpu']}, {machine['cpu_cores']} cores, "

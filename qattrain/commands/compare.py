@@ -12,9 +12,7 @@ from qattrain.commands import options as opt
 def compare(
     methods: Annotated[
         list[str],
-        typer.Argument(
-            metavar="METHOD [vs METHOD]...", help="fp32, ptq, qat, or checkpoints and runs; 'vs' separates them."
-        ),
+        typer.Argument(metavar="METHOD [vs METHOD]...", help="fp32, ptq, qat, checkpoints or runs, separated by 'vs'."),
     ],
     settings: opt.Settings,
     config: opt.ConfigFile = None,
@@ -26,8 +24,8 @@ def compare(
 ) -> None:
     """Compare training methods, checkpoints or runs on the same test images.
 
-    fp32 and qat are trained from scratch with the same settings, ptq is made from that fp32; finished runs with the
-    same configuration are reused. Differences and p-values are against the first.
+    fp32 and qat are trained from scratch with the same settings; ptq is made from the fp32 run. Finished runs with the
+    same configuration are reused. Differences and p-values are relative to the first method.
 
     \b
     Examples:
@@ -36,16 +34,17 @@ def compare(
       qattrain compare lenet-w4a4-lsq-mnist-s0 vs other/last.pt
     """
     from qattrain.config.sources import build_config
-    from qattrain.report.console import Console, p_value, percent
+    from qattrain.report.console import Console, Table, number
 
     console = Console(json)
     experiment_config = build_config(config, set_ or [], settings)
-    # A quantizer asked for goes for both; left out, each method has its own default.
+    # --quantizer applies to both methods; without it, each has its own default.
     asked = experiment_config.quant.quantizer if "quantizer" in experiment_config.quant.model_fields_set else "affine"
 
     from qattrain.experiments.comparison import Comparer, write_comparison
     from qattrain.report.display import training_display
     from qattrain.report.drawing import comparison_figure
+    from qattrain.report.tables import result_row
 
     comparer = Comparer(
         experiment_config,
@@ -56,27 +55,27 @@ def compare(
         lambda: training_display(console),
     )
     comparison = comparer.run(methods)
-    if comparison.notice:
-        console.notice(comparison.notice)
+    console.notice(comparison.notice)
     document = {"baseline": comparison.rows[0].method, "rows": [asdict(row) for row in comparison.rows]}
     extra = {"dataset": comparison.dataset, "test_images": comparison.test_images, "notice": comparison.notice}
     folder = write_comparison(comparison, document | extra, comparison_figure(comparison), runs_dir)
     console.result(document)
     rows = [
-        [
-            row.method,
-            f"{row.bits}/{row.act_bits}",
-            percent(row.accuracy),
-            f"{100 * row.accuracy_ci95[0]:.2f} to {100 * row.accuracy_ci95[1]:.2f}",
-            "" if index == 0 else f"{100 * row.delta:+.2f}",
-            "" if index == 0 else p_value(row.mcnemar_p),
-            f"{row.loss:.4f}",
-            f"{row.weight_bytes:,}",
-            "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
-        ]
+        {
+            "method": row.method,
+            "W/A bits": f"{row.bits}/{row.act_bits}",
+            **result_row(
+                row.accuracy,
+                row.accuracy_ci95,
+                (row.delta, row.mcnemar_p) if index > 0 else None,
+                row.loss,
+                row.weight_bytes,
+            ),
+            "images/s": number(row.images_per_second, ",.0f"),
+        }
         for index, row in enumerate(comparison.rows)
     ]
-    console.text(f"{comparison.test_images:,} test images of {comparison.dataset}; differences are to {rows[0][0]}")
-    columns = ["method", "W/A bits", "test accuracy", "95 % interval", "difference", "McNemar p", "loss"]
-    console.table([*columns, "weight bytes", "images/s"], rows)
+    first = comparison.rows[0].method
+    console.text(f"{comparison.test_images:,} test images of {comparison.dataset}; differences are relative to {first}")
+    console.table(Table.of("", rows))
     console.text(f"saved in {folder}: compare.json, compare.png")

@@ -24,7 +24,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint or a packed file on all test images of its dataset.
 
-    A quantized network is also run as integers, and what differs is counted.
+    A quantized network is also run on integers only, and all differences are counted.
 
     \b
     Examples:
@@ -32,7 +32,7 @@ def evaluate(
       qattrain eval lenet-w4a4-lsq-mnist-s0 --engine integer
       qattrain eval lenet-w4a4-lsq-mnist-s0 --json
     """
-    from qattrain.report.console import Console, percent
+    from qattrain.report.console import UNKNOWN, Console, Table, confidence, percent
 
     console = Console(json)
     from qattrain.evaluation.checkpoints import evaluate_checkpoint
@@ -41,10 +41,8 @@ def evaluate(
 
     path = find_checkpoint(checkpoint, runs_dir)
     outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)
-    result, low_high = outcome.evaluation, list(outcome.evaluation.interval)
-    facts, mismatches = outcome.network.facts, outcome.mismatches
-    if outcome.network.notice:
-        console.notice(outcome.network.notice)
+    result, facts, mismatches = outcome.evaluation, outcome.network.facts, outcome.mismatches
+    console.notice(outcome.network.notice)
     console.result(
         {
             "checkpoint": str(path),
@@ -53,7 +51,7 @@ def evaluate(
             "total": result.total,
             "correct": result.correct,
             "accuracy": result.accuracy,
-            "accuracy_ci95": low_high,
+            "accuracy_ci95": list(result.interval),
             "loss": result.loss,
             "prediction_mismatches": mismatches.predictions if mismatches else None,
             "code_mismatches": mismatches.codes if mismatches else None,
@@ -62,8 +60,7 @@ def evaluate(
     )
     console.text(
         f"{path}: {result.correct:,} of {result.total:,} correct on {facts.dataset}: accuracy "
-        f"{percent(result.accuracy)} (95 % interval {percent(low_high[0])} to {percent(low_high[1])}), loss "
-        f"{result.loss:.4f}, engine {outcome.engine}"
+        f"{percent(result.accuracy)} ({confidence(result.interval)}), loss {result.loss:.4f}, engine {outcome.engine}"
     )
     if mismatches:
         codes = "" if mismatches.codes is None else f", {mismatches.codes} hidden codes"
@@ -71,11 +68,11 @@ def evaluate(
         console.text(
             f"the integer network: {correct:,} of {result.total:,} correct: accuracy "
             f"{percent(correct / result.total)}; engine {outcome.engine} differs from it in {mismatches.predictions} "
-            f"predictions{codes}, {mismatches.logits} images with another logit"
+            f"predictions{codes}, and in the logits of {mismatches.logits} images"
         )
     by_class = errors_by_class(result.predictions, outcome.labels, len(facts.class_names))
     rows = [
-        [name, str(errors), f"{images:,}", percent(1 - errors / images) if images else "-"]
+        [name, str(errors), f"{images:,}", percent(1 - errors / images) if images else UNKNOWN]
         for name, (errors, images) in zip(facts.class_names, by_class, strict=True)
     ]
-    console.table(["class", "errors", "images", "accuracy"], rows)
+    console.table(Table("", ["class", "errors", "images", "accuracy"], rows))

@@ -40,7 +40,7 @@ def explain(
       qattrain explain ste
       qattrain explain scale --dataset digits --out pictures
     """
-    from qattrain.report.console import Console
+    from qattrain.report.console import Console, Table
 
     console = Console(json)
     start = time.perf_counter()
@@ -50,9 +50,8 @@ def explain(
 
     if topic is None:
         console.result({"topics": {name: known.question for name, known in TOPICS.items()}})
-        console.table(
-            ["qattrain explain", "question"], [[name, known.question] for name, known in TOPICS.items()], ("question",)
-        )
+        rows = [[name, known.question] for name, known in TOPICS.items()]
+        console.table(Table("", ["qattrain explain", "question"], rows, left=("question",)))
         return
     chosen = pick(TOPICS, topic, "topic", also="; run 'qattrain explain' to see what each is about")
     check_writable(out)
@@ -74,7 +73,7 @@ def explain(
     console.heading(chosen.question)
     for table in found.tables:
         console.heading(f"\n{table.title}")
-        console.table(table.columns, table.rows, table.left)
+        console.table(table)
     for paragraph in found.answer:
         console.paragraph(paragraph)
     console.paragraph("\n".join(f"- look at {line}" for line in found.look) + f"\n- paper: {found.paper}")

@@ -1,4 +1,4 @@
-"""`qattrain export`: the integers as files, proven equal before they are written."""
+"""`qattrain export`: the integer network as files, verified before they are written."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,21 +14,21 @@ def export(
         str, typer.Option(help=f"What to write: {opt.listed('export/__init__.py', 'EXPORTERS')}.", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to. [default: <run>/export]")] = None,
-    layout: Annotated[str | None, typer.Option(help="Of c: packed (smallest) or int8 (fastest).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds other files.")] = False,
+    layout: Annotated[str | None, typer.Option(help="For c: packed (smallest) or int8 (fastest).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write even if the folder holds other files.")] = False,
     verify_images: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]"),
     ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Write without verifying anything.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Write the files without verifying them.")] = False,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Export the integers of a network: packed (model.safetensors), onnx (model.onnx) or c (model.c, main.c).
+    """Export the integer network: packed (model.safetensors), onnx (model.onnx) or c (model.c, main.c).
 
-    The files are run on all test images and on 256 noise images before they are written; if a single logit differs
+    Before anything is written, the files are run on all test images and on 256 noise images. If a single logit differs
     from the integer network's, nothing is written.
 
     \b
@@ -46,11 +46,10 @@ def export(
     from qattrain.runs.folder import find_checkpoint
 
     if no_verify and verify_images is not None:
-        raise ConfigError(f"--verify-images {verify_images} with --no-verify: give one of them")
+        raise ConfigError(f"--verify-images {verify_images} with --no-verify: give only one of them")
     request = ExportRequest(to, layout, out, force, verify_images, verify=not no_verify)
     network, exported = export_network(find_checkpoint(checkpoint, runs_dir), request, opt.data_folder(data_dir))
-    if network.notice:
-        console.notice(network.notice)
+    console.notice(network.notice)
     console.result(
         {
             "files": [str(exported.folder / name) for name in exported.sizes],
@@ -64,7 +63,7 @@ def export(
     if exported.verified_images:
         console.text(
             f"verified against the integer network: {exported.verified_images:,} images, "
-            f"{NOISE_IMAGES} of them noise: 0 logits differ"
+            f"{NOISE_IMAGES} of them noise; 0 logits differ"
         )
     else:
-        console.text("NOT VERIFIED (--no-verify): nothing was compared with the integer network")
+        console.text("NOT VERIFIED (--no-verify): the files were not compared with the integer network")

@@ -1,4 +1,4 @@
-"""`qattrain predict`: which digit is in the picture."""
+"""`qattrain predict`: the digit in each picture."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def predict(
 ) -> None:
     """Recognize the digit in each image: any size, grey or colour, dark on light or light on dark.
 
-    The digit is boxed, scaled and centred as MNIST's own images are; the picture shows what the network saw.
+    The digit is cropped, scaled and centred like MNIST's own images. The printed picture is what the network sees.
 
     \b
     Examples:
@@ -45,8 +45,7 @@ def predict(
     pictures = np.stack([read_image(_read(name), _shown(name)) for name in images])
     network = load_network(path)
     ranked = rank_classes(network, pictures, top=3)
-    if network.notice:
-        console.notice(network.notice)
+    console.notice(network.notice)
     console.result(
         {
             "images": [
@@ -65,9 +64,9 @@ def _shown(name: str) -> str:
 
 
 def _read(name: str) -> bytes:
-    from qattrain.errors import DataError
+    from qattrain.errors import DataError, reason
 
     try:
         return sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DataError(f"cannot read {name}: {reason(error)}") from None

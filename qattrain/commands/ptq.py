@@ -1,6 +1,5 @@
 """`qattrain ptq`: quantize a float checkpoint after training."""
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -17,13 +16,13 @@ def ptq(
         str, typer.Option(help=f"How ranges are found: {opt.listed('training/ptq.py', 'CALIBRATIONS')}.")
     ] = "minmax",
     calibration_images: Annotated[int, typer.Option(help="Training images to find activation ranges on.")] = 1024,
-    name: Annotated[str | None, typer.Option(help="Name of the new run. [default: made from the settings]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run. [default: built from the settings]")] = None,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Quantize a float checkpoint after training, without training it further; makes a new run.
+    """Quantize a float checkpoint without further training, as a new run.
 
     \b
     Examples:
@@ -31,7 +30,7 @@ def ptq(
       qattrain ptq float.pt --bits 4 --quantizer lsq --calibration mse
     """
     from qattrain.config import PtqConfig, QuantConfig, validated
-    from qattrain.report.console import Console, percent
+    from qattrain.report.console import Console, percent, saved_line
 
     console = Console(json)
     quant = validated(QuantConfig, {"quantizer": quantizer, "bits": bits, "act_bits": act_bits}, "ptq")
@@ -42,12 +41,11 @@ def ptq(
 
     path = find_checkpoint(checkpoint, runs_dir)
     result, float_accuracy = quantize_after_training(path, quant, settings, name, opt.data_folder(data_dir), runs_dir)
-    if result.checkpoint.notice:
-        console.notice(result.checkpoint.notice)
+    console.notice(result.checkpoint.notice)
     console.result(result.summary())
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
     console.text(
         f"{result.run_dir.name}: test accuracy {percent(accuracy)}, "
-        f"{100 * (accuracy - float_accuracy):+.2f} points against the float network's {percent(float_accuracy)}\n"
-        f"saved in {result.run_dir}; see it again with:  qattrain eval {shlex.quote(str(result.run_dir))}"
+        f"{100 * (accuracy - float_accuracy):+.2f} points compared with the float network's {percent(float_accuracy)}\n"
+        f"{saved_line(result.run_dir)}"
     )

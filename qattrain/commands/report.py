@@ -1,4 +1,4 @@
-"""`qattrain report`: one page about runs, a comparison, a sweep."""
+"""`qattrain report`: one HTML page about runs, a comparison or a sweep."""
 
 import shlex
 from pathlib import Path
@@ -16,7 +16,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Runs, checkpoints, packed files, and folders of comparisons and sweeps.",
+            help="Runs, checkpoints, packed files, or folders of comparisons and sweeps.",
             show_default=False,
         ),
     ],
@@ -28,8 +28,8 @@ def report(
 ) -> None:
     """Write one HTML page about runs, a comparison or a sweep: results, learning curves, layers, errors, settings.
 
-    Every network is evaluated on its test images; differences are against the first. The page is one file and needs
-    no network.
+    Every network is evaluated on its test images; differences are relative to the first one. The page is a single file
+    and works offline.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`qattrain runs`: what has been trained."""
+"""`qattrain runs`: a list of the runs."""
 
 import shlex
 from dataclasses import asdict
@@ -18,35 +18,31 @@ def runs(
       qattrain runs --runs-dir runs
     """
     from qattrain.experiments.folder import list_sweeps
-    from qattrain.report.console import Console, age, percent
+    from qattrain.report.console import UNKNOWN, Console, Table, age, percent
     from qattrain.runs.folder import list_runs
 
     console, found, sweeps = Console(json), list_runs(runs_dir), list_sweeps(runs_dir)
     console.result({"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps})
     for name in sweeps:
         console.text(
-            f"a sweep: {name}; its runs:  qattrain runs --runs-dir {shlex.quote(str(runs_dir / name / 'cells'))}"
+            f"sweep {name}; list its runs with:  qattrain runs --runs-dir {shlex.quote(str(runs_dir / name / 'cells'))}"
         )
     if not found and sweeps:
         return
     if not found:
-        console.text(f"no runs in {runs_dir}; make one with:  qattrain train --bits 4 --epochs 10")
+        console.text(f"no runs in {runs_dir}; train one with:  qattrain train --bits 4 --epochs 10")
         return
     rows = [
-        [
-            run.name,
-            run.dataset,
-            run.method,
-            f"{run.bits}/{run.act_bits}",
-            "-" if run.method == "float" else run.quantizer,
-            "-" if run.method == "ptq" else f"{run.epochs} of {run.epochs_asked}",
-            "-" if run.accuracy is None else percent(run.accuracy),
-            age(run.age_seconds),
-        ]
+        {
+            "name": run.name,
+            "dataset": run.dataset,
+            "method": run.method,
+            "W/A bits": f"{run.bits}/{run.act_bits}",
+            "quantizer": UNKNOWN if run.method == "float" else run.quantizer,
+            "epochs": UNKNOWN if run.method == "ptq" else f"{run.epochs} of {run.epochs_asked}",
+            "test accuracy": percent(run.accuracy),
+            "age": age(run.age_seconds),
+        }
         for run in found
     ]
-    console.table(
-        ["name", "dataset", "method", "W/A bits", "quantizer", "epochs", "test accuracy", "age"],
-        rows,
-        left=("dataset", "method", "quantizer"),
-    )
+    console.table(Table.of("", rows, left=("dataset", "method", "quantizer")))

@@ -134,7 +134,7 @@ def _report(
     if redraw or not is_written(folder, document, drawn):
         pictures = {}
         if drawn:
-            from qattrain.report.figures import sweep_pictures
+            from qattrain.report.sweeps import sweep_pictures
 
             pictures = sweep_pictures(document)
         write_results(folder, document, pictures)

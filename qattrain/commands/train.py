@@ -13,38 +13,38 @@ from qattrain.commands import options as opt
 def train(
     settings: opt.Settings,
     name: Annotated[
-        str | None, typer.Option(help="Name of the run's folder. [default: made from the settings]")
+        str | None, typer.Option(help="Name of the run's folder. [default: built from the settings]")
     ] = None,
     config: opt.ConfigFile = None,
     set_: opt.Set = None,
     init: Annotated[
-        str | None, typer.Option(metavar="CKPT", help="Start from the weights of this (float) checkpoint.")
+        str | None, typer.Option(metavar="CKPT", help="Start from the weights of this float checkpoint.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="CKPT", help="Learn from this float checkpoint's answers, too (distillation).")
+        str | None, typer.Option(metavar="CKPT", help="Also learn from this float checkpoint's outputs (distillation).")
     ] = None,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop after epoch N; --resume goes on.")] = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop after epoch N; --resume continues.")] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Continue a stopped or killed run, exactly.")
+        str | None, typer.Option(metavar="RUN", help="Continue a stopped or killed run exactly where it was.")
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write <run>/tensorboard, too; needs the extra of that name.")
+        bool, typer.Option("--tensorboard", help="Also write <run>/tensorboard; needs qattrain[tensorboard].")
     ] = False,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Train a quantized LeNet; it is evaluated and saved after every epoch.
+    """Train a quantized LeNet, evaluating and saving it after every epoch.
 
     \b
     Examples:
       qattrain train --bits 4 --epochs 10
       qattrain train --bits 32                               the float baseline
-      qattrain train --bits 2 --layer-bits conv1=8,act2=4    exemptions, by name
+      qattrain train --bits 2 --layer-bits conv1=8,act2=4    other bits for some layers
       qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
-      qattrain train --resume lenet-w4a4-lsq-mnist-s0        go on where it stopped
+      qattrain train --resume lenet-w4a4-lsq-mnist-s0        continue where it stopped
     """
     from qattrain.config.sources import assigned_settings, build_config
     from qattrain.report.console import Console
@@ -52,12 +52,11 @@ def train(
     own = {("name",): name, ("train", "init"): init, ("distill", "teacher"): teacher}
     settings |= {path: value for path, value in own.items() if value is not None}
     console = Console(json)
-    # Bad values are refused before torch is loaded: at once.
+    # Wrong values fail before torch is loaded, that is, at once.
     experiment_config = build_config(config, set_ or [], settings) if resume is None else None
     data = opt.data_folder(data_dir)
 
-    from qattrain.report.display import training_display
-    from qattrain.report.tensorboard import tensorboard_display
+    from qattrain.report.display import tensorboard_display, training_display
     from qattrain.training import run as experiment
 
     with (
@@ -79,6 +78,6 @@ def train(
     resume_line += ["--tensorboard"] if tensorboard else []
     resume_line += ["--data-dir", str(data_dir)] if data_dir else []
     resume_line += ["--runs-dir", str(runs_dir)] if runs_dir != opt.DEFAULT_RUNS else []
-    console.text(f"stopped and saved; to go on:  {shlex.join(resume_line)}")
+    console.text(f"stopped and saved; to continue:  {shlex.join(resume_line)}")
     if result.interrupted:
         raise typer.Exit(130)

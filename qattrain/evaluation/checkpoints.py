@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qattrain.data import Dataset, load_dataset
+from qattrain.data import Dataset, ImageSet, load_dataset
 from qattrain.errors import CheckpointError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
 from qattrain.evaluation.networks import (
@@ -27,7 +27,7 @@ from qattrain.runs.environment import pick_device
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was evaluated, by which engine, the result, and the true labels (int64, on the CPU).
+    """What was evaluated, by which engine, the result, and the test images with their labels, on the CPU.
 
     mismatches: against the integers, if asked for and if every layer is quantized.
     """
@@ -35,8 +35,13 @@ class Outcome:
     network: Network
     engine: str
     evaluation: Evaluation
-    labels: Tensor
+    test: ImageSet
     mismatches: Mismatches | None
+
+    @property
+    def labels(self) -> Tensor:
+        """The true classes, int64 (N,)."""
+        return self.test.labels
 
 
 def evaluate_checkpoint(
@@ -69,14 +74,15 @@ def evaluate_network(
         threads = network.checkpoint.config.train.threads
         if threads is not None:
             torch.set_num_threads(threads)  # float sums are equal for equal numbers of threads
-    test = dataset.test.head(limit_test or network.limit_test).to(device)
+    images = dataset.test.head(limit_test or network.limit_test)
+    test = images.to(device)
     mismatches = None
     with ENGINES[name](network) as predict:
         result = evaluate(predict, test)
         if verify and network.quantized:
             shown = network.model if isinstance(network, Trained) and name == "torch" else None
             mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
-    return Outcome(network, name, result, test.labels.cpu(), mismatches)
+    return Outcome(network, name, result, images, mismatches)
 
 
 def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:

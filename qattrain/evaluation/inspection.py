@@ -305,11 +305,13 @@ class Inspection:
 
 
 @torch.no_grad()
-def inspect_network(network: Network, test: ImageSet | None, title: str = "") -> Inspection:
+def inspect_network(
+    network: Network, test: ImageSet | None, title: str = "", logits: Tensor | None = None
+) -> Inspection:
     """Look at `network`, on the CPU.
 
     test: images for everything that depends on data; activations are observed on the first 1,000. None: weights only.
-    title: of the pictures; default: model and dataset.
+    title: of the pictures; default: model and dataset. logits: of `test`, float64 (N, classes), if already known.
     """
     facts = network.facts
     layers = observe(network, None if test is None else test.images[:INSPECTED_IMAGES])
@@ -322,7 +324,10 @@ def inspect_network(network: Network, test: ImageSet | None, title: str = "") ->
         )
     if test is None:
         notes.append(f"no images of {facts.dataset}: activations, confusions and hardest images are left out")
-    found = None if test is None else probabilities(network, test.images)
+    if logits is not None:
+        found: Tensor | None = logits.softmax(1)
+    else:
+        found = None if test is None else probabilities(network, test.images)
     return Inspection(
         title=title or f"{facts.name} on {facts.dataset}",
         layers=[layer_report(layer, bounds.get(layer.layer)) for layer in layers],

@@ -23,11 +23,13 @@ HARDEST = 20  # wrongly classified images to show
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result on `total` images. loss: mean cross-entropy in nats. predictions: int64 (total,), on the CPU."""
+    """Result on `total` images. loss: mean cross-entropy in nats. On the CPU: logits, float64 (total, classes), and
+    predictions, int64 (total,)."""
 
     total: int
     correct: int
     loss: float
+    logits: Tensor
     predictions: Tensor
 
     @property
@@ -43,16 +45,17 @@ class Evaluation:
 
 def evaluate(predict: Predictor, data: ImageSet) -> Evaluation:
     """Run `predict` over all of `data` in batches of 1,000. Ties go to the lowest class."""
-    predictions, loss_sum = [], 0.0
+    found, predictions, loss_sum = [], [], 0.0
     for start in range(0, len(data.labels), EVALUATION_BATCH):
         images = data.images[start : start + EVALUATION_BATCH]
         labels = data.labels[start : start + EVALUATION_BATCH]
         logits = predict(images).double()
         loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
+        found.append(logits.cpu())
         predictions.append(logits.argmax(1).cpu())
     predicted = torch.cat(predictions)
     correct = int((predicted == data.labels.cpu()).sum())
-    return Evaluation(len(predicted), correct, loss_sum / len(predicted), predicted)
+    return Evaluation(len(predicted), correct, loss_sum / len(predicted), torch.cat(found), predicted)
 
 
 def errors_by_class(predictions: Tensor, labels: Tensor, classes: int) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_data
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
 from qattrain.layers.network import LeNet, build_model, copy_weights
+from qattrain.report import console
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training
 from qattrain.training.ptq import CALIBRATIONS, calibrate
@@ -85,14 +86,7 @@ class Lab:
         return model
 
 
-@dataclass(frozen=True)
-class Table:
-    """Measured numbers, formatted for reading. The first column and those named in `left` are text."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    left: tuple[str, ...] = ()
+Table = console.Table  # of measured numbers
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,76 +1,125 @@
-"""Where words go: text to stdout on a terminal, else to stderr; one JSON object to stdout when asked for."""
+"""What the tool prints: text on stdout if that is a terminal, else on stderr; one JSON object on stdout on request.
+
+Also the one kind of table, which the terminal and the page of a report both show, and how numbers are written.
+"""
 
 import json
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.panel import Panel
+from rich.table import Table as RichTable
+from rich.text import Text
+
+UNKNOWN = "-"  # a value that is missing or does not apply
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under named columns. left: names of the columns, besides the first, that hold text, not numbers.
+
+    On a page only: folded: hidden until it is opened; compact: little space between rows; tints: for each cell how
+    strongly it is tinted, 0 (not at all) to 1.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Sequence[str] = ()
+    folded: bool = False
+    compact: bool = False
+    tints: Sequence[Sequence[float]] = ()
+
+    @classmethod
+    def of(
+        cls, title: str, cells: Sequence[Mapping[str, str]], left: Sequence[str] = (), folded: bool = False
+    ) -> "Table":
+        """From rows that map the columns, the same in every row, to text. There must be at least one row."""
+        return cls(title, list(cells[0]), [list(row.values()) for row in cells], left, folded)
 
 
 class Console:
     """The only printer of the tool. With `as_json`, stdout carries the JSON object and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
-        from rich.console import Console as RichConsole
-
         self.as_json = as_json
         self.is_terminal = sys.stdout.isatty() and not as_json
         # A file or pipe has no width of its own: wide enough that no table is cut.
         self.rich = RichConsole(file=sys.stdout) if self.is_terminal else RichConsole(stderr=True, width=160)
 
     def text(self, line: str) -> None:
-        """A line for people, printed as it is."""
+        """A line, printed unchanged and not wrapped."""
         self.rich.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def heading(self, text: str) -> None:
-        """What follows is about this: bold, wrapped between words."""
-        from rich.text import Text
-
+        """A heading: bold, wrapped between words."""
         self.rich.print(Text(text, style="bold"), width=min(100, self.rich.width))
 
     def paragraph(self, text: str) -> None:
-        """Prose, wrapped between words, with a line of air below."""
-        from rich.text import Text
-
+        """Prose, wrapped between words, followed by an empty line."""
         self.rich.print(Text(text + "\n"), width=min(100, self.rich.width))
 
-    def notice(self, text: str) -> None:
-        """Something nobody may miss."""
-        from rich.panel import Panel
+    def notice(self, text: str | None) -> None:
+        """Something nobody may miss, in a box; nothing for None."""
+        if text is not None:
+            self.rich.print(Panel(text, title="NOTICE", border_style="bold yellow", width=min(100, self.rich.width)))
 
-        self.rich.print(Panel(text, title="NOTICE", border_style="bold yellow", width=min(100, self.rich.width)))
-
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()) -> None:
-        """A table; columns named in `left`, and the first, are text, the others numbers."""
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(columns):
-            is_text = index == 0 or column in left
-            table.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-        for row in rows:
-            table.add_row(*row)
-        self.rich.print(table, markup=False, highlight=False)
+    def table(self, table: Table) -> None:
+        """The columns and rows of a table, without its title."""
+        shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(table.columns):
+            is_text = index == 0 or column in table.left
+            shown.add_column(column, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+        for row in table.rows:
+            shown.add_row(*row)
+        self.rich.print(shown, markup=False, highlight=False)
 
     def result(self, value: dict[str, Any]) -> None:
-        """The JSON object of the command, if it was asked for."""
+        """The command's JSON object, if `--json` was given."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
 
 
-def percent(fraction: float, digits: int = 2) -> str:
-    """0.9943 -> `99.43 %`."""
-    return f"{100 * fraction:.{digits}f} %"
+def number(value: float | None, form: str) -> str:
+    """The value in Python's format `form`; `-` for None."""
+    return UNKNOWN if value is None else format(value, form)
 
 
-def counted(number: int, noun: str) -> str:
+def spread(low: float | None, high: float | None) -> str:
+    """The smallest and the largest of several values: `0.155 to 0.236`, or one number if they are equal."""
+    return number(low, ".3g") if low == high else f"{number(low, '.3g')} to {number(high, '.3g')}"
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """0.9943 -> `99.43 %`; None -> `-`."""
+    return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def confidence(interval: Sequence[float]) -> str:
+    """(0.9926, 0.9957) -> `95 % interval 99.26 % to 99.57 %`."""
+    low, high = interval
+    return f"95 % interval {percent(low)} to {percent(high)}"
+
+
+def saved_line(run_dir: Path) -> str:
+    """Where a run is saved, and the command that evaluates it."""
+    return f"saved in {run_dir}; evaluate it again with:  qattrain eval {shlex.quote(str(run_dir))}"
+
+
+def counted(count: int, noun: str) -> str:
     """1 -> `1 epoch`, 2000 -> `2,000 epochs`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def age(seconds: float) -> str:
-    """3700 -> `1 h`; whole units, rounded down."""
+    """3700 -> `1 h`: whole units, rounded down."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
@@ -78,5 +127,5 @@ def age(seconds: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """0.00646 -> `0.0065`; below what floats can tell, only that."""
+    """0.00646 -> `0.0065`; anything below 1e-99, where floats run out -> `< 1e-99`."""
     return "< 1e-99" if p < 1e-99 else f"{p:.2g}"

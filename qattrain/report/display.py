@@ -1,12 +1,12 @@
-"""A run or a sweep as it happens: live on a terminal, plain lines elsewhere; and a sweep's results."""
+"""A run or a sweep while it happens: live on a terminal, as plain lines elsewhere, and a run's for TensorBoard.
 
-from __future__ import annotations  # a sweep's display must not load torch
+Nothing here imports torch at the top: the process that runs a sweep does without.
+"""
 
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,31 +18,33 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from qattrain.config import is_float
-from qattrain.report.console import Console, age, counted, percent
+from qattrain.config import WEIGHT_LAYERS, is_float
+from qattrain.errors import optional_package
+from qattrain.experiments.sweep import Status
+from qattrain.report.console import Console, age, confidence, counted, percent, saved_line
+from qattrain.report.tables import epoch_row, group_table
 
 if TYPE_CHECKING:
-    from qattrain.experiments.sweep import Status
     from qattrain.layers.network import LeNet
     from qattrain.runs.checkpoint import Checkpoint
-    from qattrain.training.run import RunResult
+    from qattrain.training.run import Display, RunResult
 
 SECONDS_BETWEEN_UPDATES = 0.2
+TENSORBOARD_FOLDER = "tensorboard"  # in the run's folder
 
 
 class PlainDisplay:
-    """One line an epoch, through tqdm, whose bar shows only if stderr is a terminal."""
+    """One line per epoch, and a progress bar by tqdm if stderr is a terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.test_images = console, 0
         self.bar: tqdm[Any] | None = None
         self.shown_at = 0.0
 
-    def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None:
-        """Say what is about to be trained, and what it is trained on."""
+    def on_start(self, run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> None:
+        """Say what is going to be trained, and on what."""
         self.test_images = test_images
-        if checkpoint.notice:
-            self.console.notice(checkpoint.notice)
+        self.console.notice(checkpoint.notice)
         self.console.text(describe(run_dir, checkpoint, train_images, test_images))
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
@@ -55,50 +57,50 @@ class PlainDisplay:
             self.close()
 
     def due(self) -> bool:
-        """Whether it is time to read the loss again: reading it makes a GPU wait."""
+        """Whether to read the loss again. Not at every step: reading it makes a GPU wait."""
         now = time.monotonic()
         if now - self.shown_at < SECONDS_BETWEEN_UPDATES:
             return False
         self.shown_at = now
         return True
 
-    def on_epoch(self, record: dict[str, Any], _model: LeNet) -> None:
-        validation = f"  val accuracy {percent(record['val_accuracy'])}" if "val_accuracy" in record else ""
-        self.console.text(
-            f"epoch {record['epoch']:3d}  train loss {record['train_loss']:.4f}  test loss {record['test_loss']:.4f}  "
-            f"test accuracy {percent(record['test_accuracy'])}{validation}  "
-            f"{record['images_per_second']:,.0f} images/s  {record['epoch_seconds']:.1f} s"
-        )
+    def on_epoch(self, record: dict[str, Any], _model: "LeNet") -> None:
+        row = epoch_row(record)
+        shown = ("train loss", "test loss", "test accuracy", "val accuracy")
+        measured = "  ".join(f"{name} {row[name]}" for name in shown if name in row)
+        self.console.text(f"epoch {record['epoch']:3d}  {measured}  {row['images/s']} images/s  {row['time']}")
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
-    def farewell(self, result: RunResult) -> str:
-        """The last line: the result and where it lies."""
+    def farewell(self, result: "RunResult") -> str:
+        """The last line: the result and where it is saved."""
         from qattrain.evaluation.metrics import wilson_interval
 
         last, run_dir = result.checkpoint.history[-1], result.run_dir
         epochs = counted(last["epoch"], "epoch")
         accuracy = f"test accuracy {percent(last['test_accuracy'])}"
         if not self.test_images:
-            return f"{run_dir} is finished: {accuracy} after {epochs}; nothing was left to train"
-        low, high = wilson_interval(round(last["test_accuracy"] * self.test_images), self.test_images)
+            return f"{run_dir} was already finished: {accuracy} after {epochs}; nothing was trained"
+        interval = wilson_interval(round(last["test_accuracy"] * self.test_images), self.test_images)
         return (
-            f"{accuracy} after {epochs} (95 % interval {percent(low)} to {percent(high)}, "
+            f"{accuracy} after {epochs} ({confidence(interval)}, "
             f"{self.test_images:,} images of {result.checkpoint.config.data.dataset})\n"
-            f"saved in {run_dir}; see it again with:  qattrain eval {shlex.quote(str(run_dir))}"
+            f"{saved_line(run_dir)}"
         )
 
 
 class LiveDisplay(PlainDisplay):
-    """The same on a terminal: a table that grows by a row an epoch, and a bar with loss and time left."""
+    """On a terminal: a table with a row per epoch, and a progress bar with loss and time left."""
+
+    COLUMNS = ("epoch", "train loss", "test loss", "test accuracy", "images/s", "time")
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for column in ("epoch", "train loss", "test loss", "test accuracy", "images/s", "time"):
+        for column in self.COLUMNS:
             self.table.add_column(column, justify="right")
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -112,42 +114,33 @@ class LiveDisplay(PlainDisplay):
         self.task = self.progress.add_task("", total=None, loss="-", visible=False)
         self.epochs = 0
 
-    def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None:
+    def on_start(self, run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> None:
         super().on_start(run_dir, checkpoint, train_images, test_images)
         self.epochs = checkpoint.config.train.epochs
         for record in checkpoint.history:
-            self._add_row(record)
+            self.on_epoch(record)
         self.live.start()
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
         if step == steps or self.due():
-            # Counted over the whole run, so that the time left is the run's.
+            # Steps of the whole run, so that the time left is the run's, not the epoch's.
             done, total = (epoch - 1) * steps + step, self.epochs * steps
             text = f"epoch {epoch} of {self.epochs}"
             if self.progress.tasks[0].total is None:
                 self.progress.reset(self.task, total=total, completed=done, description=text, visible=True)
             self.progress.update(self.task, completed=done, description=text, loss=f"{loss():.4f}")
 
-    def on_epoch(self, record: dict[str, Any], _model: LeNet) -> None:
-        self._add_row(record)
-
-    def _add_row(self, record: dict[str, Any]) -> None:
-        self.table.add_row(
-            str(record["epoch"]),
-            f"{record['train_loss']:.4f}",
-            f"{record['test_loss']:.4f}",
-            percent(record["test_accuracy"]),
-            f"{record['images_per_second']:,.0f}",
-            f"{record['epoch_seconds']:.1f} s",
-        )
+    def on_epoch(self, record: dict[str, Any], _model: "LeNet | None" = None) -> None:
+        row = epoch_row(record)
+        self.table.add_row(*(row[column] for column in self.COLUMNS))
 
     def close(self) -> None:
         self.progress.update(self.task, visible=False)
         self.live.stop()
 
 
-def describe(run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> str:
-    """What is trained, on what, how."""
+def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> str:
+    """What is trained, on which data, and how."""
     config, quant, train = checkpoint.config, checkpoint.config.quant, checkpoint.config.train
     weights = sum(tensor.numel() for name, tensor in checkpoint.model.items() if name.endswith(".weight"))
     bits = f"{quant.bits}-bit weights, {quant.act_bits}-bit activations ({quant.quantizer})"
@@ -166,24 +159,80 @@ def describe(run_dir: Path, checkpoint: Checkpoint, train_images: int, test_imag
     )
 
 
-@contextmanager
-def training_display(console: Console) -> Iterator[PlainDisplay]:
-    """The display that suits where the text goes; closed whatever happens."""
-    display = LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
-    try:
-        yield display
-    finally:
-        display.close()
+def training_display(console: Console) -> AbstractContextManager[PlainDisplay]:
+    """The display that suits the console; closed at the end, also after an error."""
+    return closing(LiveDisplay(console) if console.is_terminal else PlainDisplay(console))
+
+
+class TensorBoardDisplay:
+    """Passes everything on to `shown`, and writes it to `<run>/tensorboard`.
+
+    After every epoch: the values in `metrics.jsonl` as scalars, and each layer's weights, real and as codes, as
+    histograms.
+    """
+
+    def __init__(self, shown: "Display", make_writer: Callable[..., Any]) -> None:
+        self.shown, self.make_writer = shown, make_writer
+        self.writer: Any = None
+
+    def on_start(self, run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> None:
+        self.shown.on_start(run_dir, checkpoint, train_images, test_images)
+        folder = run_dir / TENSORBOARD_FOLDER
+        is_new = not folder.exists()
+        # An epoch that was written here but not saved in the checkpoint is trained again: discard what was written.
+        self.writer = self.make_writer(folder, purge_step=len(checkpoint.history) + 1)
+        for record in checkpoint.history if is_new else ():
+            self._write_scalars(record)
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
+        self.shown.on_step(epoch, step, steps, loss)
+
+    def on_epoch(self, record: dict[str, Any], model: "LeNet") -> None:
+        self.shown.on_epoch(record, model)
+        self._write_scalars(record)
+        self._write_histograms(record["epoch"], model)
+        self.writer.flush()
+
+    def _write_scalars(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "epoch":
+                self.writer.add_scalar(name, value, record["epoch"])
+
+    def _write_histograms(self, epoch: int, model: "LeNet") -> None:
+        import numpy as np
+        import torch
+
+        for name in WEIGHT_LAYERS:
+            layer = getattr(model, name)
+            self.writer.add_histogram(f"weights/{name}", layer.weight, epoch)
+            quantizer = layer.weight_quantizer
+            if quantizer is not None:  # a bin for every code
+                step = quantizer.grid.step
+                bins = np.arange(quantizer.qmin, quantizer.qmax + 2 * step, step) - step / 2
+                with torch.no_grad():
+                    codes = layer.quantized_weight().codes
+                self.writer.add_histogram(f"codes/{name}", codes, epoch, bins=bins)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def tensorboard_display(shown: "Display") -> AbstractContextManager[TensorBoardDisplay]:
+    """`shown`, with everything also written for TensorBoard. Raises ConfigError if that package is missing."""
+    with optional_package("tensorboard", "--tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+    return closing(TensorBoardDisplay(shown, SummaryWriter))
 
 
 class PlainSweepDisplay:
-    """A line for every cell that ends."""
+    """A line for every cell that finishes or fails."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def update(self, status: Status, ended: tuple[str, float | str] | None) -> None:
-        """`ended`: name, and accuracy or error line, of a cell that just ended."""
+        """ended: of a cell that just ended, its name, and its accuracy or error line."""
         if ended is None:
             return
         name, outcome = ended
@@ -195,7 +244,7 @@ class PlainSweepDisplay:
 
 
 class LiveSweepDisplay(PlainSweepDisplay):
-    """The same above a table of what is running and a line of how far the sweep is."""
+    """The same lines, above a table of the running cells and a line about the whole sweep."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -231,36 +280,12 @@ def _left(status: Status) -> str:
     return f"; about {age(status.seconds_left)} left" if status.seconds_left else ""
 
 
-@contextmanager
-def sweep_display(console: Console) -> Iterator[PlainSweepDisplay]:
-    """The display that suits where the text goes; closed whatever happens."""
-    display = LiveSweepDisplay(console) if console.is_terminal else PlainSweepDisplay(console)
-    try:
-        yield display
-    finally:
-        display.close()
+def sweep_display(console: Console) -> AbstractContextManager[PlainSweepDisplay]:
+    """The display that suits the console; closed at the end, also after an error."""
+    return closing(LiveSweepDisplay(console) if console.is_terminal else PlainSweepDisplay(console))
 
 
 def show_results(console: Console, document: dict[str, Any]) -> None:
-    """The table of groups."""
-    groups = document["groups"]
-    settings = list(groups[0]["settings"]) if groups else []
-    rows = [
-        [
-            group["method"],
-            f"{group['bits']}/{group['act_bits']}",
-            group["quantizer"],
-            group["model"],
-            *("-" if value is None else str(value) for value in group["settings"].values()),
-            percent(group["accuracy_mean"]),
-            "-" if group["accuracy_std"] is None else f"{100 * group['accuracy_std']:.2f}",
-            str(group["n"]),
-            f"{group['loss_mean']:.4f}",
-            f"{group['weight_bytes']:,}",
-            "-" if group["images_per_second"] is None else f"{group['images_per_second']:,.0f}",
-        ]
-        for group in groups
-    ]
-    columns = ["method", "W/A bits", "quantizer", "model", *settings, "test accuracy", "std", "seeds", "loss"]
-    if rows:
-        console.table([*columns, "weight bytes", "images/s"], rows, left=("quantizer", "model"))
+    """The table of a sweep's groups, without columns that would make it wider than a terminal."""
+    if document["groups"]:
+        console.table(group_table(document["groups"], without=("dataset", "epochs")))

@@ -1,4 +1,4 @@
-"""What a report is asked to be about: told apart by what a file or folder holds, not by its name."""
+"""What a report is about: runs, packed files, comparisons and sweeps, recognised by their content, not their names."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.errors import CheckpointError, ReportError
+from qattrain.errors import CheckpointError, ReportError, reason
 from qattrain.runs import folder as runs
 
 COMPARISON_FILE, SWEEP_FILE, PACKED_FILE = "compare.json", "sweep.json", "model.safetensors"
@@ -14,7 +14,7 @@ COMPARISON_FILE, SWEEP_FILE, PACKED_FILE = "compare.json", "sweep.json", "model.
 
 @dataclass(frozen=True)
 class Subject:
-    """One network to report on. test_images, accuracy: what a comparison wrote down of it; None: not from one."""
+    """One network to report on. test_images, accuracy: as recorded in a comparison; None if it is named directly."""
 
     name: str
     path: Path
@@ -24,7 +24,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder and its `sweep.json`, whose fields `sweeps.results` describes."""
+    """A sweep's folder and its `sweep.json`, whose fields are described in `qattrain.experiments.folder`."""
 
     folder: Path
     document: dict[str, Any]
@@ -35,24 +35,19 @@ class Sweep:
 
 
 def find_sources(texts: Sequence[str], runs_dir: Path) -> tuple[list[Subject], list[Sweep]]:
-    """What `texts` name: files, folders, or names in `runs_dir`. Raises CheckpointError, ReportError."""
-    subjects: list[Subject] = []
-    sweeps: list[Sweep] = []
+    """What `texts` refer to: files, folders, or names in `runs_dir`. Raises CheckpointError, ReportError."""
+    found: list[Subject | Sweep] = []
     for text in texts:
         path = _locate(text, runs_dir)
-        if path.suffix != ".json":
-            subjects.append(Subject(path.parent.name if path.name == runs.LAST_FILE else text, path))
-            continue
-        found = _read_document(path)
-        if isinstance(found, Sweep):
-            sweeps.append(found)
+        if path.suffix == ".json":
+            found += _read_document(path)
         else:
-            subjects += found
-    return subjects, sweeps
+            found.append(Subject(path.parent.name if path.name == runs.LAST_FILE else text, path))
+    return [one for one in found if isinstance(one, Subject)], [one for one in found if isinstance(one, Sweep)]
 
 
 def _locate(text: str, runs_dir: Path) -> Path:
-    """The file meant by `text`: itself, or the one that tells what a folder is."""
+    """The file meant by `text`: itself, or the one that shows what kind of folder it is."""
     known = (SWEEP_FILE, COMPARISON_FILE, runs.LAST_FILE, PACKED_FILE)
     try:
         for place in (Path(text), runs_dir / text):
@@ -64,36 +59,45 @@ def _locate(text: str, runs_dir: Path) -> Path:
             if place.is_dir() and not (place / runs.CONFIG_FILE).exists():
                 inside = ", ".join(run.name for run in runs.list_runs(place)[:4])
                 raise ReportError(
-                    f"{place} holds none of {', '.join(known)}: neither a run, a comparison nor a sweep; name one"
+                    f"{place} holds none of {', '.join(known)}: it is not a run, a comparison or a sweep; name one"
                     + (f" of its runs: {inside}" if inside else "")
                 )
-    except (OSError, ValueError):  # too long, or no path at all: the same words as everywhere
+    except (OSError, ValueError):  # too long, or not a path: find_checkpoint says so as everywhere
         pass
     return runs.find_checkpoint(text, runs_dir)
 
 
-def _read_document(path: Path) -> "list[Subject] | Sweep":
-    """What a comparison or a sweep wrote down."""
+def _read_document(path: Path) -> list[Subject] | list[Sweep]:
+    """The networks of a comparison, or one sweep."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if "groups" in document:
             missing = {"rows", "notice", "reference"} - set(document)
             if missing or not document["rows"]:
                 raise ValueError(f"no {', '.join(sorted(missing)) or 'rows'}")
-            return Sweep(path.parent, document)
+            return [Sweep(path.parent, document)]
         total = document["test_images"]
         rows = [(row["method"], row["run_dir"], row["accuracy"]) for row in document["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+        why = f"no {error}" if isinstance(error, KeyError) else reason(error)
         raise ReportError(
-            f"{path} is not what 'qattrain compare' or 'qattrain sweep' writes: {reason}; name one of their folders"
+            f"{path} was not written by 'qattrain compare' or 'qattrain sweep': {why}; name one of their folders"
         ) from None
     return [Subject(name, _run_of(run_dir, path.parent.parent), total, accuracy) for name, run_dir, accuracy in rows]
 
 
 def _run_of(run_dir: str, beside: Path) -> Path:
-    """The checkpoint of a run that a comparison names: beside the comparison, if it was moved with its runs."""
+    """The checkpoint of a run of a comparison: beside it, where both may have been moved, or else where it was."""
     for folder in (beside / Path(run_dir).name, Path(run_dir)):
         if (folder / runs.LAST_FILE).is_file():
             return folder / runs.LAST_FILE
     raise CheckpointError(f"the run {run_dir} of the comparison is neither there nor in {beside}; compare again")
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """A run's `config.json`, with `config` and `environment`; {} if it cannot be read or was not written by a run."""
+    try:
+        record = json.loads((run_dir / runs.CONFIG_FILE).read_text(encoding="utf-8"))
+        return record if all(isinstance(record[key], dict) for key in ("config", "environment")) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

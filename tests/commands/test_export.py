@@ -1,4 +1,4 @@
-"""`qattrain export`, and eval and inspect of what it wrote: the same numbers, one clear line for what cannot be."""
+"""`qattrain export`, and eval and inspect of the exported files: the same numbers, and one-line errors."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def test_the_default_folder_belongs_to_the_run(run_dir: Path, document: Callable
     (path,) = first["files"]
     assert Path(path) == run_dir / "export" / "model.safetensors"
     before = Path(path).read_bytes()
-    assert document("export", path, "--to", "packed") == first  # a packed file exports to the same place, and to itself
+    assert document("export", path, "--to", "packed") == first  # a packed file is exported to its own place, unchanged
     assert Path(path).read_bytes() == before
     assert default_folder(Path("model.safetensors")) == Path("export")
 

@@ -1,4 +1,4 @@
-"""`qattrain predict`: a digit for each picture, from a checkpoint, a float one or a packed file, and from a pipe."""
+"""`qattrain predict`: a digit for each picture, by checkpoints, float ones too, or packed files; and from a pipe."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any, silent_d
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, int]]:
-    """Large, dark on light pictures of test images, with their labels."""
+    """Test images enlarged and inverted, dark on light, with their labels."""
     folder = tmp_path_factory.mktemp("pictures")
     test, found = load_dataset("digits", folder).test, []
     for index in range(40):

@@ -30,7 +30,7 @@ from qattrain.integer import ModelFacts
 from qattrain.layers.network import LeNet, plan_layers
 from qattrain.quant import QUANTIZERS
 from qattrain.report.drawing import png, svg
-from qattrain.report.figures import inspection_figures
+from qattrain.report.inspection import inspection_figures
 from qattrain.runs.checkpoint import load_checkpoint
 
 KINDS = ("float", "qat", "mixed", "packed")

@@ -132,7 +132,7 @@ def _axes(height: float, title: str) -> "Axes":
 
 def draw_front(results: dict[str, Any]) -> "Figure":
     """Accuracy against bytes of the weights, beside BitNetMCU's."""
-    from qattrain.report.figures import draw_bytes
+    from qattrain.report.sweeps import draw_bytes
 
     axes = _axes(5, "two convolutions and two fully connected layers")
     groups = [_group(row) for recipe in FRONT for row in results[recipe]["rows"]]
@@ -150,7 +150,7 @@ def draw_front(results: dict[str, Any]) -> "Figure":
 
 def draw_widths(results: dict[str, Any]) -> "Figure":
     """Accuracy against bits: QAT and PTQ."""
-    from qattrain.report.figures import draw_bits
+    from qattrain.report.sweeps import draw_bits
 
     axes = _axes(5, "rounded while training, and afterwards")
     draw_bits(axes, {"groups": [_group(row) for row in results["widths"]["rows"]], "reference": []})

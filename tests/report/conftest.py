@@ -1,4 +1,4 @@
-"""Networks of every kind to be reported on, made once: float, QAT, PTQ, packed; their names are not nice."""
+"""Networks of every kind for reports, trained once: float, QAT, PTQ, packed. One has a hostile name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The page in a real browser: on a phone and on a screen, light and dark, without network."""
+"""The page in a real browser: phone and desktop, light and dark, offline."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from browser import Page, browser_page, find_browser
 
-# For every element that has text of its own and is shown: its contrast, WCAG 2.1, against what lies behind it.
+# For every visible element with text of its own: the contrast of that text to its background, by WCAG 2.1.
 CONTRASTS = """
 (() => {
   const rgba = text => {
@@ -39,7 +39,7 @@ CONTRASTS = """
 """
 CHARTS = "[...document.querySelectorAll('figure svg')].map(s => [s.getBoundingClientRect(), s.getBBox()])"
 CHARTS += ".map(([box, drawn]) => [box.width, box.height, box.right, drawn.width, drawn.height])"
-# Whatever sticks out to the right, but what lies in a box of its own that scrolls.
+# Elements that extend beyond the right edge, except inside a box that scrolls.
 OUTSIDE = """
 [...document.body.querySelectorAll('*')].filter(e => e.checkVisibility() && !e.closest('.scroll, svg')
   && e.getBoundingClientRect().right > document.documentElement.clientWidth + .5).map(e => e.outerHTML.slice(0, 200))

@@ -1,4 +1,4 @@
-"""What a person sees: a live table on a terminal, one plain line an epoch elsewhere, a notice nobody can miss."""
+"""What a person sees: a live table on a terminal, one plain line per epoch elsewhere, a notice nobody can miss."""
 
 import os
 import pty
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qattrain.report.console import Console, age, percent
+from qattrain.report.console import Console, Table, age, percent
 
 TRAIN = [sys.executable, "-m", "qattrain", "train", "--model", "lenet-nano", "--batch-size", "8", "--epochs", "2"]
 
@@ -24,7 +24,7 @@ def seen_on_a_terminal(command: list[str], cwd: Path, env: dict[str, str]) -> st
     while True:
         try:
             chunk = os.read(leader, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux, the other end is closed
             break
         if not chunk:
             break
@@ -38,7 +38,7 @@ def test_a_terminal_shows_a_growing_table_and_a_bar_with_loss_and_time_left(tmp_
     screen = seen_on_a_terminal([*TRAIN, "--dataset", "digits"], tmp_path, dict(os.environ, OMP_NUM_THREADS="1"))
     for word in ("train loss", "test loss", "test accuracy", "images/s", "time", "left"):
         assert word in screen, word
-    # The screen is drawn eight times a second: of two epochs of about a second each one is sure to be seen.
+    # The screen is drawn eight times per second: at least one of two epochs, about a second each, is seen.
     assert re.search(r"epoch [12] of 2", screen)
     assert re.search(r"/\d+\s+loss \d\.\d{4}", screen)
     assert "saved in" in screen.rpartition("test accuracy")[2]
@@ -58,7 +58,7 @@ def test_the_stand_in_for_mnist_is_announced_in_a_box(
 def test_json_has_stdout_for_itself(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(as_json=True)
     console.text("for people")
-    console.table(["a"], [["1"]])
+    console.table(Table("", ["a"], [["1"]]))
     console.result({"x": 1})
     out, err = capsys.readouterr()
     assert out == '{"x": 1}\n'

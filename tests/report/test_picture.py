@@ -1,4 +1,4 @@
-"""Pictures as text and as files: whole or not at all."""
+"""Pictures as text, and as files, which are written completely or not at all."""
 
 from pathlib import Path
 

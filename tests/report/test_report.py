@@ -1,4 +1,4 @@
-"""`qattrain report`: what stands on the page, for every kind of source, and what is refused."""
+"""`qattrain report`: the content of the page for every kind of source, and what is refused."""
 
 import itertools
 import json
@@ -108,7 +108,7 @@ def test_the_page_is_well_made_and_everything_a_user_wrote_is_escaped(
     assert [tag for tag, _ in page.tags if tag in ("header", "nav", "main", "footer")] == [
         "header", "nav", "main", "footer"
     ]  # fmt: skip
-    # A chart has no colour of its own: each follows the page, in light and in dark.
+    # Charts have no colours of their own: they follow the page, light or dark.
     drawings = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
     assert "var(--series-0)" in drawings
     assert not re.findall(r"#[0-9a-f]{6}", drawings)
@@ -148,7 +148,7 @@ def test_a_sweep_shows_its_groups_its_failures_and_the_means_of_its_curves(
     result, html = report(make_sweep())
     assert result["runs"] == []
     cells = re.findall(r"<td[^>]*>(.*?)</td>", html)
-    for text in ("75.00 %", "12.50", "failed", "40", "15"):  # the last two: test errors in percent, epoch by epoch
+    for text in ("75.00 %", "12.50", "failed", "40", "15"):  # the last two: test error in percent after each epoch
         assert text in cells, text
     assert "cells/s0/config.json" in html
     assert "lenet-nano" in html
@@ -224,7 +224,7 @@ def test_nothing_but_a_report_is_ever_replaced(
     assert "no folder" in refused(tmp_path / "none" / "page.html")
     precious = tmp_path / "precious.html"
     precious.write_text("<p>mine</p>")
-    assert "no report of qattrain's" in refused(precious)
+    assert "is not a qattrain report" in refused(precious)
     assert precious.read_text() == "<p>mine</p>"
 
     out = tmp_path / "page.html"

@@ -1,4 +1,4 @@
-"""The command lines on a page give the run they stand beside."""
+"""The command lines on a page reproduce the run they are shown for."""
 
 import shlex
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: whatever was found, they are drawn, say what they show, and are the same again."""
+"""Pictures of a sweep: any result can be drawn, the pictures are labelled, and they are reproducible."""
 
 import random
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from qattrain.experiments.folder import PICTURES
-from qattrain.report.figures import sweep_pictures
+from qattrain.report.sweeps import sweep_pictures
 
 
 def group(method: str, bits: int, mean: float, **others: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def test_they_say_what_they_show() -> None:
     pictures = draw(GROUPS, reference=reference, notice="digits stand in")
     assert set(pictures) == set(PICTURES)
     bits, sizes = pictures["accuracy-bits.svg"].decode(), pictures["accuracy-bytes.svg"].decode()
-    for text in ("bits of a weight", "test accuracy (%)", "QAT lsq", "PTQ affine", "float: 99.50 %", "2 seeds"):
+    for text in ("weight bits", "test accuracy (%)", "QAT lsq", "PTQ affine", "float: 99.50 %", "2 seeds"):
         assert text in bits
     for text in ("packed weights (bytes)", "test accuracy (%)", "Pareto front", "others", "BitNetMCU", "2 bits"):
         assert text in sizes

@@ -1,6 +1,7 @@
-"""`--tensorboard`: what the event files say is what the run did, also across an interruption."""
+"""`--tensorboard`: the event files agree with the run, also after an interruption."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from qattrain.config import WEIGHT_LAYERS
-from qattrain.report.tensorboard import FOLDER, tensorboard_display
+from qattrain.report.display import TENSORBOARD_FOLDER, tensorboard_display
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training import run as experiment
 
@@ -18,7 +19,8 @@ SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "200",
 
 def events(run_dir: Path) -> Any:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    found = accumulator.EventAccumulator(str(run_dir / FOLDER), {"histograms": 0, "scalars": 0})  # 0: all of them
+    sizes = {"histograms": 0, "scalars": 0}  # 0: all of them
+    found = accumulator.EventAccumulator(str(run_dir / TENSORBOARD_FOLDER), sizes)
     found.Reload()
     return found
 
@@ -28,7 +30,7 @@ def scalars(found: Any) -> dict[str, list[tuple[int, float]]]:
 
 
 def recorded(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """As event files hold them: in float32."""
+    """The values as event files store them: in float32."""
     names = [name for name in history[0] if name != "epoch"]
     return {name: [(record["epoch"], float(np.float32(record[name]))) for record in history] for name in names}
 
@@ -93,7 +95,7 @@ def test_what_a_run_did_before_it_was_asked_for_is_written_down_too(
 def test_without_the_extra_nothing_is_trained_and_the_remedy_is_named(
     main: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qattrain.report.tensorboard.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     done = main("train", *SMALL, "--tensorboard", "--runs-dir", tmp_path / "runs")
     assert done.rc == 1
     assert "pip install 'qattrain[tensorboard]'" in done.error

@@ -1,0 +1,294 @@
+"""A network's inside, as `inspect --plots` draws it in files and as a report's page shows it: both from the same data.
+
+Histograms of every layer, the first layer's filters, the confusion matrix, the hardest images.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+
+from qattrain.evaluation.inspection import Filters, Inspection, LayerHistogram
+from qattrain.evaluation.metrics import Confusion, HardImage
+from qattrain.report.console import UNKNOWN, Table, counted, percent, spread
+from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure
+from qattrain.report.page import Block, Chart, Charts, Section, Text, Tile, Tiles
+from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_USE, layer_table
+
+MOST_GRID_LINES = 32  # more would merge into a grey area
+AFTER, CLIP = COLORS[0], COLORS[1]
+AFTER_LABEL = "after: codes"
+THINGS = {"weight": "Weights", "activation": "Activations"}
+UNITS = {  # of the axis of values
+    ("weight", "steps"): "weight / scale (steps of its channel's grid)",
+    ("weight", "value"): "weight (real value)",
+    ("weight", "codes"): "weight code, zero point subtracted (steps)",
+    ("activation", "value"): "activation (real value)",
+    ("activation", "codes"): "activation code (steps)",
+}
+
+
+def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
+    """Every picture for which there are data, by the name of its file."""
+    title, figures = inspection.title, {}
+    for kind in THINGS:
+        if histograms := [histogram for histogram in inspection.histograms if histogram.kind == kind]:
+            figures[f"{kind}s"] = histogram_figure(histograms, title)
+    figures["filters"] = filter_figure(inspection.filters, title)
+    if inspection.confusion is not None:
+        figures["confusion"] = confusion_figure(inspection.confusion, title)
+    if inspection.hardest:
+        figures["hardest"] = hardest_figure(inspection.hardest, title)
+    return figures
+
+
+def network_section(inspection: Inspection, heading: str, ident: str) -> Section:
+    """The same on a page, and the table of layers."""
+    layers: list[Block] = [
+        layer_table(inspection.layers, LAYER_GRID + LAYER_USE + LAYER_COST),
+        Charts([histogram_chart(histogram) for histogram in inspection.histograms]),
+        *(filter_tiles(kernels) for kernels in known_kernels(inspection.filters)),
+    ]
+    parts = [Section(f"{ident}-layers", "Layers", layers)]
+    if inspection.confusion is not None:
+        errors: list[Block] = [confusion_table(inspection.confusion)]
+        errors += [hardest_tiles(inspection.hardest)] if inspection.hardest else []
+        parts.append(Section(f"{ident}-errors", "Errors", errors))
+    return Section(ident, heading, [Text(note) for note in inspection.notes], parts)
+
+
+def histogram_figure(histograms: Sequence[LayerHistogram], title: str) -> Figure:
+    """A panel for each layer's weights, or for each activation, all of one kind."""
+    rows = 1 if len(histograms) < 4 else 2
+    figure = Figure(figsize=(11, 1.8 + 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, math.ceil(len(histograms) / rows), squeeze=False).flat
+    legend: dict[str, Artist] = {}
+    for axes, histogram in zip(panels, histograms, strict=True):
+        draw_histogram(axes, histogram)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            legend.setdefault(label, handle)
+    what = THINGS[histograms[0].kind]
+    if not any(len(histogram.after) for histogram in histograms):
+        what += ", not quantized"
+    elif any(len(histogram.before) for histogram in histograms):
+        what += " before and after quantization"
+    else:
+        what += ", codes only"
+    figure.suptitle(f"{what}: {title}")
+    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=len(legend))
+    return figure
+
+
+def histogram_chart(data: LayerHistogram) -> Chart:
+    """One layer's histogram, and its counts as a table."""
+    figure = chart_figure(lambda axes: draw_histogram(axes, data), columns=2)
+    if len(data.grid):
+        grid, columns = f"on a grid of {len(data.grid)} points", ["point of the grid"]
+        bins = [([f"{point:g}"], count) for point, count in zip(data.grid, data.after, strict=True)]
+    else:
+        grid, columns = "not quantized", ["from", "to"]
+        edges = zip(data.edges, data.edges[1:], data.before, strict=False)
+        bins = [([f"{low:.4g}", f"{high:.4g}"], count) for low, high, count in edges]
+    rows = [[*names, f"{count:,}", percent(count / data.total)] for names, count in bins]
+    title = f"{THINGS[data.kind]} of {data.layer}"
+    caption = f"{data.total:,} values, {grid}." + (" Logarithmic shares." if data.kind == "activation" else "")
+    return Chart(figure, title, caption, f"Histogram. {caption}", Table(title, [*columns, "values", "share"], rows))
+
+
+def draw_histogram(axes: Axes, data: LayerHistogram) -> None:
+    """One layer: values before quantization, its grid, what lies on each point, and where values are clipped."""
+    wide = "bin" if data.quantizer is None else "step"
+    axes.set(xlabel=UNITS[data.kind, data.unit], ylabel=f"share of {data.kind}s per {wide}")
+    if data.kind == "activation":
+        axes.set_yscale("log")
+    step = data.step
+    if len(data.before):
+        width = float(data.edges[1] - data.edges[0])
+        per = width / step if len(data.grid) else 1.0  # as if bins were a step wide: both have one height
+        shares = data.before / data.total / per
+        axes.stairs(shares, data.edges, fill=True, color=BACKGROUND, label="before quantization")
+    few = 0 < len(data.grid) <= MOST_GRID_LINES
+    if len(data.after) and few:
+        axes.bar(data.grid, data.after / data.total, 0.8 * step, fill=False, edgecolor=AFTER, lw=1.2, label=AFTER_LABEL)
+    elif len(data.after):
+        between = np.append(data.grid - step / 2, data.grid[-1] + step / 2)
+        axes.stairs(data.after / data.total, between, color=AFTER, lw=0.8, label=AFTER_LABEL)
+    if few:
+        for index, point in enumerate(data.grid):
+            axes.axvline(point, color="black", lw=0.5, ls=":", label="points of the grid" if index == 0 else None)
+    if data.clip is not None:
+        low, high = data.clip
+        points = [high] if data.kind == "activation" else [low, high]
+        for index, point in enumerate(points):
+            axes.axvline(point, color=CLIP, lw=1.6, ls="--", label="clipped beyond" if index == 0 else None)
+    kind = "float" if data.quantizer is None else f"{data.quantizer}, {counted(data.bits, 'bit')}"
+    scales = "" if data.scale_range is None else f", scale {spread(*data.scale_range)}"
+    axes.set_title(f"{data.layer} ({kind}{scales})", fontsize=10)
+    if data.unit != "value":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25, axis="y")
+
+
+class Kernels(NamedTuple):
+    """The first layer's kernels (C, 5, 5), as float weights or as codes. form: of a value as text."""
+
+    title: str
+    unit: str
+    values: NDArray[Any]
+    form: str
+
+    @property
+    def bound(self) -> float:
+        """Shown as white; its negative as black, 0 as grey."""
+        return max(float(np.abs(self.values).max()), 1e-9)
+
+
+def known_kernels(filters: Filters) -> list[Kernels]:
+    """The float weights and the codes, whichever is known."""
+    kinds = [
+        ("float weights", UNITS["weight", "value"], filters.values, ".3f"),
+        (f"codes of {counted(filters.bits, 'bit')}, zero point subtracted", "code (steps)", filters.codes, "d"),
+    ]
+    return [Kernels(title, unit, values, form) for title, unit, values, form in kinds if values is not None]
+
+
+def filter_figure(filters: Filters, title: str) -> Figure:
+    """The first layer's kernels: the float weights above, the codes below; whichever is known."""
+    known = known_kernels(filters)
+    count = len(known[0].values)
+    columns = min(10, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(11, 0.6 + len(known) * (0.9 + 1.0 * rows)), layout="constrained")
+    parts = figure.subfigures(len(known), 1, squeeze=False)[:, 0]
+    for part, kernels in zip(parts, known, strict=True):
+        panels = part.subplots(rows, columns, squeeze=False).flatten()
+        for axes in panels[count:]:
+            axes.set_visible(False)
+        for number, (axes, kernel) in enumerate(zip(panels, kernels.values, strict=False)):
+            image = axes.imshow(kernel, cmap="gray", vmin=-kernels.bound, vmax=kernels.bound)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"channel {number}", fontsize=7)
+        ticks = MaxNLocator(integer=True) if kernels.form == "d" else None
+        part.colorbar(image, ax=panels.tolist(), label=kernels.unit, shrink=0.9, ticks=ticks)
+        part.suptitle(f"conv1, {count} kernels of 5x5 pixels: {kernels.title}", fontsize=10)
+    figure.suptitle(f"First-layer filters: {title}")
+    return figure
+
+
+def filter_tiles(kernels: Kernels) -> Tiles:
+    """The first layer's kernels as small images, and their values as a table."""
+    names = [f"channel {number}" for number in range(len(kernels.values))]
+    pixels = np.round((kernels.values / kernels.bound + 1) * 127.5).astype(np.uint8)
+    tiles = [Tile(_png(image), f"Kernel of {name}", [name]) for name, image in zip(names, pixels, strict=True)]
+    shown = format(int(kernels.bound), "d") if kernels.form == "d" else f"{kernels.bound:.3g}"
+    rows = [
+        [name, *(" ".join(format(value, kernels.form) for value in row) for row in kernel)]
+        for name, kernel in zip(names, kernels.values, strict=True)
+    ]
+    title = f"First-layer filters, {kernels.title}"
+    caption = f"{len(names)} kernels of 5x5 pixels, {kernels.unit}: black is -{shown}, grey 0, white {shown}."
+    return Tiles(title, caption, tiles, 56, Table(title, ["kernel", *(f"row {row}" for row in range(1, 6))], rows))
+
+
+def wrong_counts(confusion: Confusion) -> tuple[NDArray[np.int64], int]:
+    """The counts with a diagonal of 0, which would hide all others, and the count that is shown darkest."""
+    wrong = confusion.counts - np.diag(np.diag(confusion.counts))
+    return wrong, max(int(wrong.max()), 1)
+
+
+def error_summary(confusion: Confusion) -> str:
+    """`57 errors on 10,000 test images (0.57 %)`."""
+    share = percent(confusion.errors / confusion.total)
+    return f"{counted(confusion.errors, 'error')} on {counted(confusion.total, 'test image')} ({share})"
+
+
+def confusion_figure(confusion: Confusion, title: str) -> Figure:
+    """Errors by true and predicted class; the diagonal stays white."""
+    classes = len(confusion.class_names)
+    side = max(6.0, 0.22 * classes + 2)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    wrong, darkest = wrong_counts(confusion)
+    image = axes.imshow(wrong, cmap="Greys", vmin=0, vmax=darkest)
+    rotation = 0 if max(map(len, confusion.class_names)) <= 2 else 90
+    axes.set_xticks(range(classes), confusion.class_names, rotation=rotation)
+    axes.set_yticks(range(classes), confusion.class_names)
+    if classes <= 12:
+        for (row, column), count in np.ndenumerate(confusion.counts):
+            if count:
+                ink = "white" if wrong[row, column] > darkest / 2 else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(f"Confusion matrix: {title}\n{error_summary(confusion)}; diagonal: correct")
+    figure.colorbar(image, label="wrongly classified (images)", shrink=0.8, ticks=MaxNLocator(integer=True))
+    return figure
+
+
+def confusion_table(confusion: Confusion) -> Table:
+    """All counts, the errors tinted; errors and accuracy of each class."""
+    wrong, darkest = wrong_counts(confusion)
+    rows, tints = [], []
+    for index, (name, counts) in enumerate(zip(confusion.class_names, confusion.counts, strict=True)):
+        accuracy = percent(counts[index] / counts.sum()) if counts.sum() else UNKNOWN
+        cells = [f"{count:,}" if count else "·" for count in counts]
+        rows.append([name, *cells, f"{wrong[index].sum():,}", accuracy])
+        tints.append([0.0, *(wrong[index] / darkest).tolist(), 0.0, 0.0])
+    title = (
+        f"Confusion matrix: rows are true classes, columns predicted classes; {error_summary(confusion)}; the stronger "
+        "the tint, the more errors"
+    )
+    return Table(title, ["true", *confusion.class_names, "errors", "accuracy"], rows, tints=tints)
+
+
+def hardest_row(hard: HardImage) -> dict[str, str]:
+    """A wrong answer in text: column -> cell."""
+    return {
+        "test image": str(hard.index),
+        "true class": hard.true,
+        "probability of the true class": percent(hard.true_probability),
+        "predicted class": hard.predicted,
+        "probability of the predicted class": percent(hard.predicted_probability),
+    }
+
+
+def hardest_figure(hardest: Sequence[HardImage], title: str) -> Figure:
+    """The wrongly classified images whose true class got the lowest probability."""
+    columns = min(5, len(hardest))
+    rows = math.ceil(len(hardest) / columns)
+    figure = Figure(figsize=(max(7.5, 1.9 * columns), 0.9 + 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, hard in zip(panels, hardest, strict=False):
+        axes.imshow(hard.image, cmap="gray_r", vmin=0, vmax=255)
+        _, true, of_true, predicted, of_predicted = hardest_row(hard).values()
+        axes.set_title(f"true {true} ({of_true})\npredicted {predicted} ({of_predicted})", fontsize=8)
+    figure.suptitle(f"Worst-classified test images: {title}\nin brackets: probability of the class")
+    return figure
+
+
+def hardest_tiles(hardest: Sequence[HardImage]) -> Tiles:
+    """The same images on a page, and their probabilities as a table."""
+    rows = [hardest_row(hard) for hard in hardest]
+    tiles = []
+    for hard, row in zip(hardest, rows, strict=True):
+        lines = [f"true {row['true class']}", f"predicted {row['predicted class']}"]
+        tiles.append(Tile(_png(255 - hard.image), f"Test image {row['test image']}: {', '.join(lines)}", lines))
+    caption = f"The {counted(len(hardest), 'error')} whose true class got the lowest probability, the worst first."
+    return Tiles("Hardest images", caption, tiles, 64, Table.of("Hardest images", rows))
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    """uint8 (H, W), 0 black, as the data URI of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
