@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.errors import ExportError
+from qattrain.errors import ExportError, system_errors
 from qattrain.export.base import Files, Runner
 from qattrain.files import compiler
 
@@ -126,12 +126,9 @@ def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
         except (OSError, subprocess.SubprocessError) as error:
             reason = compiler.failure(error)
             raise ExportError(f"{path} cannot compile model.c: {reason}; is it a complete C compiler?") from None
-        try:
+        remedy = "set TMPDIR to a folder that may hold programs"
+        with system_errors(ExportError, "the compiled model cannot be loaded", remedy):
             batch = ctypes.CDLL(library).qattrain_batch
-        except OSError as error:
-            raise ExportError(
-                f"the compiled model cannot be loaded: {error}; set TMPDIR to a folder that may hold programs"
-            ) from None
         batch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         batch.restype = None
         classes = int(files["model.h"].split(b"#define QATTRAIN_CLASSES ")[1].split()[0])
