@@ -5,6 +5,8 @@ share a folder, and nothing is lost if a worker or the parent is killed. `LocalC
 `cells.work` is what one of them does, and `cluster.DaskCrew` claims cells on behalf of a cluster's workers.
 """
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -77,27 +79,19 @@ def run_sweep(
     A cell that fails is recorded and does not end the sweep. Raises ConfigError, DataError, CheckpointError,
     TrainingError; KeyboardInterrupt after the crew has stopped.
     """
-    hired: list[Crew] = []
-
-    def crew() -> Crew:
-        if not hired:
-            hired.append(hire())
-        return hired[0]
-
-    try:
-        plan = _make_plan(grid, folder, runs_dir, crew)
-        folder.make()
-        sweep = Sweep(folder, plan.cells, watch)
-        kept = len(sweep.ledger.finished)
-        say(f"{folder.path}: {len(plan.cells)} cells" + (f", {kept} finished before" if kept else ""))
-        if sweep.ledger.open:
-            sweep.run(crew())
-    except KeyboardInterrupt:
-        say("stopping and saving what is running; press Ctrl-C again to stop at once")
-        raise
-    finally:
-        for member in hired:
-            member.close()
+    with contextlib.ExitStack() as stack:
+        crew = functools.cache(lambda: stack.enter_context(contextlib.closing(hire())))
+        try:
+            plan = _make_plan(grid, folder, runs_dir, crew)
+            folder.make()
+            sweep = Sweep(folder, plan.cells, watch)
+            kept = len(sweep.ledger.finished)
+            say(f"{folder.path}: {len(plan.cells)} cells" + (f", {kept} finished before" if kept else ""))
+            if sweep.ledger.open:
+                sweep.run(crew())
+        except KeyboardInterrupt:
+            say("stopping and saving what is running; press Ctrl-C again to stop at once")
+            raise
     return plan
 
 
