@@ -50,7 +50,7 @@ def affine(images: Tensor, generator: torch.Generator) -> Tensor:
     Every quantity is uniform and drawn per image. Bilinear, 0 outside, rounded half up to codes.
     images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device.
     """
-    return _sampled(images, _inverse_maps(_draws(images, generator)))
+    return _sampled(images, _inverse_maps(len(images), generator))
 
 
 def elastic(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,7 +61,7 @@ def elastic(images: Tensor, generator: torch.Generator) -> Tensor:
     Source: Simard, Steinkraus, Platt 2003, "Best Practices for Convolutional Neural Networks Applied to Visual Document
     Analysis", section 2; there the field is white noise smoothed by a Gaussian.
     """
-    theta = _inverse_maps(_draws(images, generator))
+    theta = _inverse_maps(len(images), generator)
     points = torch.randn((len(images), 2, ELASTIC_POINTS, ELASTIC_POINTS), generator=generator)
     bases = _bicubic_bases()
     field = bases @ (points * (ELASTIC_PX * 2 / IMAGE_SIDE)) @ bases.T  # (B, 2, 28, 28)
@@ -73,10 +73,6 @@ def _bicubic_bases() -> Tensor:
     """(28, 7): the weight of each point for each pixel along an axis; `F.interpolate` itself is ten times slower."""
     points = torch.eye(ELASTIC_POINTS).view(ELASTIC_POINTS, 1, ELASTIC_POINTS, 1)
     return F.interpolate(points, size=(IMAGE_SIDE, 1), mode="bicubic", align_corners=True).view(-1, IMAGE_SIDE).T
-
-
-def _draws(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand((5, len(images)), generator=generator).mul_(2).sub_(1)  # (5, B) in -1..1
 
 
 def _sampled(images: Tensor, theta: Tensor, field: Tensor | None = None) -> Tensor:
@@ -98,12 +94,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def _inverse_maps(draws: Tensor) -> Tensor:
-    """Where each output pixel comes from: float32 (B, 2, 3) for affine_grid, from draws (5, B) in -1..1.
+def _inverse_maps(count: int, generator: torch.Generator) -> Tensor:
+    """Where each output pixel of `count` images comes from, at random: float32 (B, 2, 3) for affine_grid.
 
     The forward map is out = s R K in + t with rotation R, shear K = [[1, k], [0, 1]], scale s, in coordinates that span
     -1..1; affine_grid wants in = K^-1 R^-1 / s (out - t), written out here.
     """
+    draws = torch.rand((5, count), generator=generator).mul_(2).sub_(1)  # (5, B) in -1..1
     angle = draws[0] * math.radians(ROTATION_DEG)
     scale = 1 + draws[1] * SCALE_SPAN
     shear = draws[2] * SHEAR_SPAN

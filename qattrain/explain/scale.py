@@ -32,13 +32,13 @@ class Scaled(torch.autograd.Function):
     """round(2^n w), not divided by 2^n; backward: the gradient that arrives, times 2^n if `keep`."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, n: int, keep: bool) -> Tensor:
-        ctx.factor = 2.0**n if keep else 1.0
-        return round_half_up(w * 2.0**n)
+    def forward(ctx: Any, w: Tensor, keep: bool) -> Tensor:
+        ctx.factor = 2.0**N if keep else 1.0
+        return round_half_up(w * 2.0**N)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return grad * ctx.factor, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.factor, None
 
 
 class HandMadeConv2d(nn.Conv2d):
@@ -52,7 +52,7 @@ class HandMadeConv2d(nn.Conv2d):
         if self.form == DIVIDED:
             weight = Round.apply(self.weight * 2.0**N) / 2.0**N  # type: ignore[no-untyped-call]
         else:
-            weight = Scaled.apply(self.weight, N, self.form == FACTOR)  # type: ignore[no-untyped-call]
+            weight = Scaled.apply(self.weight, self.form == FACTOR)  # type: ignore[no-untyped-call]
         return F.conv2d(x, weight, self.bias)
 
 

@@ -27,8 +27,12 @@ class Target:
     name: str
     compiler: str
     flags: tuple[str, ...]
-    size: str
     link: bool = True
+
+    @property
+    def size(self) -> str:
+        """The program that measures what its compiler made."""
+        return self.compiler.removesuffix("gcc") + "size"
 
     @property
     def command(self) -> str:
@@ -46,20 +50,10 @@ class Footprint:
 
 
 EMBEDDED = (
-    Target(
-        "Arm Cortex-M0",
-        "arm-none-eabi-gcc",
-        ("-mcpu=cortex-m0", "-mthumb", "-Os", "-ffreestanding"),
-        "arm-none-eabi-size",
-    ),
-    Target(
-        "RISC-V RV32EC",
-        "riscv64-unknown-elf-gcc",
-        ("-march=rv32ec", "-mabi=ilp32e", "-Os", "-ffreestanding"),
-        "riscv64-unknown-elf-size",
-    ),
+    Target("Arm Cortex-M0", "arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb", "-Os", "-ffreestanding")),
+    Target("RISC-V RV32EC", "riscv64-unknown-elf-gcc", ("-march=rv32ec", "-mabi=ilp32e", "-Os", "-ffreestanding")),
 )
-HOST = Target("this computer", "gcc", ("-Os",), "size", link=False)
+HOST = Target("this computer", "gcc", ("-Os",), link=False)
 
 
 def measure(files: Files, target: Target) -> Footprint | None:
