@@ -96,10 +96,7 @@ def run_sweep(
 
 
 def _make_plan(grid: Grid, folder: SweepFolder, runs_dir: Path, crew: Callable[[], Crew]) -> Plan:
-    """The recorded plan if it is of this grid, so that `auto` is settled only once; else a new one, recorded.
-
-    Raises ConfigError, DataError, CheckpointError, TrainingError.
-    """
+    """The recorded plan if it is of this grid, so that `auto` is settled only once; else a new one, recorded."""
     points = expand(grid)  # also if a plan is recorded: a mistake shows at every start
     plan = folder.read_plan()
     if plan is not None and plan.asked == grid.asked():
