@@ -80,7 +80,7 @@ KMNIST = Source("kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "
 EMNIST_BALANCED = Source("emnist-balanced", "EMNIST", BALANCED, split="balanced", transposed=True)
 EMNIST_LETTERS = Source("emnist-letters", "EMNIST", LETTERS, split="letters", first_label=1, transposed=True)
 
-SOURCES = (MNIST, FASHION_MNIST, KMNIST, EMNIST_BALANCED, EMNIST_LETTERS)
+SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, KMNIST, EMNIST_BALANCED, EMNIST_LETTERS)}
 
 
 def load_source(source: Source, data_dir: Path) -> Dataset:

@@ -85,8 +85,8 @@ def run_sweep(
             plan = _make_plan(grid, folder, runs_dir, crew)
             folder.make()
             sweep = Sweep(folder, plan.cells, watch)
-            kept = len(sweep.ledger.finished)
-            say(f"{folder.path}: {len(plan.cells)} cells" + (f", {kept} finished before" if kept else ""))
+            kept = f", {len(sweep.kept)} finished before" if sweep.kept else ""
+            say(f"{folder.path}: {len(plan.cells)} cells{kept}")
             if sweep.ledger.open:
                 sweep.run(crew())
         except KeyboardInterrupt:
