@@ -19,6 +19,7 @@ from qattrain.errors import ExportError, optional_package
 from qattrain.export import EXPORTERS
 from qattrain.export.c_compile import compiled_c
 from qattrain.export.c_export import c_sources
+from qattrain.export.onnx_export import open_session
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import build_model
@@ -73,7 +74,7 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
 
     Raises ExportError without onnx and onnxruntime.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing it would write an id under the home folder
     with needs_onnx():
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -155,13 +156,7 @@ def by_batch(predict: Predict, images: Any) -> dict[int, Ready]:
 
 def one_thread_session(content: bytes) -> Predict:
     """An ONNX file in ONNX Runtime on one thread. Raises ExportError if that is not installed."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing it would write an id under the home folder
-    with needs_onnx():
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = open_session(content, threads=1)
     return lambda images: session.run(["logits"], {"image": images})
 
 

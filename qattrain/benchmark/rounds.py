@@ -131,7 +131,10 @@ def measure(
     """Build all contenders, then measure each once per round. references: names of the rows that ratios refer to."""
     rows, ready = [], []
     for contender in contenders:
-        built, missing = _build(contender, workload)
+        try:
+            built, missing = contender.build(workload), None
+        except QattrainError as error:
+            built, missing = {}, str(error)
         for batch in contender.batches:
             row = Row(contender.name, contender.what, batch, missing=missing)
             rows.append(row)
@@ -149,13 +152,6 @@ def measure(
     for row in rows:
         row.ratios = {name: _ratio(row, name, rows) for name in references}
     return rows
-
-
-def _build(contender: Contender, workload: Workload) -> tuple[dict[int, Ready], str | None]:
-    try:
-        return contender.build(workload), None
-    except QattrainError as error:
-        return {}, str(error)
 
 
 def _ratio(row: Row, name: str, rows: list[Row]) -> float | None:

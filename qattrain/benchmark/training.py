@@ -206,7 +206,7 @@ def _net(quantized_image: bool) -> nn.Module:
 
 
 COMPARED_QUANTIZERS = ("lsq", "affine", "pow2", "ternary", "binary")  # whose speeds are published
-COMPARED_BITS = (8, 4, 2)  # measured for every quantizer that allows them
+COMPARED_BITS = (8, 4, 2, 1)  # measured for every quantizer that allows them
 EAGER = "-eager"  # ends the names of those without compiled kernels
 
 
@@ -224,11 +224,10 @@ def _own(name: str, quantizer: str, bits: int, eager: bool = True) -> list[Conte
 def _quantized() -> list[Contender]:
     rows = []
     for name in COMPARED_QUANTIZERS:
-        widths = range(8, 0, -1) if name == "lsq" else sorted(QUANTIZERS[name].weight_bits, reverse=True)
+        # Every width of lsq: does speed depend on the bits?
+        widths = range(8, 0, -1) if name == "lsq" else [b for b in COMPARED_BITS if b in QUANTIZERS[name].weight_bits]
         for bits in widths:
-            compared = bits in COMPARED_BITS or bits == 1
-            if compared or name == "lsq":  # every width of lsq: does speed depend on the bits?
-                rows += _own(f"{name}-w{bits}a{bits}", name, bits, compared)
+            rows += _own(f"{name}-w{bits}a{bits}", name, bits, bits in COMPARED_BITS)
     return rows
 
 

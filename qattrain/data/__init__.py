@@ -52,8 +52,7 @@ def load_dataset(name: str, data_dir: Path) -> Dataset:
 
 def is_on_disk(name: str, data_dir: Path) -> bool:
     """Whether the dataset needs no download; the built-in digits never do. name: a key of DATASETS."""
-    source = next((source for source in sets.SOURCES if source.name == name), None)
-    return source is None or sets.is_on_disk(source, data_dir)
+    return name not in sets.SOURCES or sets.is_on_disk(sets.SOURCES[name], data_dir)
 
 
 def choose_dataset(data_dir: Path) -> tuple[str, str | None]:

@@ -3,6 +3,9 @@
 The integer network eats raw pixels, so it must be trained on raw pixels too: results are rounded back to 0..255. All
 random numbers come from the CPU generator passed in, even for images on an accelerator, so that a seed draws the same
 distortions on every device. There are no flips or crops: a mirrored digit is another character.
+
+Every augmentation takes images, uint8 (B, 1, 28, 28) on any device, contiguous, and returns the same kind of tensor, on
+the same device.
 """
 
 import math
@@ -26,15 +29,12 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def none(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """The images themselves, uint8 (B, 1, 28, 28); draws nothing from the generator."""
+    """The images themselves; draws nothing from the generator."""
     return images
 
 
 def shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Moves each image by whole pixels, -2..2 in x and in y, all 25 moves equally likely; uncovered pixels are 0.
-
-    images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device, contiguous.
-    """
+    """Moves each image by whole pixels, -2..2 in x and in y, all 25 moves equally likely; uncovered pixels are 0."""
     down, right = torch.randint(0, 2 * SHIFT_PX + 1, (2, len(images)), generator=generator).to(images.device)
     padded = F.pad(images, (SHIFT_PX,) * 4).flatten()  # of (B, 1, 32, 32)
     side, count = IMAGE_SIDE + 2 * SHIFT_PX, torch.arange(max(len(images), IMAGE_SIDE), device=images.device)
@@ -48,20 +48,18 @@ def affine(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shears (-0.1..0.1), scales (0.9..1.1), rotates (+-10 degrees) and shifts (+-2 px in x and y) each image.
 
     Every quantity is uniform and drawn per image. Bilinear, 0 outside, rounded half up to codes.
-    images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device.
     """
-    return _sampled(images, _inverse_maps(_draws(images, generator)))
+    return _sampled(images, _inverse_maps(len(images), generator))
 
 
 def elastic(images: Tensor, generator: torch.Generator) -> Tensor:
     """`affine`, plus a smooth random displacement of every pixel, like a trembling hand.
 
     The displacements are normal (standard deviation 0.5 px in x and in y) at 7 x 7 points, bicubic in between.
-    images: uint8 (B, 1, 28, 28) on any device; returns the same shape, dtype and device.
     Source: Simard, Steinkraus, Platt 2003, "Best Practices for Convolutional Neural Networks Applied to Visual Document
     Analysis", section 2; there the field is white noise smoothed by a Gaussian.
     """
-    theta = _inverse_maps(_draws(images, generator))
+    theta = _inverse_maps(len(images), generator)
     points = torch.randn((len(images), 2, ELASTIC_POINTS, ELASTIC_POINTS), generator=generator)
     bases = _bicubic_bases()
     field = bases @ (points * (ELASTIC_PX * 2 / IMAGE_SIDE)) @ bases.T  # (B, 2, 28, 28)
@@ -73,10 +71,6 @@ def _bicubic_bases() -> Tensor:
     """(28, 7): the weight of each point for each pixel along an axis; `F.interpolate` itself is ten times slower."""
     points = torch.eye(ELASTIC_POINTS).view(ELASTIC_POINTS, 1, ELASTIC_POINTS, 1)
     return F.interpolate(points, size=(IMAGE_SIDE, 1), mode="bicubic", align_corners=True).view(-1, IMAGE_SIDE).T
-
-
-def _draws(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand((5, len(images)), generator=generator).mul_(2).sub_(1)  # (5, B) in -1..1
 
 
 def _sampled(images: Tensor, theta: Tensor, field: Tensor | None = None) -> Tensor:
@@ -98,12 +92,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def _inverse_maps(draws: Tensor) -> Tensor:
-    """Where each output pixel comes from: float32 (B, 2, 3) for affine_grid, from draws (5, B) in -1..1.
+def _inverse_maps(count: int, generator: torch.Generator) -> Tensor:
+    """Where each output pixel of `count` images comes from, at random: float32 (B, 2, 3) for affine_grid.
 
     The forward map is out = s R K in + t with rotation R, shear K = [[1, k], [0, 1]], scale s, in coordinates that span
     -1..1; affine_grid wants in = K^-1 R^-1 / s (out - t), written out here.
     """
+    draws = torch.rand((5, count), generator=generator).mul_(2).sub_(1)  # (5, B) in -1..1
     angle = draws[0] * math.radians(ROTATION_DEG)
     scale = 1 + draws[1] * SCALE_SPAN
     shear = draws[2] * SHEAR_SPAN

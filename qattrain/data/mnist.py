@@ -69,20 +69,18 @@ class Source:
         return train, test
 
 
-DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
 # Fifteen lower-case letters look like their capitals and are merged with them (Cohen et al. 2017, arXiv:1702.05373).
 BALANCED = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
 
-MNIST = Source("mnist", "MNIST", DIGITS)
+MNIST = Source("mnist", "MNIST", tuple("0123456789"))
 FASHION_MNIST = Source("fashion-mnist", "FashionMNIST", FASHION)
-KMNIST = Source("kmnist", "KMNIST", KANA)
+KMNIST = Source("kmnist", "KMNIST", ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"))
 EMNIST_BALANCED = Source("emnist-balanced", "EMNIST", BALANCED, split="balanced", transposed=True)
 EMNIST_LETTERS = Source("emnist-letters", "EMNIST", LETTERS, split="letters", first_label=1, transposed=True)
 
-SOURCES = (MNIST, FASHION_MNIST, KMNIST, EMNIST_BALANCED, EMNIST_LETTERS)
+SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, KMNIST, EMNIST_BALANCED, EMNIST_LETTERS)}
 
 
 def load_source(source: Source, data_dir: Path) -> Dataset:

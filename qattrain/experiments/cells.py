@@ -74,11 +74,10 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
 class Watch:
     """A display that shows nothing and reports the share of the training that is done."""
 
-    def __init__(self, report: Report) -> None:
-        self.report, self.epochs, self.reported_at = report, 1, 0.0
+    def __init__(self, report: Report, epochs: int) -> None:
+        self.report, self.epochs, self.reported_at = report, epochs, 0.0
 
-    def on_start(self, run_dir: Path, checkpoint: Any, train_images: int, test_images: int) -> None:  # noqa: ARG002
-        self.epochs = checkpoint.config.train.epochs
+    def on_start(self, run_dir: Path, checkpoint: Any, train_images: int, test_images: int) -> None: ...
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:  # noqa: ARG002
         now = time.monotonic()
@@ -97,7 +96,7 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
     run_dir = cells_dir / cell.name
     last = run_dir / runs.LAST_FILE
     config = parse_config(cell.config | {"name": cell.name}, cell.name)
-    watch = Watch(report)
+    watch = Watch(report, config.train.epochs)
     if last.exists():
         result = go_on(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
     else:

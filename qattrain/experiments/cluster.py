@@ -101,9 +101,7 @@ class DaskCrew:
 
     def step(self, ledger: Ledger) -> None:
         for cell in ledger.ready():
-            if len(self.running) > len(
-                self.client.nthreads()
-            ):  # one more than workers, so that none has to wait for us
+            if len(self.running) > len(self.client.nthreads()):  # one more than workers: none has to wait for us
                 break
             self._begin(cell, ledger)
         deadline = time.monotonic() + SECONDS_BETWEEN_LOOKS

@@ -295,7 +295,6 @@ def _row(cell: Cell, axes: list[str], folder: SweepFolder) -> dict[str, Any]:
     config, quant = cell.config, cell.config["quant"]
     result = folder.result(cell)
     error = folder.failure(cell) if result is None else None
-    measured = dict.fromkeys(MEASURED) | {key: value for key, value in (result or {}).items() if key in MEASURED}
     return {
         "run_dir": f"{folder.cells.name}/{cell.name}",
         "method": cell.method,
@@ -305,7 +304,7 @@ def _row(cell: Cell, axes: list[str], folder: SweepFolder) -> dict[str, Any]:
         "model": config["model"]["name"],
         "dataset": config["data"]["dataset"],
         "seed": config["seed"],
-        **measured,
+        **{name: (result or {}).get(name) for name in MEASURED},
         "status": "finished" if result is not None else "failed" if error is not None else "unfinished",
         "error": error,
         "settings": {axis: _value(config, axis) for axis in axes if axis not in OWN_FIELDS},

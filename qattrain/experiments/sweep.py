@@ -5,6 +5,8 @@ share a folder, and nothing is lost if a worker or the parent is killed. `LocalC
 `cells.work` is what one of them does, and `cluster.DaskCrew` claims cells on behalf of a cluster's workers.
 """
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -77,35 +79,24 @@ def run_sweep(
     A cell that fails is recorded and does not end the sweep. Raises ConfigError, DataError, CheckpointError,
     TrainingError; KeyboardInterrupt after the crew has stopped.
     """
-    hired: list[Crew] = []
-
-    def crew() -> Crew:
-        if not hired:
-            hired.append(hire())
-        return hired[0]
-
-    try:
-        plan = _make_plan(grid, folder, runs_dir, crew)
-        folder.make()
-        sweep = Sweep(folder, plan.cells, watch)
-        kept = len(sweep.ledger.finished)
-        say(f"{folder.path}: {len(plan.cells)} cells" + (f", {kept} finished before" if kept else ""))
-        if sweep.ledger.open:
-            sweep.run(crew())
-    except KeyboardInterrupt:
-        say("stopping and saving what is running; press Ctrl-C again to stop at once")
-        raise
-    finally:
-        for member in hired:
-            member.close()
+    with contextlib.ExitStack() as stack:
+        crew = functools.cache(lambda: stack.enter_context(contextlib.closing(hire())))
+        try:
+            plan = _make_plan(grid, folder, runs_dir, crew)
+            folder.make()
+            sweep = Sweep(folder, plan.cells, watch)
+            kept = f", {len(sweep.kept)} finished before" if sweep.kept else ""
+            say(f"{folder.path}: {len(plan.cells)} cells{kept}")
+            if sweep.ledger.open:
+                sweep.run(crew())
+        except KeyboardInterrupt:
+            say("stopping and saving what is running; press Ctrl-C again to stop at once")
+            raise
     return plan
 
 
 def _make_plan(grid: Grid, folder: SweepFolder, runs_dir: Path, crew: Callable[[], Crew]) -> Plan:
-    """The recorded plan if it is of this grid, so that `auto` is settled only once; else a new one, recorded.
-
-    Raises ConfigError, DataError, CheckpointError, TrainingError.
-    """
+    """The recorded plan if it is of this grid, so that `auto` is settled only once; else a new one, recorded."""
     points = expand(grid)  # also if a plan is recorded: a mistake shows at every start
     plan = folder.read_plan()
     if plan is not None and plan.asked == grid.asked():

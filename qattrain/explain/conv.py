@@ -13,8 +13,7 @@ IMAGE = [[1, 2, 0, 1], [0, 1, 3, 2], [2, 0, 1, 1], [1, 2, 1, 0]]
 KERNEL = [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
 BIAS = 1.0
 ARRIVING = [[1, 0], [0, 2]]  # gradient of the loss with respect to the four outputs
-CASES = {
-    "4x4 above": ((1, 1, 4, 4), (1, 1, 3, 3), 1, 0),
+CASES = {  # shape of x, shape of w, stride, padding
     "stride 2, padding 1": ((2, 3, 9, 8), (4, 3, 3, 3), 2, 1),
     "padding 0": ((2, 3, 8, 8), (4, 3, 5, 5), 1, 0),
     "oblong kernel, padding 2": ((2, 2, 7, 10), (3, 2, 2, 5), 1, 2),
@@ -44,7 +43,7 @@ def explain(_lab: Lab) -> Explanation:
     to_x, to_weight, to_bias = torch.autograd.grad(y, (a, b, c), arriving)
     generator = torch.Generator().manual_seed(0)
     found = {"4x4 above": compare(x, weight, bias, arriving, 1, 0)}
-    for name, (x_shape, w_shape, stride, padding) in list(CASES.items())[1:]:
+    for name, (x_shape, w_shape, stride, padding) in CASES.items():
         r_x, r_w, r_b = (torch.randn(shape, generator=generator) for shape in (x_shape, w_shape, w_shape[:1]))
         found[name] = compare(r_x, r_w, r_b, None, stride, padding)
     first = windows[0, 0, 0, 0]
@@ -102,9 +101,8 @@ def _figure(
 
 def _numbers(axes: Axes, title: str, values: Tensor) -> None:
     bound = max(values.abs().max().item(), 1.0)
-    axes.imshow(
-        values.numpy(), cmap="RdBu", vmin=-2.2 * bound, vmax=2.2 * bound
-    )  # pale, so that the numbers are legible
+    limit = 2.2 * bound  # pale, so that the numbers are legible
+    axes.imshow(values.numpy(), cmap="RdBu", vmin=-limit, vmax=limit)
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             axes.text(j, i, f"{value:g}", ha="center", va="center", fontsize=9)

@@ -67,7 +67,8 @@ def explain(lab: Lab) -> Explanation:
     integers, test = lower(model), lab.dataset.test
     image, label = test.images[:1].numpy(), int(test.labels[0])
     steps = walk(integers, image)
-    answer = int(integers.run(image)[0].argmax())
+    logits = steps[-1].output[0]
+    answer = int(logits.argmax())
     said, in_c = _in_c(lab, integers)
     rows = [
         [
@@ -100,7 +101,7 @@ def explain(lab: Lab) -> Explanation:
                 }
                 for step in steps
             ],
-            "logits": integers.run(image)[0].tolist(),
+            "logits": logits.tolist(),
             "c": in_c,
         },
         tables=[

@@ -21,13 +21,12 @@ TRACED = "conv2"
 class Watch:
     """Records all weights after every optimizer step.
 
-    first: every layer's codes after the first step. codes, weights: the latest. flips: by epoch and layer, how many
-    codes changed from one step to the next. ends: by epoch, all codes at its end. small: how many of all `updates` of a
-    weight were below half a step of its grid. medians: median size of the updates in grid steps, by layer and step.
-    trace: one layer's weights in grid steps, (steps, weights).
+    codes, weights: the latest of every layer. flips: by epoch and layer, how many codes changed from one step to the
+    next. ends: by epoch, all codes at its end; 0: after the first step. small: how many of all `updates` of a weight
+    were below half a step of its grid. medians: median size of the updates in grid steps, by layer and step. trace: one
+    layer's weights in grid steps, (steps, weights).
     """
 
-    first: dict[str, Tensor] = field(default_factory=dict)
     codes: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     flips: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -50,11 +49,10 @@ class Watch:
                 self.small += int((moved < 0.5).sum())
                 self.updates += moved.numel()
                 self.medians.append(moved.median().item())
-            else:
-                self.first[name] = codes
             self.codes[name], self.weights[name] = codes, weight
             if name == TRACED:
                 self.trace.append((weight / scale).flatten())
+        self.ends.setdefault(0, dict(self.codes))
         self.ends[epoch] = dict(self.codes)
 
 
@@ -68,9 +66,9 @@ def watched(lab: Lab, schedule: str) -> tuple[Watch, float]:
 def epochs_of(watch: Watch) -> list[dict[str, Any]]:
     """By epoch: flips per weight in every layer, all flips, and the share of codes that changed over the epoch."""
     sizes = {name: codes.numel() for name, codes in watch.codes.items()}
-    before, found = watch.first, []
+    found = []
     for epoch, flips in watch.flips.items():
-        after = watch.ends[epoch]
+        before, after = watch.ends[epoch - 1], watch.ends[epoch]
         changed = sum(int((after[name] != before[name]).sum()) for name in WEIGHT_LAYERS)
         found.append(
             {
@@ -80,7 +78,6 @@ def epochs_of(watch: Watch) -> list[dict[str, Any]]:
                 "changed": changed / sum(sizes.values()),
             }
         )
-        before = after
     return found
 
 
@@ -92,7 +89,7 @@ def explain(lab: Lab) -> Explanation:
     weights = sum(codes.numel() for codes in watch.codes.values())
     median, share_small = float(torch.tensor(watch.medians).median()), watch.small / watch.updates
     first, last, total = per_epoch[0], per_epoch[-1], sum(row["flips"] for row in per_epoch)
-    elsewhere = sum(int((watch.codes[name] != watch.first[name]).sum()) for name in WEIGHT_LAYERS) / weights
+    elsewhere = sum(int((watch.codes[name] != watch.ends[0][name]).sum()) for name in WEIGHT_LAYERS) / weights
     return Explanation(
         numbers={
             "data": lab.data_line,

@@ -25,19 +25,20 @@ EPOCHS, BATCH = 6, 32
 RATES = {"SGD": 0.05, "Adam": 1e-3}
 DIVIDED, FACTOR, NO_FACTOR = "divided", "undivided, 2^n kept", "undivided, 2^n dropped"
 FORMS = (DIVIDED, FACTOR, NO_FACTOR)
+TRAININGS = (("SGD", False), ("Adam", False), ("SGD", True), ("Adam", True))  # optimizer, with batch normalization
 
 
 class Scaled(torch.autograd.Function):
     """round(2^n w), not divided by 2^n; backward: the gradient that arrives, times 2^n if `keep`."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, n: int, keep: bool) -> Tensor:
-        ctx.factor = 2.0**n if keep else 1.0
-        return round_half_up(w * 2.0**n)
+    def forward(ctx: Any, w: Tensor, keep: bool) -> Tensor:
+        ctx.factor = 2.0**N if keep else 1.0
+        return round_half_up(w * 2.0**N)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return grad * ctx.factor, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.factor, None
 
 
 class HandMadeConv2d(nn.Conv2d):
@@ -51,7 +52,7 @@ class HandMadeConv2d(nn.Conv2d):
         if self.form == DIVIDED:
             weight = Round.apply(self.weight * 2.0**N) / 2.0**N  # type: ignore[no-untyped-call]
         else:
-            weight = Scaled.apply(self.weight, N, self.form == FACTOR)  # type: ignore[no-untyped-call]
+            weight = Scaled.apply(self.weight, self.form == FACTOR)  # type: ignore[no-untyped-call]
         return F.conv2d(x, weight, self.bias)
 
 
@@ -132,9 +133,7 @@ def _shown(value: float | None) -> str:
 
 def explain(lab: Lab) -> Explanation:
     """Twelve trainings: three forms, two optimizers, with and without batch normalization."""
-    courses = [
-        train(lab, form, optimizer, batch_norm) for batch_norm in (False, True) for optimizer in RATES for form in FORMS
-    ]
+    courses = [train(lab, form, *training) for training in TRAININGS for form in FORMS]
     by = {(c.form, c.optimizer, c.batch_norm): c for c in courses}
     right, kept, dropped = (by[form, "SGD", False] for form in FORMS)
     masked = [by[FACTOR, o, b].test_accuracy[-1] for o, b in (("SGD", True), ("Adam", False), ("Adam", True))]
@@ -149,15 +148,14 @@ def explain(lab: Lab) -> Explanation:
         ]
         for c in courses
     ]
-    trainings = list(dict.fromkeys((c.optimizer, c.batch_norm) for c in courses))
-    accuracies = [[form, *(percent(by[form, *training].test_accuracy[-1]) for training in trainings)] for form in FORMS]
+    accuracies = [[form, *(percent(by[form, *training].test_accuracy[-1]) for training in TRAININGS)] for form in FORMS]
     return Explanation(
         numbers={"n": N, "epochs": EPOCHS, "data": lab.data_line, "courses": [asdict(c) for c in courses]},
         tables=[
             Table(
                 f"{EPOCHS} epochs, batch {BATCH}, SGD {RATES['SGD']:g} without momentum, Adam {RATES['Adam']:g}; "
                 f"{lab.data_line}; test accuracy",
-                ["form", *(optimizer + (" + norm" if norm else "") for optimizer, norm in trainings)],
+                ["form", *(optimizer + (" + norm" if norm else "") for optimizer, norm in TRAININGS)],
                 accuracies,
             ),
             Table(
@@ -195,21 +193,18 @@ def explain(lab: Lab) -> Explanation:
             "qattrain.explain.scale.HandMadeConv2d: all three forms side by side",
         ],
         paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
-        figure=_figure(courses, lab.data_line),
+        figure=_figure(by, lab.data_line),
     )
 
 
-def _figure(courses: list[Course], data: str) -> Figure:
+def _figure(by: dict[tuple[str, str, bool], Course], data: str) -> Figure:
     title = f"Weights times 2^{N}, rounded: divided back or not ({data})"
     figure, grid = panels(title, 3, 4, size=(13, 8.2), sharex=True, sharey="row")
     epochs = range(1, EPOCHS + 1)
-    styles = dict(zip(FORMS, (("-", "o"), ("--", "s"), (":", "^")), strict=True))
-    columns = [(optimizer, norm) for norm in (False, True) for optimizer in RATES]
-    for column, (optimizer, norm) in enumerate(columns):
-        chosen = [c for c in courses if (c.optimizer, c.batch_norm) == (optimizer, norm)]
-        for c in chosen:
-            line, marker = styles[c.form]
-            look = {"ls": line, "marker": marker, "ms": 4, "color": COLORS[FORMS.index(c.form)], "label": c.form}
+    for column, (optimizer, norm) in enumerate(TRAININGS):
+        for form, line, marker, color in zip(FORMS, ("-", "--", ":"), "os^", COLORS, strict=False):
+            c = by[form, optimizer, norm]
+            look = {"ls": line, "marker": marker, "ms": 4, "color": color, "label": form}
             grid[0, column].plot(epochs, [100 * a for a in c.test_accuracy], **look)
             for row, values in ((1, c.train_loss), (2, c.weight_size)):
                 grid[row, column].semilogy(epochs, [math.nan if v is None else v for v in values], **look)

@@ -73,18 +73,17 @@ def explain(lab: Lab) -> Explanation:
 def measured_gradients() -> dict[str, float]:
     """Gradients of bare round, of the Function and of the detach form, for the same random gradient that arrives."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.empty(10_001).uniform_(-6, 5, generator=generator)
+    x = torch.empty(10_001).uniform_(-6, 5, generator=generator).requires_grad_()
     arriving = torch.randn(x.shape, generator=generator)
 
-    def through(y: Tensor, x: Tensor) -> Tensor:
+    def through(y: Tensor) -> Tensor:
         return torch.autograd.grad(y, x, arriving)[0]
 
-    leaf = x.requires_grad_()
-    custom, detached = Round.apply(leaf), leaf + (round_half_up(leaf) - leaf).detach()  # type: ignore[no-untyped-call]
-    of_custom, of_detached = through(custom, leaf), through(detached, leaf)
+    custom, detached = Round.apply(x), x + (round_half_up(x) - x).detach()  # type: ignore[no-untyped-call]
+    of_custom, of_detached = through(custom), through(detached)
     return {
         "points": len(x),
-        "bare_largest": through(torch.round(leaf), leaf).abs().max().item(),
+        "bare_largest": through(torch.round(x)).abs().max().item(),
         "custom_largest_difference_to_what_arrived": (of_custom - arriving).abs().max().item(),
         "largest_difference_of_the_two_forms": (of_custom - of_detached).abs().max().item(),
         "largest_forward_difference": (custom - detached).abs().max().item(),

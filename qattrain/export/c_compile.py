@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qattrain.errors import ExportError
+from qattrain.errors import ExportError, system_errors
 from qattrain.export.base import Files, Runner
 from qattrain.files import compiler
 
@@ -27,8 +27,12 @@ class Target:
     name: str
     compiler: str
     flags: tuple[str, ...]
-    size: str
     link: bool = True
+
+    @property
+    def size(self) -> str:
+        """The program that measures what its compiler made."""
+        return self.compiler.removesuffix("gcc") + "size"
 
     @property
     def command(self) -> str:
@@ -46,20 +50,10 @@ class Footprint:
 
 
 EMBEDDED = (
-    Target(
-        "Arm Cortex-M0",
-        "arm-none-eabi-gcc",
-        ("-mcpu=cortex-m0", "-mthumb", "-Os", "-ffreestanding"),
-        "arm-none-eabi-size",
-    ),
-    Target(
-        "RISC-V RV32EC",
-        "riscv64-unknown-elf-gcc",
-        ("-march=rv32ec", "-mabi=ilp32e", "-Os", "-ffreestanding"),
-        "riscv64-unknown-elf-size",
-    ),
+    Target("Arm Cortex-M0", "arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb", "-Os", "-ffreestanding")),
+    Target("RISC-V RV32EC", "riscv64-unknown-elf-gcc", ("-march=rv32ec", "-mabi=ilp32e", "-Os", "-ffreestanding")),
 )
-HOST = Target("this computer", "gcc", ("-Os",), "size", link=False)
+HOST = Target("this computer", "gcc", ("-Os",), link=False)
 
 
 def measure(files: Files, target: Target) -> Footprint | None:
@@ -126,12 +120,9 @@ def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
         except (OSError, subprocess.SubprocessError) as error:
             reason = compiler.failure(error)
             raise ExportError(f"{path} cannot compile model.c: {reason}; is it a complete C compiler?") from None
-        try:
+        remedy = "set TMPDIR to a folder that may hold programs"
+        with system_errors(ExportError, "the compiled model cannot be loaded", remedy):
             batch = ctypes.CDLL(library).qattrain_batch
-        except OSError as error:
-            raise ExportError(
-                f"the compiled model cannot be loaded: {error}; set TMPDIR to a folder that may hold programs"
-            ) from None
         batch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         batch.restype = None
         classes = int(files["model.h"].split(b"#define QATTRAIN_CLASSES ")[1].split()[0])

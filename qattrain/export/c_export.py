@@ -157,10 +157,7 @@ def arena_of(model: IntegerModel, layout: str) -> Arena:
 
 
 def _table(layer: IntegerLayer, layout: str) -> tuple[IntegerLayer, dict[str, tuple[str, list[Any]]], dict[str, int]]:
-    """The layer, its arrays (field of `struct layer` -> C type and numbers), and the other fields of its layout.
-
-    Raises ExportError where a sum could leave int32.
-    """
+    """The layer, its arrays (field of `struct layer` -> C type and numbers), and the other fields of its layout."""
     arrays: dict[str, tuple[str, list[Any]]]
     if layout == "packed":
         packed = pack_codes(pixels_first(layer, layer.numbers), layer.bits, 0)

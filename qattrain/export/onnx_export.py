@@ -34,6 +34,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,17 +65,13 @@ def write_onnx(model: IntegerModel, facts: ModelFacts, layout: str) -> Files:
 def _build(model: IntegerModel, facts: ModelFacts, weights: list[StoredWeight], ternary: bool) -> bytes:
     graph = Graph()
     values = add_weights(graph, weights, ternary)
+    first, second, third, last = ((weight, values[weight.name]) for weight in weights)
     conv1, conv2, fc1, fc2 = model.layers
-    by_name = {weight.name: weight for weight in weights}
-
-    def operands(layer: IntegerLayer) -> tuple[StoredWeight, str]:
-        return by_name[layer.name], values[layer.name]
-
-    x = _requantize(graph, conv1, convolve(graph, "image", *operands(conv1), CONV1_SIDE), (-1, 1, 1))
-    x = _requantize(graph, conv2, convolve_gathered(graph, x, *operands(conv2), POOLED_SIDE, conv2.input_max))
+    x = _requantize(graph, conv1, convolve(graph, "image", *first, CONV1_SIDE), (-1, 1, 1))
+    x = _requantize(graph, conv2, convolve_gathered(graph, x, *second, POOLED_SIDE))
     x = graph.node("Flatten", [x], axis=1)
-    x = _requantize(graph, fc1, multiply(graph, x, *operands(fc1), fc1.input_max))
-    sums = multiply(graph, x, *operands(fc2), fc2.input_max)
+    x = _requantize(graph, fc1, multiply(graph, x, *third))
+    sums = multiply(graph, x, *last)
     graph.node("Add", [sums, graph.constant(f"{fc2.name}.bias", _int32(fc2.bias))], "logits")
     return graph.model(facts.name, model.classes, _metadata(model, facts))
 
@@ -138,7 +135,7 @@ def convolve(graph: Graph, image: str, weight: StoredWeight, value: str, side: i
     return _maximum(graph, graph.reshape(_added(graph, sums), (0, 4, outputs, side, side)), 1)
 
 
-def convolve_gathered(graph: Graph, codes: str, weight: StoredWeight, value: str, side: int, input_max: int) -> str:
+def convolve_gathered(graph: Graph, codes: str, weight: StoredWeight, value: str, side: int) -> str:
     """(N, C, 2 side + 4, 2 side + 4) -> pooled sums (N, side * side, D), pixels before channels."""
     outputs, channels = weight.codes.shape[:2]
     in_kernel = WINDOW * WINDOW * channels
@@ -154,21 +151,21 @@ def convolve_gathered(graph: Graph, codes: str, weight: StoredWeight, value: str
     windows = graph.node("Gather", [pairs, graph.node("Add", places)], axis=1)
     order, shape = (3, 5, 1, 2, 4, 0), (in_kernel, 4 * outputs)
     kernels = [_four_kernels(graph, zero_point, value, order, shape) for zero_point in weight.zero_points]
-    sums = _multiply(graph, graph.reshape(windows, (0, side * side, in_kernel)), weight, kernels, input_max)
+    sums = _multiply(graph, graph.reshape(windows, (0, side * side, in_kernel)), weight, kernels)
     return _maximum(graph, graph.reshape(sums, (0, side * side, 4, outputs)), 2)
 
 
-def multiply(graph: Graph, codes: str, weight: StoredWeight, value: str, input_max: int) -> str:
+def multiply(graph: Graph, codes: str, weight: StoredWeight, value: str) -> str:
     """(..., inputs) times (inputs, D) -> sums (..., D)."""
-    return _multiply(graph, codes, weight, [value] * len(weight.zero_points), input_max)
+    return _multiply(graph, codes, weight, [value] * len(weight.zero_points))
 
 
-def _multiply(graph: Graph, codes: str, weight: StoredWeight, values: list[str], input_max: int) -> str:
+def _multiply(graph: Graph, codes: str, weight: StoredWeight, values: list[str]) -> str:
     """The sums of one product per zero point, each with a value of its own."""
-    signed, sums = weight.is_int8(input_max), []
+    sums = []
     for zero_point, value in zip(weight.zero_points, values, strict=True):
-        operands = [graph.cast(value, "INT8") if signed else value, ""]
-        operands.append(graph.scalar(zero_point, np.int8 if signed else np.uint8))
+        operands = [graph.cast(value, "INT8") if weight.is_int8 else value, ""]
+        operands.append(graph.scalar(zero_point, np.int8 if weight.is_int8 else np.uint8))
         sums.append(graph.node("MatMulInteger", [codes, *operands]))
     return _added(graph, sums)
 
@@ -195,24 +192,29 @@ def _maximum(graph: Graph, values: str, axis: int) -> str:
     return graph.node("ReduceMax", [values, axes], keepdims=0)
 
 
-@contextmanager
-def run_onnx(files: Files) -> Iterator[Runner]:
-    """Runs `model.onnx` in ONNX Runtime on all cores of this CPU. Raises ExportError if that is not possible."""
+def open_session(content: bytes, threads: int) -> Any:
+    """An ONNX file in ONNX Runtime on the CPU. Raises ExportError if that is not installed or does not load it."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # importing it would write an id under the home folder
     with optional_package("onnx", "onnx", ExportError):
         import onnxruntime
     options = onnxruntime.SessionOptions()
-    # With a number of threads it does not pin them to cores, which fails with warnings in containers.
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    options.intra_op_num_threads = allowed or 1
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     try:
-        session = onnxruntime.InferenceSession(files[FILE], options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of many classes, without a common base of their own
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} does not load {FILE}: {reason(error)}; "
             "a newer one may: pip install --upgrade 'qattrain[onnx]'"
         ) from None
+
+
+@contextmanager
+def run_onnx(files: Files) -> Iterator[Runner]:
+    """Runs `model.onnx` on all cores of this CPU. Raises ExportError if that is not possible."""
+    # With a number of threads it does not pin them to cores, which fails with warnings in containers.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    session = open_session(files[FILE], allowed or 1)
     classes = session.get_outputs()[0].shape[1]
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -138,7 +138,7 @@ class StoredWeight:
     q_w - z_w = sum over zero points of (step * codes - zero_point)
 
     One zero point is enough, except for the odd numbers of 8 bits: 2 codes - 255 = (codes - 127) + (codes - 128), and
-    2 codes do not fit uint8.
+    2 codes do not fit uint8. input_max: the largest input code.
     """
 
     name: str
@@ -146,6 +146,7 @@ class StoredWeight:
     bits: int
     step: int
     zero_points: tuple[int, ...]
+    input_max: int
 
     def digits(self, ternary: bool) -> Digits | None:
         """How they are packed; None where an initializer has a type for them. ternary: in base 3 where possible."""
@@ -155,10 +156,11 @@ class StoredWeight:
             return None
         return Digits(2, tuple(self.step * 2**bit for bit in range(self.bits)))
 
-    def is_int8(self, input_max: int) -> bool:
+    @property
+    def is_int8(self) -> bool:
         """Whether it fits int8, the zero point that pads kernels included, and two products with inputs fit 16 bits."""
         largest = max(self.step * int(self.codes.max()), *self.zero_points)
-        return largest < 2**7 and fits_16_bits(largest, input_max)
+        return largest < 2**7 and fits_16_bits(largest, self.input_max)
 
 
 def stored_weight(layer: IntegerLayer) -> StoredWeight:
@@ -170,9 +172,10 @@ def stored_weight(layer: IntegerLayer) -> StoredWeight:
     assert np.array_equal(lowest + step * stored, codes), (layer.name, np.unique(codes))
     assert 0 <= stored.min() <= stored.max() < 2**layer.bits, (layer.name, layer.bits, codes.min(), codes.max())
     assert 0 <= zero_point <= 255, (layer.name, layer.zero_point, lowest)
+    zero_points: tuple[int, ...] = (zero_point,)
     if step * (2**layer.bits - 1) > 255:
-        return StoredWeight(layer.name, stored, layer.bits, 1, (zero_point // step, zero_point - zero_point // step))
-    return StoredWeight(layer.name, stored, layer.bits, step, (zero_point,))
+        step, zero_points = 1, (zero_point // step, zero_point - zero_point // step)
+    return StoredWeight(layer.name, stored, layer.bits, step, zero_points, layer.input_max)
 
 
 def add_weights(graph: Graph, weights: Iterable[StoredWeight], ternary: bool) -> dict[str, str]:

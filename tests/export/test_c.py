@@ -242,7 +242,7 @@ def test_nano_at_2_bits_fits_16_kib_of_flash_and_4_kib_of_ram(target: Target) ->
 @pytest.mark.parametrize(("target", "layout"), list(itertools.product(EMBEDDED, LAYOUTS)), ids=str)
 def test_both_layouts_link_without_a_library_and_without_a_warning(target: Target, layout: str) -> None:
     needs(target.compiler)
-    strict = Target(target.name, target.compiler, (*target.flags, *STRICT), target.size)
+    strict = Target(target.name, target.compiler, (*target.flags, *STRICT))
     assert measure(export(random_model("affine", 8), layout), strict) is not None
 
 
