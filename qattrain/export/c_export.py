@@ -76,7 +76,7 @@ C_EXPORTER = Exporter(write=write_c, run=run_c, layouts=LAYOUTS)
 
 
 def _rendered(template: str, **values: Any) -> str:
-    """A file of `qattrain/export/c` with `values` filled in."""
+    """The template of that file in `qattrain/export/c`, with `values` filled in."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(C_FOLDER),
         autoescape=False,
@@ -86,7 +86,7 @@ def _rendered(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["wrap"] = _wrapped
-    return environment.get_template(template).render(values)
+    return environment.get_template(f"{template}.jinja").render(values)
 
 
 def _wrapped(numbers: list[Any]) -> str:

@@ -15,7 +15,8 @@ from qattrain.evaluation.metrics import Evaluation, mcnemar_p
 from qattrain.evaluation.networks import Network, Packed, Trained, load_network
 from qattrain.integer import ModelFacts
 from qattrain.report.console import percent
-from qattrain.report.sources import Subject, read_record
+from qattrain.report.sources import Subject
+from qattrain.runs.folder import read_record
 
 
 @dataclass(frozen=True, eq=False)

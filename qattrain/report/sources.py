@@ -92,12 +92,3 @@ def _run_of(run_dir: str, beside: Path) -> Path:
         if (folder / runs.LAST_FILE).is_file():
             return folder / runs.LAST_FILE
     raise CheckpointError(f"the run {run_dir} of the comparison is neither there nor in {beside}; compare again")
-
-
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """A run's `config.json`, with `config` and `environment`; {} if it cannot be read or was not written by a run."""
-    try:
-        record = json.loads((run_dir / runs.CONFIG_FILE).read_text(encoding="utf-8"))
-        return record if all(isinstance(record[key], dict) for key in ("config", "environment")) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

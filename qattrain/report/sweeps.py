@@ -15,9 +15,10 @@ from qattrain.experiments.folder import SAME_IN_GROUP, pareto_front
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
 from qattrain.report.drawing import Series, chart_figure, picture_files, plotted_name, series_style
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
-from qattrain.report.sources import Sweep, read_record
+from qattrain.report.sources import Sweep
 from qattrain.report.tables import group_table
 from qattrain.runs import folder as runs
+from qattrain.runs.folder import read_record
 
 Group = dict[str, Any]  # of `sweep.json`, as `qattrain.experiments.folder` describes it
 Document = dict[str, Any]  # all of `sweep.json`
