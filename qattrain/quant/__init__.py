@@ -28,7 +28,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "binary": BinaryQuantizer,
 }
 
-FLOAT = "float"  # recorded if nothing is quantized
+FLOAT = "float"  # recorded as the quantizer of weights that are not quantized
 
 __all__ = [
     "QUANTIZERS",

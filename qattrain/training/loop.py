@@ -133,7 +133,7 @@ class Trainer:
             answers = self.teacher.answer(images, self.epoch, self.slices[self.step], len(self.data.labels))
             loss = distilled(loss, logits, answers, self.teacher.config)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()

@@ -29,15 +29,9 @@ MSE_LARGEST_PERCENT = 150
 Calibration = Callable[[Quantizer, Tensor], None]
 
 
-def _extremes(quantizer: Quantizer, values: Tensor) -> tuple[Tensor, Tensor]:
-    dims = quantizer.shared_dims(values)
-    keep = bool(quantizer.shape)
-    return values.amin(dims, keepdim=keep), values.amax(dims, keepdim=keep)
-
-
 def minmax(quantizer: Quantizer, values: Tensor) -> None:
     """The whole range, outliers included. Source: Jacob et al. 2018, section 3.1."""
-    quantizer.set_range(*_extremes(quantizer, values))
+    quantizer.set_range(*quantizer.extremes(values))
 
 
 def percentile(quantizer: Quantizer, values: Tensor) -> None:
@@ -54,7 +48,7 @@ def mse(quantizer: Quantizer, values: Tensor) -> None:
     With power-of-two scales more than 100 % can be best. Source: Nagel et al. 2021, "A White Paper on Neural Network
     Quantization", section 3.1.
     """
-    low, high = _extremes(quantizer, values)
+    low, high = quantizer.extremes(values)
     dims, keep = quantizer.shared_dims(values), bool(quantizer.shape)
     best_error = torch.full(quantizer.shape, torch.inf)
     best_share = torch.ones(quantizer.shape)
