@@ -1,4 +1,4 @@
-"""A network as CKPT names it, ENGINES that compute its logits, and whether an engine equals the integers.
+"""The network in a checkpoint or a packed file, ENGINES that compute its logits, and whether they equal its integers.
 
 To add an engine: write a context manager that takes a network and yields a predictor (and closes what it opened), and
 one line in ENGINES.
@@ -70,7 +70,7 @@ class Packed:
 
     @property
     def notice(self) -> str | None:
-        """Says so if the network was not trained on MNIST but on its stand-in; only the run knows why."""
+        """Said if the network was trained on the stand-in for MNIST; only the run knows why."""
         is_stand_in = self.facts.dataset == DIGITS_NAME
         return "This network was trained on scikit-learn's digits, not on MNIST." if is_stand_in else None
 
@@ -181,25 +181,23 @@ def compare_with_integers(
     shown: the model that `predict` calls, if its hidden codes are to be compared, too.
     """
     codes = different = 0
-    found_classes, classes = [], []
+    found_classes, expected_classes = [], []
     watching: AbstractContextManager[Any] = nullcontext() if shown is None else watched_activations(shown)
     with watching as seen:
-        for start in range(0, len(images), EVALUATION_BATCH):
-            batch = images[start : start + EVALUATION_BATCH]
+        for batch in images.split(EVALUATION_BATCH):
             *hidden, logits = (torch.from_numpy(values) for values in integers.trace(batch.cpu().numpy()))
             # Engines return accumulators times the scale: dividing by it gives the integers back.
             found = torch.round(predict(batch).double().cpu() / integers.logit_scale).long()
             different += int((found != logits).any(1).sum())
             found_classes.append(found.argmax(1))
-            classes.append(logits.argmax(1))
+            expected_classes.append(logits.argmax(1))
             if shown is not None:
                 for name, expected in zip(ACTIVATION_LAYERS, hidden, strict=True):
                     codes += int((seen[name][1].codes.long().cpu() != expected).sum())
-    none = torch.zeros(0, dtype=torch.int64)
-    predicted, expected_classes = torch.cat([none, *found_classes]), torch.cat([none, *classes])
+    integer_predictions = torch.cat(expected_classes)
     return Mismatches(
-        predictions=int((predicted != expected_classes).sum()),
+        predictions=int((torch.cat(found_classes) != integer_predictions).sum()),
         codes=None if shown is None else codes,
         logits=different,
-        integer_predictions=expected_classes,
+        integer_predictions=integer_predictions,
     )
