@@ -15,7 +15,7 @@ from qattrain.report.console import counted, percent
 from qattrain.report.drawing import BEFORE, COLORS, DASHES, MARKERS, plotted_name, png, svg
 
 if TYPE_CHECKING:  # they need torch, pictures of a sweep do not
-    from qattrain.evaluation.inspection import Filters, Inspection, LayerHistogram
+    from qattrain.evaluation.inspection import Inspection, LayerHistogram, Observed
     from qattrain.evaluation.metrics import Confusion, HardImage
 
 MOST_GRID_LINES = 32  # more would be a grey area
@@ -118,7 +118,7 @@ def _title_and_legend(figure: Figure, title: str) -> None:
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=len(named))
 
 
-def filter_figure(filters: "Filters", title: str) -> Figure:
+def filter_figure(filters: "Observed", title: str) -> Figure:
     """The first layer's kernels: as floats above, as codes below; whichever is known."""
     kinds = [
         ("float weights", "weight (real value)", filters.values),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from qattrain.config import FLOAT_BITS, ExperimentConfig, QuantConfig
 from qattrain.config.sources import leaves
-from qattrain.evaluation.inspection import Filters, LayerHistogram, LayerReport
+from qattrain.evaluation.inspection import LayerHistogram, LayerReport, Observed
 from qattrain.evaluation.metrics import Confusion, HardImage
 from qattrain.report.blocks import (
     UNKNOWN,
@@ -158,7 +158,7 @@ def _histogram(data: LayerHistogram, ident: str) -> Chart:
     return Chart(inline_svg(figure, ident, title, f"Histogram. {caption}"), title, caption, table)
 
 
-def _filters(filters: Filters, ident: str) -> list[Block]:
+def _filters(filters: Observed, ident: str) -> list[Block]:
     kinds = [("First-layer filters, float weights", filters.values, "real values", ".3f")]
     kinds += [(f"First-layer filters, codes of {counted(filters.bits, 'bit')}", filters.codes, "codes", "d")]
     blocks: list[Block] = []
