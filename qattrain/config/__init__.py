@@ -202,7 +202,5 @@ def _explain(detail: Any, section: Any) -> str:
 
 
 def _known_keys() -> set[str]:
-    keys = set(ExperimentConfig.model_fields)
-    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig, DistillConfig, PtqConfig):
-        keys |= set(section.model_fields)
-    return keys
+    sections = (ExperimentConfig, ModelConfig, QuantConfig, DataConfig, TrainConfig, DistillConfig, PtqConfig)
+    return {key for section in sections for key in section.model_fields}

@@ -23,7 +23,7 @@ from qattrain.layers.network import LeNet, build_model, plan_layers, weight_byte
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
-from qattrain.training.run import Loader, RunResult, go_on, resolve, start
+from qattrain.training.run import Loader, RunResult, continue_run, resolve, start
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_TRIES = 0.25  # to claim a cell, while others hold all that are left
@@ -99,7 +99,7 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
     config = parse_config(cell.config | {"name": cell.name}, cell.name)
     watch = Watch(report)
     if last.exists():
-        result = go_on(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
+        result = continue_run(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
     else:
         shutil.rmtree(run_dir, ignore_errors=True)  # of a process killed before its first checkpoint
         if cell.source is not None:

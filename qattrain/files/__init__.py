@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the folder where this program keeps its own."""
+"""Files that are written completely or not at all, and this program's cache folder."""
 
 import contextlib
 import os
@@ -45,12 +45,7 @@ def _umask() -> int:
     return mask
 
 
-def default_data_dir() -> Path:
-    """Where datasets are kept if neither `--data-dir` nor QATTRAIN_DATA_DIR says otherwise."""
-    return cache_dir()
-
-
 def cache_dir() -> Path:
-    """This program's folder in the user's cache, for datasets and compiled kernels."""
+    """This program's folder in the user's cache: for compiled kernels, and for datasets without `--data-dir`."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "qattrain"

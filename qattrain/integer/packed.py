@@ -27,6 +27,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qattrain.errors import CheckpointError, system_errors
 from qattrain.integer.model import INT32_MAX, IntegerLayer, IntegerModel, Requantization, weight_grid
 
+FORMAT_VERSION = 1
+FILE_NAME = "model.safetensors"
+KEY = "qattrain"  # of the metadata
+IMAGE_MAX = 255
+
+Tensors = dict[str, NDArray[Any]]
+Bits = Annotated[int, Field(ge=1, le=8)]
+Count = Annotated[int, Field(ge=1)]
+
 
 def pack_codes(codes: NDArray[np.int64], bits: int, lowest: int) -> NDArray[np.uint8]:
     """codes: any shape, lowest .. lowest + 2^bits - 1, taken in C order -> uint8 (ceil(codes.size * bits / 8),)."""
@@ -41,16 +50,6 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, lowest: int, count: int) 
     stream = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits).astype(np.int64)
     codes: NDArray[np.int64] = (stream << np.arange(bits)).sum(1) + lowest
     return codes
-
-
-FORMAT_VERSION = 1
-FILE_NAME = "model.safetensors"
-KEY = "qattrain"  # of the metadata
-IMAGE_MAX = 255
-
-Tensors = dict[str, NDArray[Any]]
-Bits = Annotated[int, Field(ge=1, le=8)]
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)

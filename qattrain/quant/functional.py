@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from qattrain.quant import kernels, native
-from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
+from qattrain.quant.grid import round_half_up
 from qattrain.quant.surrogates import SURROGATES
 
 Gradients = tuple[Tensor | None, ...]  # as many as forward took arguments, None where none is needed
@@ -58,8 +58,7 @@ class Round(Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         (v,) = ctx.saved_tensors
-        grad_v = SURROGATES[ctx.surrogate](grad_output, v, ctx.low, ctx.high) if ctx.needs_input_grad[0] else None
-        return grad_v, None, None, None
+        return SURROGATES[ctx.surrogate](grad_output, v, ctx.low, ctx.high), None, None, None
 
 
 class Staircase(Function):
@@ -91,14 +90,9 @@ class Staircase(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
-        if not ctx.needs_input_grad[0]:
-            return (None,) * 9
         x, scale = ctx.saved_tensors
-        grad_codes = kernels.formatted_as(grad_codes, x)
-        surrogate = SURROGATES[ctx.surrogate]
-        grad_x = native.run(
-            ctx.compiled, kernels.staircase_gradient, grad_codes, x, scale, *ctx.map, surrogate, ctx.rectify
-        )
+        args = (kernels.formatted_as(grad_codes, x), x, scale, *ctx.map, SURROGATES[ctx.surrogate], ctx.rectify)
+        grad_x = native.run(ctx.compiled, kernels.staircase_gradient, *args)
         return grad_x, *(None,) * 8
 
 
@@ -137,21 +131,9 @@ class LearnedStep(Function):
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         x, step = ctx.saved_tensors
-        grad_codes = kernels.formatted_as(grad_codes, x)
-        grad_x, grad_step = native.run(
-            ctx.compiled,
-            kernels.learned_step_gradients,
-            *(grad_codes, x, step, *ctx.grid, SURROGATES[ctx.surrogate], ctx.rectify),
-        )
+        args = (kernels.formatted_as(grad_codes, x), x, step, *ctx.grid, SURROGATES[ctx.surrogate], ctx.rectify)
+        grad_x, grad_step = native.run(ctx.compiled, kernels.learned_step_gradients, *args)
         return grad_x, grad_step, *(None,) * 6
-
-
-def fake_quantize_learned(
-    x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float = 1.0, surrogate: str = "clipped"
-) -> Tensor:
-    """x_hat = s * clip(round(x / s)), real values with LSQ's gradients: the textbook form of `LearnedStep`."""
-    codes = LearnedStep.apply(x, step, qmin, qmax, gradient_scale, surrogate)
-    return dequantize(QTensor(codes, step.detach().clamp_min(MIN_SCALE)))
 
 
 class LearnedClip(Function):
@@ -186,11 +168,8 @@ class LearnedClip(Function):
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         x, step = ctx.saved_tensors
-        grad_x, grad_alpha = native.run(
-            ctx.compiled,
-            kernels.learned_clip_gradients,
-            *(kernels.formatted_as(grad_codes, x), x, step, ctx.qmax, SURROGATES[ctx.surrogate], ctx.rectify),
-        )
+        args = (kernels.formatted_as(grad_codes, x), x, step, ctx.qmax, SURROGATES[ctx.surrogate], ctx.rectify)
+        grad_x, grad_alpha = native.run(ctx.compiled, kernels.learned_clip_gradients, *args)
         return grad_x, grad_alpha, *(None,) * 4
 
 

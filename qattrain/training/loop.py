@@ -28,12 +28,9 @@ STEPS_BETWEEN_CHECKS = 50  # that the loss is finite: each check synchronizes wi
 
 def check_names(config: TrainConfig, augment: str) -> None:
     """Raises ConfigError if optimizer, schedule or augmentation are not in their tables."""
-    for table, value, key in (
-        (OPTIMIZERS, config.optimizer, "train.optimizer"),
-        (SCHEDULES, config.schedule, "train.schedule"),
-        (AUGMENTATIONS, augment, "data.augment"),
-    ):
-        pick(table, value, f"{key} =")
+    pick(OPTIMIZERS, config.optimizer, "train.optimizer =")
+    pick(SCHEDULES, config.schedule, "train.schedule =")
+    pick(AUGMENTATIONS, augment, "data.augment =")
 
 
 class Observer(Protocol):

@@ -13,6 +13,9 @@ from qattrain.errors import pick
 from qattrain.layers.network import plan_layers
 from qattrain.quant import Quantizer
 
+SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
+AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
+
 Schedule = Callable[[int, int, float], float]  # (step from 0, steps of the run, warm-up share) -> factor on the rate
 
 
@@ -72,10 +75,6 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
     "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
     "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
 }
-
-
-SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
-AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
 
 
 def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> TrainConfig:

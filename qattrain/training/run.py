@@ -30,6 +30,8 @@ from qattrain.training.distillation import Teacher
 from qattrain.training.loop import EpochResult, Observer, Trainer, check_names
 from qattrain.training.optimization import settle_training
 
+Loader = Callable[[str, Path], Dataset]  # `load_dataset`, or one that caches, for a process that trains many runs
+
 
 class Display(Observer, Protocol):
     """Shows a run to a person."""
@@ -167,9 +169,6 @@ def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-Loader = Callable[[str, Path], Dataset]  # like `load_dataset`; a process that trains many runs caches
-
-
 def resolve(
     config: ExperimentConfig, data_dir: Path, load: Loader = load_dataset
 ) -> tuple[ExperimentConfig, Dataset, str | None]:
@@ -192,8 +191,8 @@ def resolve(
             "precision": precision,
             "device": str(device),
             "threads": config.train.threads or torch.get_num_threads(),
+            "compile": pick_compile(config.train.compile, device, images * config.train.epochs),
         }
-        | {"compile": pick_compile(config.train.compile, device, images * config.train.epochs)}
     )
     quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     data = config.data.model_copy(update={"dataset": name})
@@ -259,10 +258,10 @@ def resume(
             )
     if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
         raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
-    return go_on(path, checkpoint, data_dir, display, stop_after)
+    return continue_run(path, checkpoint, data_dir, display, stop_after)
 
 
-def go_on(
+def continue_run(
     path: Path,
     checkpoint: Checkpoint,
     data_dir: Path,
