@@ -22,7 +22,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             if isinstance(values, dict) and "config" in values:
                 values = values["config"]
                 if isinstance(values, dict):
-                    values["name"] = None  # that name is taken
+                    values["name"] = None  # a run of that name exists
         else:
             values = tomllib.loads(text)
     except ValueError as error:  # JSONDecodeError and TOMLDecodeError are both ValueErrors

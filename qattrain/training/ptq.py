@@ -1,7 +1,7 @@
-"""Post-training quantization: fix every scale of a trained float network from what it does on some images.
+"""Post-training quantization: choose every scale from a trained float network and what it computes on some images.
 
-Nothing is trained. Weights get the range of their tensor, activations that of what the float network computes. At 8
-bits that is enough; at fewer, rounding errors of a size the network never met add up, and accuracy collapses.
+Nothing is trained. Weights get the range of their tensor, activations that of the float network's values. At 8 bits
+that is enough; with fewer, rounding errors larger than any the network was trained with add up, and accuracy collapses.
 """
 
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def settle_ptq(
 ) -> ExperimentConfig:
     """The configuration of the run `name` that quantizes the float run `source` after `epochs` epochs.
 
-    Raises ConfigError, which calls the source `path`, if it is not a float network.
+    path: of the source, named in errors. Raises ConfigError if it is not a float network.
     """
     if source.method != "float":
         raise ConfigError(
@@ -117,7 +117,7 @@ def quantize_after_training(
 def quantize(
     source: Checkpoint, path: Path, config: ExperimentConfig, dataset: Dataset, runs_dir: Path
 ) -> tuple[RunResult, float]:
-    """Make the run `config`, which `settle_ptq` settled, from the float checkpoint `source`, read from `path`."""
+    """As `quantize_after_training`; source: read from `path`, config: what `settle_ptq` returned for it."""
     assert config.ptq is not None, config
     prepare_torch(config)
     model = build_model(config.model, config.quant, len(source.class_names))

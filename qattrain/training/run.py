@@ -1,4 +1,4 @@
-"""A run from start to end: settle the configuration, train it or resume it, evaluate and save after every epoch.
+"""A run from start to end: settle the configuration, train or resume, evaluate and save after every epoch.
 
 resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.jsonl, last.pt
 """
@@ -34,7 +34,7 @@ Loader = Callable[[str, Path], Dataset]  # `load_dataset`, or one that caches, f
 
 
 class Display(Observer, Protocol):
-    """Shows a run to a person."""
+    """Shows a run's progress."""
 
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
 
@@ -111,7 +111,7 @@ class Session:
     def run(
         self, run_dir: Path, display: Display, stop_after: int | None, stop: threading.Event | None = None
     ) -> RunResult:
-        """Train to the last epoch, to the end of epoch `stop_after`, or until Ctrl-C or until `stop` is set.
+        """Train to the last epoch, to the end of epoch `stop_after`, or until Ctrl-C is pressed or `stop` is set.
 
         Saves after every epoch and when it stops.
         """
@@ -130,7 +130,7 @@ class Session:
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
         test = evaluate(self.predict, self.test)
-        if not math.isfinite(test.loss):  # the last update came after the last check of the training loss
+        if not math.isfinite(test.loss):  # the training loss was last checked before the last update
             raise self.trainer.diverged("test", test.loss, result.epoch, len(self.trainer.slices))
         record: dict[str, Any] = {
             "epoch": result.epoch,
@@ -237,7 +237,7 @@ def resume(
     asked: dict[tuple[str, ...], Any],
     stop_after: int | None,
 ) -> RunResult:
-    """Resume a run until its last epoch; a finished one is returned as it is.
+    """Resume a run and train to its last epoch; a finished one is returned unchanged.
 
     asked: settings given along with `--resume`, by path; each must equal the run's own. Raises ConfigError,
     CheckpointError, DataError, TrainingError.
@@ -251,7 +251,7 @@ def resume(
     config = checkpoint.config
     for key, value in asked.items():
         recorded = lookup(config.model_dump(mode="json"), key)
-        if value not in ("auto", recorded):  # auto asks for nothing in particular
+        if value not in ("auto", recorded):  # auto accepts any value
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 "leave the option out, or train a new run"
@@ -313,11 +313,11 @@ def prepare_torch(config: ExperimentConfig) -> None:
 
 @contextmanager
 def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
-    """A new run folder with its `config.json`; removed again if what follows fails before its first checkpoint."""
+    """A new run folder with its `config.json`; removed again if the run fails before its first checkpoint."""
     run_dir = runs.create_run_dir(runs_dir, config.name, runs.default_name(config))
     try:
         environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
         runs.write_config(run_dir, config.model_dump(mode="json"), environment)
         yield run_dir
     finally:
-        runs.remove_if_empty_handed(run_dir)
+        runs.remove_without_checkpoint(run_dir)

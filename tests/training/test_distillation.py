@@ -122,7 +122,7 @@ def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
     original = file.read_bytes()
     source.checkpoint.model["fc2.bias"] += 1
     save_checkpoint(file, source.checkpoint)
-    with pytest.raises(CheckpointError, match="its teacher was another one"):
+    with pytest.raises(CheckpointError, match="it was trained with another teacher"):
         resume_run(part)
     file.unlink()
     with pytest.raises(CheckpointError, match=re.escape(source.run_dir.name)):
