@@ -8,7 +8,7 @@ that define them are beside the code they name, and names are checked when the e
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qattrain.errors import ConfigError
 
@@ -23,6 +23,9 @@ def _check_bits(bits: int) -> int:
     if not (1 <= bits <= 8 or bits == FLOAT_BITS):
         raise ValueError(f"allowed: 1 to 8, or {FLOAT_BITS} for float")
     return bits
+
+
+Bits = Annotated[int, AfterValidator(_check_bits)]
 
 
 class _Section(BaseModel):
@@ -50,16 +53,11 @@ class QuantConfig(_Section):
     """Bit widths and the quantizer. None means: the quantizer's default; `n` is pow2's exponent for weights."""
 
     quantizer: str = "lsq"
-    bits: int | None = None
-    act_bits: int | None = None
+    bits: Bits | None = None
+    act_bits: Bits | None = None
     layer_bits: dict[str, int] = {}
     surrogate: str = "clipped"
     n: Annotated[int, Field(ge=-8, le=20)] | None = None
-
-    @field_validator("bits", "act_bits")
-    @classmethod
-    def _allowed_bits(cls, bits: int | None) -> int | None:
-        return bits if bits is None else _check_bits(bits)
 
     @field_validator("layer_bits")
     @classmethod

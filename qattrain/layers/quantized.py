@@ -156,8 +156,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
                 raise ConfigError(f"padding={self.padding!r} with ops='explicit': give numbers, or use ops='torch'")
         self.pool = pool
         self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops)
-        if device is not None or dtype is not None:
-            self.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.ops == "explicit":
@@ -193,8 +192,7 @@ class QuantLinear(_QuantLayer, nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops)
-        if device is not None or dtype is not None:
-            self.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight) if self.ops == "explicit" else F.linear(x, weight)

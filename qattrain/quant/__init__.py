@@ -5,7 +5,7 @@ To add a quantizer: write a subclass of `Quantizer` in `quantizers.py`, and one 
 
 from qattrain.config import FLOAT_BITS
 from qattrain.errors import ConfigError, pick
-from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
+from qattrain.quant.grid import QTensor, dequantize, round_half_up
 from qattrain.quant.quantizers import (
     AffineQuantizer,
     BinaryQuantizer,
@@ -37,7 +37,6 @@ __all__ = [
     "Quantizer",
     "activation_quantizer",
     "dequantize",
-    "quantize",
     "round_half_up",
     "weight_quantizer",
     "weight_quantizer_name",

@@ -97,9 +97,8 @@ def settle_ptq(
     plan = plan_layers(quant)
     if plan.is_float:
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
-    settled = quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     ptq = ptq.model_copy(update={"source_epochs": epochs})
-    return source.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
+    return source.model_copy(update={"quant": plan.quant, "ptq": ptq, "name": name})
 
 
 def quantize_after_training(

@@ -52,7 +52,6 @@ class RunResult:
     def summary(self) -> dict[str, Any]:
         """The fields of `train --json` and `ptq --json`."""
         config, history = self.checkpoint.config, self.checkpoint.history
-        plan = plan_layers(config.quant)
         last = history[-1] if history else dict.fromkeys(("train_loss", "test_loss", "test_accuracy"))
         trained = [] if config.ptq else history
         speeds = [record["images_per_second"] for record in trained]
@@ -61,10 +60,10 @@ class RunResult:
             "checkpoint": str(self.run_dir / runs.LAST_FILE),
             "dataset": config.data.dataset,
             "model": config.model.name,
-            "bits": plan.bits,
-            "act_bits": plan.act_bits,
-            "quantizer": plan.quantizer,
-            "weight_quantizer": plan.weight_quantizer,
+            "bits": config.quant.bits,
+            "act_bits": config.quant.act_bits,
+            "quantizer": config.quant.quantizer,
+            "weight_quantizer": plan_layers(config.quant).weight_quantizer,
             "epochs": len(trained),
             "seed": config.seed,
             "train_loss": last["train_loss"],
@@ -177,7 +176,7 @@ def resolve(
     Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
     DataError.
     """
-    plan = plan_layers(config.quant)
+    quant = plan_layers(config.quant).quant
     check_names(config.train, config.data.augment)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
@@ -186,7 +185,7 @@ def resolve(
         name, notice = choose_dataset(data_dir)
     dataset = load(name, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
-    train = settle_training(config.train, config.quant, images).model_copy(
+    train = settle_training(config.train, quant, images).model_copy(
         update={
             "precision": precision,
             "device": str(device),
@@ -194,7 +193,6 @@ def resolve(
             "compile": pick_compile(config.train.compile, device, images * config.train.epochs),
         }
     )
-    quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     data = config.data.model_copy(update={"dataset": name})
     return config.model_copy(update={"train": train, "quant": quant, "data": data}), dataset, notice
 
