@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS
+from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, bits_by_layer
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
@@ -23,7 +23,7 @@ from qattrain.export.base import Exporter, Runner, settled_layout
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import is_packed, load_packed
-from qattrain.layers.network import LeNet, plan_layers, watched_activations
+from qattrain.layers.network import LeNet, watched_activations
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 
 
@@ -52,7 +52,7 @@ class Trained:
     @property
     def quantized(self) -> bool:
         """Whether every layer has 1 to 8 bits."""
-        return plan_layers(self.checkpoint.config.quant).is_quantized
+        return FLOAT_BITS not in bits_by_layer(self.checkpoint.config.quant).values()
 
     def integers(self) -> IntegerModel:
         """Raises ExportError if a layer is float."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
+from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, is_float, parse_config
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.files import write_atomically
-from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
+from qattrain.layers.network import LeNet, build_model, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
@@ -53,7 +53,7 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
     for point in points:
         try:
             config, dataset, notice = resolve(parse_config(point.config, "sweep"), data_dir, load)
-            if plan_layers(config.quant).is_float:
+            if is_float(config.quant):
                 config = config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS, act_bits=FLOAT_BITS)})
             cell = added(config, notice, None, dataset.classes)
             if point.quant is not None and point.ptq is not None:

@@ -16,15 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qattrain.config import (
-    ACTIVATION_LAYERS,
-    FLOAT_BITS,
-    WEIGHT_LAYERS,
-    ModelConfig,
-    QuantConfig,
-    bits_by_layer,
-    is_float,
-)
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
 from qattrain.errors import ConfigError, pick
 from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
 from qattrain.quant import QUANTIZERS, QTensor, weight_quantizer_name
@@ -73,16 +65,6 @@ class LayerPlan:
     quant: QuantConfig
     weight_quantizer: str
     layer_bits: dict[str, int]
-
-    @property
-    def is_float(self) -> bool:
-        """Whether no layer is quantized."""
-        return is_float(self.quant)
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether every layer is quantized."""
-        return FLOAT_BITS not in self.layer_bits.values()
 
 
 def plan_layers(quant: QuantConfig) -> LayerPlan:

@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qattrain.config import DistillConfig, ExperimentConfig
+from qattrain.config import DistillConfig, ExperimentConfig, bits_by_layer, is_float
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import write_atomically
-from qattrain.layers.network import plan_layers
 from qattrain.layers.quantized import set_compute_dtype
 from qattrain.runs.checkpoint import Checkpoint, restore_model
 
@@ -37,11 +36,11 @@ class Teacher:
     """
 
     def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
-        plan = plan_layers(source.config.quant)
-        if not plan.is_float:
+        if not is_float(source.config.quant):
+            bits = min(bits_by_layer(source.config.quant).values())
             raise ConfigError(
-                f"distill.teacher: {path} is quantized ({min(plan.layer_bits.values())} bits); a teacher is a float "
-                "network: train one with --bits 32"
+                f"distill.teacher: {path} is quantized ({bits} bits); a teacher is a float network: train one with "
+                "--bits 32"
             )
         if source.class_names != class_names:
             raise ConfigError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig, is_float
 from qattrain.data import Dataset, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
@@ -94,11 +94,11 @@ def settle_ptq(
             "float checkpoint: train one with --bits 32"
         )
     pick(CALIBRATIONS, ptq.calibration, "--calibration")
-    plan = plan_layers(quant)
-    if plan.is_float:
+    settled = plan_layers(quant).quant
+    if is_float(settled):
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
     ptq = ptq.model_copy(update={"source_epochs": epochs})
-    return source.model_copy(update={"quant": plan.quant, "ptq": ptq, "name": name})
+    return source.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
 
 
 def quantize_after_training(
