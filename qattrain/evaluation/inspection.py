@@ -227,7 +227,8 @@ class LayerHistogram(LayerPart):
 
 def layer_histogram(seen: Observed) -> LayerHistogram:
     """Histogram of a layer whose values or codes are known. Weights in steps, activations in real values."""
-    assert seen.values is not None or seen.codes is not None, seen.layer
+    known = seen.codes if seen.values is None else seen.values
+    assert known is not None, seen.layer
     unit, per_step = "value", 1.0
     x = None if seen.values is None else seen.values.astype(np.float64)
     if seen.scale is None and seen.codes is not None:
@@ -242,8 +243,6 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
     before, edges = (none, none) if x is None else np.histogram(x, bins=BINS)
     after = none if seen.codes is None else np.array([(seen.codes == code).sum() for code in seen.grid])
     clips = seen.clipped_share is not None and seen.codes is not None
-    total = seen.codes if seen.values is None else seen.values
-    assert total is not None
     return LayerHistogram(
         seen.layer,
         seen.kind,
@@ -256,7 +255,7 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
         grid,
         after.astype(np.int64),
         (float(grid[0] - per_step / 2), float(grid[-1] + per_step / 2)) if clips else None,
-        total.size,
+        known.size,
         seen.scale_range,
     )
 
