@@ -96,11 +96,11 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The training loop. `init` is a float checkpoint to start from. Weight decay spares what quantizers learn,
-    except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
+    """The training loop. `init` is a float checkpoint to start from. Weight decay does not act on what quantizers
+    learn, except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
 
     `compile`: whether the elementwise kernels run compiled from C; `auto` compiles on a CPU with a C compiler, unless
-    the run is too short to be worth it.
+    the run is too short to benefit.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -122,7 +122,7 @@ class TrainConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """Knowledge distillation: `teacher` is a float checkpoint; its logits weigh `weight`, the labels the rest."""
+    """Knowledge distillation: `teacher` is a float checkpoint; `weight` is that of its logits in the loss."""
 
     teacher: str | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0

@@ -72,7 +72,7 @@ def parse_layer_bits(text: str) -> dict[str, int]:
 
 
 def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> None:
-    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError if a step is a value, not a table."""
+    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError if part of the path is a value."""
     for depth, part in enumerate(path[:-1]):
         base = base.setdefault(part, {})
         if not isinstance(base, dict):

@@ -145,7 +145,7 @@ class LayerReport(LayerPart):
     float.
 
     All but weight_bytes are None if the layer is float, and for activations without images; what needs real values is
-    None, too, if only integers are known.
+    also None if only integers are known.
     """
 
     scale_min: float | None = None

@@ -120,7 +120,7 @@ def torch_engine(network: Network) -> Iterator[Predictor]:
 def integer_predictor(run: Runner, integers: IntegerModel) -> Predictor:
     """uint8 images (N, 1, 28, 28) -> logits float64 (N, classes): those of `run` times `logit_scale`.
 
-    With that factor the loss is the one of the real logits.
+    With that factor the loss equals that of the real logits.
     """
 
     def predict(images: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ ENGINES: dict[str, Engine] = {
 
 @dataclass(frozen=True)
 class Mismatches:
-    """What differs from IntegerModel. predictions: images with another class. codes: hidden codes that differ, over all
-    layers and images; None for an engine that does not show them. logits: images with at least one other logit.
+    """What differs from IntegerModel. predictions: images with a different class. codes: hidden codes that differ, over
+    all layers and images; None for an engine that does not expose them. logits: images with a different logit.
 
     integer_predictions: int64 (N,), the classes that IntegerModel predicts.
     """
@@ -178,7 +178,7 @@ def compare_with_integers(
 ) -> Mismatches:
     """Run `predict` and `integers` on all `images` (uint8 (N, 1, 28, 28)) and count what differs.
 
-    shown: the model that `predict` calls, if its hidden codes are to be compared, too.
+    shown: the model that `predict` calls, if its hidden codes are also to be compared.
     """
     codes = different = 0
     found_classes, expected_classes = [], []

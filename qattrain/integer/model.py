@@ -56,7 +56,7 @@ class Requantization:
 
 @dataclass(frozen=True, eq=False)
 class IntegerLayer:
-    """One layer: two convolutions with their pooling, or two matrix products.
+    """One layer: a convolution with its pooling, or a matrix product.
 
     codes: q_w, (D, C, K, J) or (D, C). bits, quantizer: of the weights, as recorded. lowest: the smallest code they can
     have. zero_point: z_w. bias: b_q, (D,). input_max: largest input code. requantization: None for the last layer.

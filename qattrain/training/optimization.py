@@ -92,7 +92,7 @@ def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> Tra
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Weights and biases, and what quantizers learn, which decays only if `quantizers.Quantizer.decays` says so.
+    """Weights and biases, and what quantizers learn, to which weight decay applies only if `Quantizer.decays`.
 
     share: fraction of the learning rate; for the quantizers' parameters it is `scale_lr`.
     """
