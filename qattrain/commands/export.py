@@ -41,14 +41,22 @@ def export(
 
     console = Console(json)
     from qattrain.errors import ConfigError
-    from qattrain.evaluation.checkpoints import ExportRequest, export_network
+    from qattrain.evaluation.checkpoints import export_network
     from qattrain.export.base import NOISE_IMAGES
     from qattrain.runs.folder import find_checkpoint
 
     if no_verify and verify_images is not None:
         raise ConfigError(f"--verify-images {verify_images} with --no-verify: give only one of them")
-    request = ExportRequest(to, layout, out, force, verify_images, verify=not no_verify)
-    network, exported = export_network(find_checkpoint(checkpoint, runs_dir), request, opt.data_folder(data_dir))
+    network, exported = export_network(
+        find_checkpoint(checkpoint, runs_dir),
+        to,
+        opt.data_folder(data_dir),
+        layout=layout,
+        folder=out,
+        force=force,
+        verify=not no_verify,
+        verify_images=verify_images,
+    )
     console.notice(network.notice)
     console.result(
         {

@@ -199,6 +199,6 @@ NetworkName = Annotated[
 
 def data_folder(given: Path | None) -> Path:
     """`--data-dir`, or the default."""
-    from qattrain.files import default_data_dir
+    from qattrain.files import cache_dir
 
-    return given if given is not None else default_data_dir()
+    return given if given is not None else cache_dir()

@@ -8,7 +8,7 @@ that define them are beside the code they name, and names are checked when the e
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qattrain.errors import ConfigError
 
@@ -23,6 +23,9 @@ def _check_bits(bits: int) -> int:
     if not (1 <= bits <= 8 or bits == FLOAT_BITS):
         raise ValueError(f"allowed: 1 to 8, or {FLOAT_BITS} for float")
     return bits
+
+
+Bits = Annotated[int, AfterValidator(_check_bits)]
 
 
 class _Section(BaseModel):
@@ -50,16 +53,11 @@ class QuantConfig(_Section):
     """Bit widths and the quantizer. None means: the quantizer's default; `n` is pow2's exponent for weights."""
 
     quantizer: str = "lsq"
-    bits: int | None = None
-    act_bits: int | None = None
+    bits: Bits | None = None
+    act_bits: Bits | None = None
     layer_bits: dict[str, int] = {}
     surrogate: str = "clipped"
     n: Annotated[int, Field(ge=-8, le=20)] | None = None
-
-    @field_validator("bits", "act_bits")
-    @classmethod
-    def _allowed_bits(cls, bits: int | None) -> int | None:
-        return bits if bits is None else _check_bits(bits)
 
     @field_validator("layer_bits")
     @classmethod
@@ -98,11 +96,11 @@ class DataConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """The training loop. `init` is a float checkpoint to start from. Weight decay spares what quantizers learn,
-    except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
+    """The training loop. `init` is a float checkpoint to start from. Weight decay does not act on what quantizers
+    learn, except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
 
     `compile`: whether the elementwise kernels run compiled from C; `auto` compiles on a CPU with a C compiler, unless
-    the run is too short to be worth it.
+    the run is too short to benefit.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -124,7 +122,7 @@ class TrainConfig(_Section):
 
 
 class DistillConfig(_Section):
-    """Knowledge distillation: `teacher` is a float checkpoint; its logits weigh `weight`, the labels the rest."""
+    """Knowledge distillation: `teacher` is a float checkpoint; `weight` is that of its logits in the loss."""
 
     teacher: str | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
@@ -202,7 +200,5 @@ def _explain(detail: Any, section: Any) -> str:
 
 
 def _known_keys() -> set[str]:
-    keys = set(ExperimentConfig.model_fields)
-    for section in (ModelConfig, QuantConfig, DataConfig, TrainConfig, DistillConfig, PtqConfig):
-        keys |= set(section.model_fields)
-    return keys
+    sections = (ExperimentConfig, ModelConfig, QuantConfig, DataConfig, TrainConfig, DistillConfig, PtqConfig)
+    return {key for section in sections for key in section.model_fields}

@@ -22,7 +22,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             if isinstance(values, dict) and "config" in values:
                 values = values["config"]
                 if isinstance(values, dict):
-                    values["name"] = None  # that name is taken
+                    values["name"] = None  # a run of that name exists
         else:
             values = tomllib.loads(text)
     except ValueError as error:  # JSONDecodeError and TOMLDecodeError are both ValueErrors
@@ -72,7 +72,7 @@ def parse_layer_bits(text: str) -> dict[str, int]:
 
 
 def merge(base: dict[str, Any], path: list[str], value: Any, source: str) -> None:
-    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError if a step is a value, not a table."""
+    """Set `base[path[0]][path[1]]... = value` in place. Raises ConfigError if part of the path is a value."""
     for depth, part in enumerate(path[:-1]):
         base = base.setdefault(part, {})
         if not isinstance(base, dict):

@@ -24,12 +24,14 @@ from qattrain.export import EXPORTERS
 from qattrain.export.base import Exported, check_folder, export_model, settled_layout
 from qattrain.runs.environment import pick_device
 
+EXPORT_FOLDER = "export"
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was evaluated, by which engine, the result, and the test images with their labels, on the CPU.
+    """Result of an evaluation. engine: a key of ENGINES. test: the images it used, with their labels, on the CPU.
 
-    mismatches: against the integers, if asked for and if every layer is quantized.
+    mismatches: with the integers; None if not asked for, or if a layer is float.
     """
 
     network: Network
@@ -47,7 +49,7 @@ class Outcome:
 def evaluate_checkpoint(
     path: Path, data_dir: Path, engine: str | None = None, limit_test: int | None = None, verify: bool = False
 ) -> Outcome:
-    """Load what is in `path` and evaluate it, as `evaluate_network` does. Raises CheckpointError, too."""
+    """Load the network in `path`, then as `evaluate_network`. Also raises CheckpointError."""
     if engine is not None:
         pick(ENGINES, engine, "--engine")
     return evaluate_network(load_network(path), path, data_dir, engine, limit_test, verify)
@@ -61,19 +63,20 @@ def evaluate_network(
     limit_test: int | None = None,
     verify: bool = False,
 ) -> Outcome:
-    """Evaluate `network`, read from `path`, on its dataset's test images, as many as its run used without a limit.
+    """Evaluate `network`, read from `path`, on its dataset's test images.
 
-    engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. verify: also count what differs
-    from the integers. Raises ConfigError, DataError, ExportError, CheckpointError for a dataset of other classes.
+    engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. limit_test: number of images;
+    None: as many as its run used. verify: also count what differs from the integers. Raises ConfigError, DataError,
+    ExportError, and CheckpointError for a dataset with other classes.
     """
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
     dataset = load_test_data(network, path, data_dir)
-    device = pick_device("auto")  # not the one it was trained on, which this machine may lack
+    device = pick_device("auto")  # this machine may lack the one it was trained on
     if isinstance(network, Trained):
         network.model.to(device)
         threads = network.checkpoint.config.train.threads
         if threads is not None:
-            torch.set_num_threads(threads)  # float sums are equal for equal numbers of threads
+            torch.set_num_threads(threads)  # float sums depend on their number
     images = dataset.test.head(limit_test or network.limit_test)
     test = images.to(device)
     mismatches = None
@@ -86,9 +89,9 @@ def evaluate_network(
 
 
 def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:
-    """For each of `images` (N, 1, 28, 28) its `top` classes and their probabilities, the likeliest first.
+    """The `top` classes of each of `images` (N, 1, 28, 28) with their probabilities, the most probable first.
 
-    A class that is a digit is a number, any other its name. The integers compute it if the network is quantized.
+    Digits are returned as numbers, other classes by name. A quantized network is evaluated with its integers.
     """
     with ENGINES["integer" if network.quantized else "torch"](network) as predict:
         probabilities = predict(torch.from_numpy(images)).double().softmax(1)
@@ -112,40 +115,32 @@ def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
     return dataset
 
 
-EXPORT_FOLDER = "export"
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to write and how to verify it.
+def export_network(
+    path: Path,
+    to: str,
+    data_dir: Path,
+    *,
+    layout: str | None = None,
+    folder: Path | None = None,
+    force: bool = False,
+    verify: bool = True,
+    verify_images: int | None = None,
+) -> tuple[Network, Exported]:
+    """Verify and write the files of the network in `path`.
 
     to: a key of EXPORTERS. layout: one of that exporter's; None: its default. folder: None: `export` beside the file.
-    force: write even into a folder that holds other files. verify_images: number of test images; None: all. verify:
-    False: write without verifying.
+    force: write even into a folder that holds other files. verify: False: write without verifying. verify_images:
+    number of test images; None: all. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError.
     """
-
-    to: str
-    layout: str | None = None
-    folder: Path | None = None
-    force: bool = False
-    verify_images: int | None = None
-    verify: bool = True
-
-
-def export_network(path: Path, request: ExportRequest, data_dir: Path) -> tuple[Network, Exported]:
-    """Export what is in `path`. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError."""
-    exporter = pick(EXPORTERS, request.to, "--to")
+    exporter = pick(EXPORTERS, to, "--to")
+    folder = folder or default_folder(path)
     # Refuse early what can be refused: verifying takes seconds.
-    settled_layout(exporter, request.layout)
-    folder = request.folder or default_folder(path)
-    check_folder(folder, request.force)
+    settled_layout(exporter, layout)
+    check_folder(folder, force)
     network = load_network(path)
     integers = network.integers()
-    images = None
-    if request.verify:
-        images = load_test_data(network, path, data_dir).test.head(request.verify_images).images.numpy()
-    exported = export_model(exporter, integers, network.facts, request.layout, images, folder, request.force)
-    return network, exported
+    images = load_test_data(network, path, data_dir).test.head(verify_images).images.numpy() if verify else None
+    return network, export_model(exporter, integers, network.facts, layout, images, folder, force)
 
 
 def default_folder(path: Path) -> Path:

@@ -1,7 +1,7 @@
-"""A network looked at from inside: numbers for every layer, and the data of every picture. Draws and prints nothing."""
+"""What a network looks like inside: numbers for every layer, the data of every picture. Draws and prints nothing."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,23 @@ BINS = 96  # of a histogram
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
-    """One layer's weights, or its activations on all images looked at.
+class LayerPart:
+    """A layer's weights or activations. kind: "weight" or "activation". quantizer: None if float.
 
-    kind: "weight" or "activation". shape: of the weights, or of one image's activations; () if unknown.
+    shape: of the weights, or of one image's activations; () if unknown.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    bits: int
+    quantizer: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Observed(LayerPart):
+    """Weights, or the activations of all images, before and after quantization.
+
     values: float, before quantization; None if only integers are known, and for activations without images.
     codes: int64, zero point subtracted; None if float, and for activations without images.
     scale: of the codes, broadcasts against them; None if float or unknown.
@@ -35,11 +48,6 @@ class Observed:
     approximates: whether scale times code is meant to be near the value.
     """
 
-    layer: str
-    kind: str
-    shape: tuple[int, ...]
-    bits: int
-    quantizer: str | None
     values: NDArray[Any] | None = None
     codes: NDArray[np.int64] | None = None
     scale: NDArray[np.float64] | None = None
@@ -47,31 +55,27 @@ class Observed:
     clipped_share: float | None = None
     approximates: bool = True
 
+    @property
+    def scale_range(self) -> tuple[float, float] | None:
+        """Smallest and largest scale; None if float or unknown."""
+        return None if self.scale is None else (float(self.scale.min()), float(self.scale.max()))
+
 
 def observe(network: Network, images: Tensor | None) -> list[Observed]:
-    """All layers in the order of the network. images: uint8 (N, 1, 28, 28); None: weights only."""
+    """All weights and activations, in the order of the network. images: uint8 (N, 1, 28, 28); None: weights only."""
     if isinstance(network, Packed):
         return observe_integers(network.model, images)
     return observe_model(network.model, images)
 
 
 def observe_integers(model: IntegerModel, images: Tensor | None) -> list[Observed]:
-    """The same from the integers alone."""
+    """`observe` for a network of which only the integers are known."""
     traced = [None] * len(model.layers) if images is None else model.trace(images.cpu().numpy())
     found = []
     for number, (layer, codes) in enumerate(zip(model.layers, traced, strict=True), start=1):
+        weights = (layer.name, "weight", layer.codes.shape, layer.bits, layer.quantizer)
         grid = tuple(code - layer.zero_point for code in layer.grid)
-        found.append(
-            Observed(
-                layer.name,
-                "weight",
-                layer.codes.shape,
-                layer.bits,
-                layer.quantizer,
-                codes=layer.centered,
-                grid=grid,
-            )
-        )
+        found.append(Observed(*weights, codes=layer.centered, grid=grid))
         if layer.requantization is not None:
             bits, shape = layer.requantization.bits, () if codes is None else codes.shape[1:]
             grid = tuple(range(2**bits))
@@ -81,7 +85,7 @@ def observe_integers(model: IntegerModel, images: Tensor | None) -> list[Observe
 
 @torch.no_grad()
 def observe_model(model: LeNet, images: Tensor | None) -> list[Observed]:
-    """All layers of a network that torch can run."""
+    """`observe` for a network that torch can run."""
     model.eval()
     with watched_activations(model) as seen:
         if images is not None:
@@ -124,14 +128,14 @@ def _observed(
 
 
 def probabilities(network: Network, images: Tensor) -> Tensor:
-    """Of every class, float64 (N, classes): from torch, or from the integers if only they are known."""
+    """Probability of every class, float64 (N, classes): from torch, or from the integers if only they are known."""
     with ENGINES["integer" if isinstance(network, Packed) else "torch"](network) as predict:
-        return torch.cat([predict(batch).double().cpu().softmax(1) for batch in torch.split(images, EVALUATION_BATCH)])
+        return torch.cat([predict(batch).double().cpu().softmax(1) for batch in images.split(EVALUATION_BATCH)])
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """One layer's weights or activations.
+class LayerReport(LayerPart):
+    """Numbers about weights or activations.
 
     levels: number of possible codes; codes_used: number of codes that occur. entropy_bits: entropy of the codes'
     frequencies, the bits per code of an ideal compression. clipped_share: share of the values outside the grid.
@@ -141,14 +145,9 @@ class LayerReport:
     float.
 
     All but weight_bytes are None if the layer is float, and for activations without images; what needs real values is
-    None, too, if only integers are known.
+    also None if only integers are known.
     """
 
-    layer: str
-    kind: str  # weight or activation
-    shape: tuple[int, ...]  # of the weights, or of one image's activations, () if unknown
-    bits: int
-    quantizer: str | None
     scale_min: float | None = None
     scale_max: float | None = None
     levels: int | None = None
@@ -164,14 +163,15 @@ class LayerReport:
 def layer_report(seen: Observed, accumulator_bound: int | None = None) -> LayerReport:
     """Report on what was observed. accumulator_bound: of a weight layer, if known."""
     count = None if seen.codes is None else np.unique(seen.codes, return_counts=True)[1]
+    scale_min, scale_max = seen.scale_range or (None, None)
     return LayerReport(
         seen.layer,
         seen.kind,
         seen.shape,
         seen.bits,
         seen.quantizer,
-        scale_min=None if seen.scale is None else float(seen.scale.min()),
-        scale_max=None if seen.scale is None else float(seen.scale.max()),
+        scale_min=scale_min,
+        scale_max=scale_max,
         levels=None if seen.bits == FLOAT_BITS else len(seen.grid),
         codes_used=None if count is None else len(count),
         entropy_bits=None if count is None else entropy_bits(count),
@@ -199,21 +199,17 @@ def sqnr_db(seen: Observed) -> float | None:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerHistogram:
-    """One layer's weights or activations, before and after, on one axis.
+class LayerHistogram(LayerPart):
+    """Weights or activations before and after quantization, on one axis.
 
-    unit: of the axis: "steps" (value / scale, the only grid that channels with scales of their own share), "value"
+    unit: of the axis: "steps" (value / scale, the one grid that all channels share), "value"
         (real values), or "codes" (only integers are known).
     edges: (bins + 1,) of equal bins; before: (bins,) the number of values in each; empty if unknown.
     grid: all points of the grid on this axis; after: the number of values on each; empty if the layer is float.
-    clip: values beyond these, half a step outside the grid, are clipped; None if nothing is.
-    total: number of values. scale_range: smallest and largest scale, None if unknown.
+    clip: values beyond these, half a step outside the grid, are clipped; None if none are.
+    total: number of values. scale_range: as in `Observed`.
     """
 
-    layer: str
-    kind: str
-    bits: int
-    quantizer: str | None
     unit: str
     edges: NDArray[np.float64]
     before: NDArray[np.int64]
@@ -231,7 +227,8 @@ class LayerHistogram:
 
 def layer_histogram(seen: Observed) -> LayerHistogram:
     """Histogram of a layer whose values or codes are known. Weights in steps, activations in real values."""
-    assert seen.values is not None or seen.codes is not None, seen.layer
+    known = seen.codes if seen.values is None else seen.values
+    assert known is not None, seen.layer
     unit, per_step = "value", 1.0
     x = None if seen.values is None else seen.values.astype(np.float64)
     if seen.scale is None and seen.codes is not None:
@@ -246,11 +243,10 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
     before, edges = (none, none) if x is None else np.histogram(x, bins=BINS)
     after = none if seen.codes is None else np.array([(seen.codes == code).sum() for code in seen.grid])
     clips = seen.clipped_share is not None and seen.codes is not None
-    total = seen.codes if seen.values is None else seen.values
-    assert total is not None
     return LayerHistogram(
         seen.layer,
         seen.kind,
+        seen.shape,
         seen.bits,
         seen.quantizer,
         unit,
@@ -259,56 +255,45 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
         grid,
         after.astype(np.int64),
         (float(grid[0] - per_step / 2), float(grid[-1] + per_step / 2)) if clips else None,
-        total.size,
-        None if seen.scale is None else (float(seen.scale.min()), float(seen.scale.max())),
+        known.size,
+        seen.scale_range,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Filters:
-    """The first layer's kernels. values: float (C, 5, 5), None if only integers are known. codes: int64 (C, 5, 5),
-    zero point subtracted, None if the layer is float."""
-
-    bits: int
-    values: NDArray[Any] | None
-    codes: NDArray[np.int64] | None
-
-
-def first_layer_filters(seen: Observed) -> Filters:
-    """Of the observed first layer, whose weights are (C, 1, 5, 5)."""
+def first_layer_filters(seen: Observed) -> Observed:
+    """The first layer, its values and codes (C, 1, 5, 5) as (C, 5, 5)."""
     assert seen.layer == "conv1", seen.layer
-    return Filters(
-        seen.bits,
-        None if seen.values is None else seen.values[:, 0],
-        None if seen.codes is None else seen.codes[:, 0],
-    )
+    values = None if seen.values is None else seen.values[:, 0]
+    codes = None if seen.codes is None else seen.codes[:, 0]
+    return replace(seen, values=values, codes=codes)
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """Everything there is to see of one network.
+    """Everything that is shown of one network.
 
     layers, histograms: in the order of the network, one each for weights and for activations (histograms of
-    activations only if there were images). confusion: None without images. hardest: the worst first, empty without
-    images. accuracy: fraction of the `images` test images, None if there were none. notes: what is left out, and why.
+    activations only if there were images). filters: of the first layer, values and codes as (C, 5, 5). notes: what is
+    left out, and why. images: number of test images; confusion, hardest (the worst first) and accuracy (a fraction) are
+    of these, and None or empty if there are none.
     """
 
     title: str
     layers: list[LayerReport]
     histograms: list[LayerHistogram]
-    filters: Filters
-    confusion: Confusion | None
-    hardest: list[HardImage]
-    accuracy: float | None
-    images: int
+    filters: Observed
     notes: list[str]
+    images: int = 0
+    confusion: Confusion | None = None
+    hardest: list[HardImage] = field(default_factory=list)
+    accuracy: float | None = None
 
 
 @torch.no_grad()
 def inspect_network(
     network: Network, test: ImageSet | None, title: str = "", logits: Tensor | None = None
 ) -> Inspection:
-    """Look at `network`, on the CPU.
+    """Inspect `network`, on the CPU.
 
     test: images for everything that depends on data; activations are observed on the first 1,000. None: weights only.
     title: of the pictures; default: model and dataset. logits: of `test`, float64 (N, classes), if already known.
@@ -324,26 +309,28 @@ def inspect_network(
         )
     if test is None:
         notes.append(f"no images of {facts.dataset}: activations, confusions and hardest images are left out")
-    if logits is not None:
-        found: Tensor | None = logits.softmax(1)
-    else:
-        found = None if test is None else probabilities(network, test.images)
-    return Inspection(
+    inspection = Inspection(
         title=title or f"{facts.name} on {facts.dataset}",
         layers=[layer_report(layer, bounds.get(layer.layer)) for layer in layers],
         histograms=[layer_histogram(layer) for layer in layers if layer.values is not None or layer.codes is not None],
         filters=first_layer_filters(layers[0]),
-        confusion=None if found is None or test is None else confusion(found, test.labels, facts.class_names),
-        hardest=[] if found is None or test is None else hardest_images(found, test, facts.class_names),
-        accuracy=None if found is None or test is None else (found.argmax(1) == test.labels).double().mean().item(),
-        images=0 if test is None else len(test.labels),
         notes=notes,
+    )
+    if test is None:
+        return inspection
+    found = probabilities(network, test.images) if logits is None else logits.softmax(1)
+    return replace(
+        inspection,
+        images=len(test.labels),
+        confusion=confusion(found, test.labels, facts.class_names),
+        hardest=hardest_images(found, test, facts.class_names),
+        accuracy=(found.argmax(1) == test.labels).double().mean().item(),
     )
 
 
 def _bounds(network: Network) -> dict[str, int]:
-    """Every layer's accumulator bound; {} if a layer is float."""
+    """Every layer's accumulator bound; {} for a network without an integer form."""
     try:
-        return {layer.name: layer.accumulator_bound for layer in network.integers().layers} if network.quantized else {}
-    except ExportError:  # sums beyond int32: the layers can still be inspected
+        return {layer.name: layer.accumulator_bound for layer in network.integers().layers}
+    except ExportError:  # a float layer, or sums beyond int32: the layers can still be inspected
         return {}

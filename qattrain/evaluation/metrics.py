@@ -18,7 +18,7 @@ from qattrain.data.dataset import ImageSet
 Predictor = Callable[[Tensor], Tensor]  # uint8 images (N, 1, 28, 28) -> logits (N, classes)
 
 EVALUATION_BATCH = 1000  # fixed: the sum of losses must not depend on how training was batched
-HARDEST = 20  # wrongly classified images to show
+HARDEST = 20  # number of wrongly classified images to show
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,8 @@ class Evaluation:
 def evaluate(predict: Predictor, data: ImageSet) -> Evaluation:
     """Run `predict` over all of `data` in batches of 1,000. Ties go to the lowest class."""
     found, predictions, loss_sum = [], [], 0.0
-    for start in range(0, len(data.labels), EVALUATION_BATCH):
-        images = data.images[start : start + EVALUATION_BATCH]
-        labels = data.labels[start : start + EVALUATION_BATCH]
+    batches = data.images.split(EVALUATION_BATCH), data.labels.split(EVALUATION_BATCH)
+    for images, labels in zip(*batches, strict=True):
         logits = predict(images).double()
         loss_sum += F.cross_entropy(logits, labels, reduction="sum").item()
         found.append(logits.cpu())

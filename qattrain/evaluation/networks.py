@@ -1,4 +1,4 @@
-"""A network as CKPT names it, ENGINES that compute its logits, and whether an engine equals the integers.
+"""The network in a checkpoint or a packed file, ENGINES that compute its logits, and whether they equal its integers.
 
 To add an engine: write a context manager that takes a network and yields a predictor (and closes what it opened), and
 one line in ENGINES.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS
+from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, bits_by_layer
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
@@ -23,7 +23,7 @@ from qattrain.export.base import Exporter, Runner, settled_layout
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import is_packed, load_packed
-from qattrain.layers.network import LeNet, plan_layers, watched_activations
+from qattrain.layers.network import LeNet, watched_activations
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 
 
@@ -52,7 +52,7 @@ class Trained:
     @property
     def quantized(self) -> bool:
         """Whether every layer has 1 to 8 bits."""
-        return plan_layers(self.checkpoint.config.quant).is_quantized
+        return FLOAT_BITS not in bits_by_layer(self.checkpoint.config.quant).values()
 
     def integers(self) -> IntegerModel:
         """Raises ExportError if a layer is float."""
@@ -70,7 +70,7 @@ class Packed:
 
     @property
     def notice(self) -> str | None:
-        """Says so if the network was not trained on MNIST but on its stand-in; only the run knows why."""
+        """Said if the network was trained on the stand-in for MNIST; only the run knows why."""
         is_stand_in = self.facts.dataset == DIGITS_NAME
         return "This network was trained on scikit-learn's digits, not on MNIST." if is_stand_in else None
 
@@ -120,7 +120,7 @@ def torch_engine(network: Network) -> Iterator[Predictor]:
 def integer_predictor(run: Runner, integers: IntegerModel) -> Predictor:
     """uint8 images (N, 1, 28, 28) -> logits float64 (N, classes): those of `run` times `logit_scale`.
 
-    With that factor the loss is the one of the real logits.
+    With that factor the loss equals that of the real logits.
     """
 
     def predict(images: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ ENGINES: dict[str, Engine] = {
 
 @dataclass(frozen=True)
 class Mismatches:
-    """What differs from IntegerModel. predictions: images with another class. codes: hidden codes that differ, over all
-    layers and images; None for an engine that does not show them. logits: images with at least one other logit.
+    """What differs from IntegerModel. predictions: images with a different class. codes: hidden codes that differ, over
+    all layers and images; None for an engine that does not expose them. logits: images with a different logit.
 
     integer_predictions: int64 (N,), the classes that IntegerModel predicts.
     """
@@ -178,28 +178,26 @@ def compare_with_integers(
 ) -> Mismatches:
     """Run `predict` and `integers` on all `images` (uint8 (N, 1, 28, 28)) and count what differs.
 
-    shown: the model that `predict` calls, if its hidden codes are to be compared, too.
+    shown: the model that `predict` calls, if its hidden codes are also to be compared.
     """
     codes = different = 0
-    found_classes, classes = [], []
+    found_classes, expected_classes = [], []
     watching: AbstractContextManager[Any] = nullcontext() if shown is None else watched_activations(shown)
     with watching as seen:
-        for start in range(0, len(images), EVALUATION_BATCH):
-            batch = images[start : start + EVALUATION_BATCH]
+        for batch in images.split(EVALUATION_BATCH):
             *hidden, logits = (torch.from_numpy(values) for values in integers.trace(batch.cpu().numpy()))
             # Engines return accumulators times the scale: dividing by it gives the integers back.
             found = torch.round(predict(batch).double().cpu() / integers.logit_scale).long()
             different += int((found != logits).any(1).sum())
             found_classes.append(found.argmax(1))
-            classes.append(logits.argmax(1))
+            expected_classes.append(logits.argmax(1))
             if shown is not None:
                 for name, expected in zip(ACTIVATION_LAYERS, hidden, strict=True):
                     codes += int((seen[name][1].codes.long().cpu() != expected).sum())
-    none = torch.zeros(0, dtype=torch.int64)
-    predicted, expected_classes = torch.cat([none, *found_classes]), torch.cat([none, *classes])
+    integer_predictions = torch.cat(expected_classes)
     return Mismatches(
-        predictions=int((predicted != expected_classes).sum()),
+        predictions=int((torch.cat(found_classes) != integer_predictions).sum()),
         codes=None if shown is None else codes,
         logits=different,
-        integer_predictions=expected_classes,
+        integer_predictions=integer_predictions,
     )

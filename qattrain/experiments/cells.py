@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
+from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, is_float, parse_config
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.files import write_atomically
-from qattrain.layers.network import LeNet, build_model, plan_layers, weight_bytes
+from qattrain.layers.network import LeNet, build_model, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
-from qattrain.training.run import Loader, RunResult, go_on, resolve, start
+from qattrain.training.run import Loader, RunResult, continue_run, resolve, start
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_TRIES = 0.25  # to claim a cell, while others hold all that are left
@@ -53,7 +53,7 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
     for point in points:
         try:
             config, dataset, notice = resolve(parse_config(point.config, "sweep"), data_dir, load)
-            if plan_layers(config.quant).is_float:
+            if is_float(config.quant):
                 config = config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS, act_bits=FLOAT_BITS)})
             cell = added(config, notice, None, dataset.classes)
             if point.quant is not None and point.ptq is not None:
@@ -98,7 +98,7 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
     config = parse_config(cell.config | {"name": cell.name}, cell.name)
     watch = Watch(report, config.train.epochs)
     if last.exists():
-        result = go_on(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
+        result = continue_run(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
     else:
         shutil.rmtree(run_dir, ignore_errors=True)  # of a process killed before its first checkpoint
         if cell.source is not None:

@@ -35,7 +35,7 @@ from qattrain.errors import (
 from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, SweepFolder
 from qattrain.experiments.grid import Point
 from qattrain.experiments.sweep import SECONDS_BETWEEN_LOOKS
-from qattrain.files import default_data_dir, replace_files
+from qattrain.files import cache_dir, replace_files
 from qattrain.runs import folder as runs
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ def data_problem(dataset: str, data_dir: Path | None) -> QattrainError | None:
 def worker_data_dir(asked: Path | None) -> Path:
     """Where this worker's datasets are: the folder asked for, or its own default."""
     own = os.environ.get("QATTRAIN_DATA_DIR")
-    return asked or (Path(own) if own else default_data_dir())
+    return asked or (Path(own) if own else cache_dir())
 
 
 def load_present(name: str, data_dir: Path) -> "Dataset":

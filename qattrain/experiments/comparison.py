@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig
+from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, is_float
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError, TrainingError, system_errors
 from qattrain.evaluation.checkpoints import Outcome, evaluate_network
@@ -85,7 +85,7 @@ class Comparer:
         paths = {entry: runs.find_checkpoint(entry, self.runs_dir) for entry in entries if entry not in METHODS}
         for path in paths.values():
             self._network(path)
-        if "qat" in entries and plan_layers(self.config.quant).is_float:
+        if "qat" in entries and is_float(plan_layers(self.config.quant).quant):
             raise ConfigError("--bits 32: 'qat' would be the float network; allowed: 1 to 8")
         if "fp32" in entries or "ptq" in entries:
             paths["fp32"] = self._trained(self.config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS)}))

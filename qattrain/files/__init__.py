@@ -1,6 +1,5 @@
-"""Files that are written whole or not at all, and the folder where this program keeps its own."""
+"""Files that are written completely or not at all, and this program's cache folder."""
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -22,21 +21,21 @@ def replace_files(folder: Path, files: dict[str, bytes]) -> None:
 
     Raises OSError and then leaves nothing behind.
     """
-    staged: dict[str, str] = {}
+    staged: dict[str, Path] = {}
     try:
         for name, data in files.items():
-            handle, staged[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            staged[name] = Path(temporary)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(staged[name], 0o666 & ~_umask())  # noqa: PTH101 mkstemp makes it private; others may read results
-        for name, temporary in staged.items():
-            os.replace(temporary, folder / name)  # noqa: PTH105
+            staged[name].chmod(0o666 & ~_umask())  # mkstemp makes it private; others may read results
+        for name, path in staged.items():
+            path.replace(folder / name)
     finally:
-        for temporary in staged.values():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)  # noqa: PTH108 gone if the rename succeeded
+        for path in staged.values():
+            path.unlink(missing_ok=True)  # gone if the rename succeeded
 
 
 def _umask() -> int:
@@ -45,12 +44,7 @@ def _umask() -> int:
     return mask
 
 
-def default_data_dir() -> Path:
-    """Where datasets are kept if neither `--data-dir` nor QATTRAIN_DATA_DIR says otherwise."""
-    return cache_dir()
-
-
 def cache_dir() -> Path:
-    """This program's folder in the user's cache, for datasets and compiled kernels."""
+    """This program's folder in the user's cache: for compiled kernels, and for datasets without `--data-dir`."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "qattrain"

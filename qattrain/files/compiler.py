@@ -1,4 +1,4 @@
-"""The system's C compiler: finding it, calling it, and keeping the libraries it makes of this package's C files."""
+"""The system's C compiler: finding it, calling it, and caching the libraries compiled from this package's C files."""
 
 import ctypes
 import hashlib
@@ -27,7 +27,7 @@ def find_compiler() -> str | None:
 
 
 def require_compiler(kind: type[QattrainError], advice: str) -> str:
-    """Path of the C compiler. Raises `kind`, with the advice, where there is none."""
+    """Path of the C compiler. Raises `kind`, with `advice` at its end, if there is none."""
     compiler = find_compiler()
     if compiler is None:
         raise kind(f"no C compiler: none of {', '.join(_candidates())} is on the PATH; install one{advice}")
@@ -59,7 +59,7 @@ def compile_c(*command: str, folder: Path | None = None) -> None:
 def failure(error: Exception) -> str:
     """Why a call failed, on one line: the first line of the compiler's output that mentions an error."""
     if isinstance(error, subprocess.TimeoutExpired):
-        return f"not done after {TIMEOUT_SECONDS} s"
+        return f"not finished after {TIMEOUT_SECONDS} s"
     said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
     return next((line for line in said if "error" in line), said[0] if said else type(error).__name__)
 
@@ -76,7 +76,7 @@ def shared_library(package: str, source: str, defines: tuple[str, ...]) -> ctype
             _make_library(compiler, text, defines, library)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{compiler} made no library of {source}: {failure(error)}") from None
+        raise ConfigError(f"{compiler} could not compile {source}: {failure(error)}") from None
 
 
 def _make_library(compiler: str, text: bytes, defines: tuple[str, ...], library: Path) -> None:
@@ -85,20 +85,20 @@ def _make_library(compiler: str, text: bytes, defines: tuple[str, ...], library:
         source.write_bytes(text)
 
         def build(*threads: str) -> None:
-            # Linked without a threading library of its own, it shares the one torch has loaded, and its threads.
+            # Not linked with a threading library, it uses the one that torch has loaded, and torch's threads.
             compile_c(compiler, *FLAGS, *threads, *defines, "-c", str(source), "-o", str(unit))
             call(compiler, "-shared", str(unit), "-lm", "-o", str(made))
             ctypes.CDLL(str(made), mode=os.RTLD_NOW)
 
         try:
             build(THREADS)
-        except (OSError, subprocess.CalledProcessError):  # this compiler's threads are not those of this torch
+        except (OSError, subprocess.CalledProcessError):  # this compiler needs another threading library than torch's
             build()
         made.replace(library)
 
 
 def _processor() -> bytes:
-    """What NATIVE depends on: machines that differ may share a cache."""
+    """The processor, which NATIVE compiles for: different machines may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(

@@ -1,4 +1,4 @@
-"""The network as integers: what it is, what it computes, how its codes are packed. Only `lowering` knows torch."""
+"""The network as integers: what it is, what it computes, how its codes are packed. Only `lowering` needs torch."""
 
 from qattrain.integer.model import INT32_MAX, IntegerLayer, IntegerModel, Requantization
 from qattrain.integer.packed import ModelFacts, pack_codes, unpack_codes

@@ -1,4 +1,4 @@
-"""lower(): a trained network becomes an IntegerModel. The one file of this room that knows torch.
+"""lower() turns a trained network into an IntegerModel. The only file of this package that needs torch.
 
 M = s_x s_w[c] / s_y in float64,  m = round(M 2^k) < 2^31 with k the largest in 1..62
 """

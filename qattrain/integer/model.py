@@ -8,7 +8,6 @@ Convolutions take the largest acc of every 2x2 window before q_y; since multipli
 not matter.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 INT32_MAX = 2**31 - 1
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to this
-BATCH = 500
+BATCH = 500  # images computed at a time
 
 
 def weight_grid(lowest: int, bits: int) -> range:
@@ -57,7 +56,7 @@ class Requantization:
 
 @dataclass(frozen=True, eq=False)
 class IntegerLayer:
-    """One layer: two convolutions with their pooling, or two matrix products.
+    """One layer: a convolution with its pooling, or a matrix product.
 
     codes: q_w, (D, C, K, J) or (D, C). bits, quantizer: of the weights, as recorded. lowest: the smallest code they can
     have. zero_point: z_w. bias: b_q, (D,). input_max: largest input code. requantization: None for the last layer.
@@ -108,8 +107,8 @@ class IntegerLayer:
         side = self.codes.shape[2]
         windows = sliding_window_view(x.astype(dtype), (side, side), axis=(2, 3))  # (N, C, H', W', K, J)
         n, _, height, width = windows.shape[:4]
-        rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(n * height * width, -1)
-        pooled: NDArray[Any] = (rows @ weight).reshape(n, height // 2, 2, width // 2, 2, -1).max((2, 4))
+        rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(n * height * width, len(weight))
+        pooled: NDArray[Any] = (rows @ weight).reshape(n, height // 2, 2, width // 2, 2, len(self.codes)).max((2, 4))
         return pooled.transpose(0, 3, 1, 2).astype(np.int64) + self.bias[:, None, None]
 
 
@@ -126,7 +125,7 @@ class IntegerModel:
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.int32]:
         """images: uint8 (N, 1, 28, 28) -> logits int32 (N, classes)."""
-        logits = [trace[-1] for batch in _batches(images) for trace in [self.trace(batch)]]
+        logits = [self.trace(images[start : start + BATCH])[-1] for start in range(0, len(images), BATCH)]
         return np.concatenate(logits).astype(np.int32) if logits else np.zeros((0, self.classes), np.int32)
 
     def trace(self, images: NDArray[np.uint8]) -> list[IntArray]:
@@ -138,12 +137,7 @@ class IntegerModel:
         assert images.shape[1:] == (1, 28, 28), images.shape
         x, results = images.astype(np.int64), []
         for layer in self.layers:
-            acc = layer.accumulate(x.reshape(len(x), -1) if layer.kind == "linear" else x)
+            acc = layer.accumulate(x.reshape(len(x), layer.codes.shape[1]) if layer.kind == "linear" else x)
             x = acc if layer.requantization is None else layer.requantization.apply(acc)
             results.append(x)
         return results
-
-
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH]

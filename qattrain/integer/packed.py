@@ -27,6 +27,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qattrain.errors import CheckpointError, system_errors
 from qattrain.integer.model import INT32_MAX, IntegerLayer, IntegerModel, Requantization, weight_grid
 
+FORMAT_VERSION = 1
+FILE_NAME = "model.safetensors"
+KEY = "qattrain"  # of the metadata
+IMAGE_MAX = 255
+
+Tensors = dict[str, NDArray[Any]]
+Bits = Annotated[int, Field(ge=1, le=8)]
+Count = Annotated[int, Field(ge=1)]
+
 
 def pack_codes(codes: NDArray[np.int64], bits: int, lowest: int) -> NDArray[np.uint8]:
     """codes: any shape, lowest .. lowest + 2^bits - 1, taken in C order -> uint8 (ceil(codes.size * bits / 8),)."""
@@ -41,16 +50,6 @@ def unpack_codes(packed: NDArray[np.uint8], bits: int, lowest: int, count: int) 
     stream = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits).astype(np.int64)
     codes: NDArray[np.int64] = (stream << np.arange(bits)).sum(1) + lowest
     return codes
-
-
-FORMAT_VERSION = 1
-FILE_NAME = "model.safetensors"
-KEY = "qattrain"  # of the metadata
-IMAGE_MAX = 255
-
-Tensors = dict[str, NDArray[Any]]
-Bits = Annotated[int, Field(ge=1, le=8)]
-Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Header(_Section):
 
 
 def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
-    """One file: at most bits / 8 bytes per weight, 9 per channel, and about 3 KiB of names."""
+    """The file's content: at most bits / 8 bytes per weight, 9 per channel, and about 3 KiB of names."""
     layers: list[LayerHeader] = []
     tensors: Tensors = {}
     for layer in model.layers:
@@ -142,12 +141,12 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
         _check(model, header, tensors)
     except (ValueError, KeyError) as error:
         reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{name} is no network: {reason}; export it again") from None
+        raise CheckpointError(f"{name} is not a valid network: {reason}; export it again") from None
     return model, header.facts
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the file is, or was meant to be, a packed one, by its name or its first bytes. Raises CheckpointError."""
+    """Whether the file is meant to be a packed one, by its name or its first bytes. Raises CheckpointError."""
     with system_errors(CheckpointError, f"cannot read {path}", "give a readable file"), path.open("rb") as file:
         return path.suffix == Path(FILE_NAME).suffix or file.read(9)[8:] == b"{"
 
@@ -168,7 +167,7 @@ def _metadata(header: Header, tensors: Tensors) -> str:
 
 
 def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
-    """Header and tensors of a file that is bit for bit as it was written. Raises CheckpointError."""
+    """Header and tensors of a file that is exactly as it was written. Raises CheckpointError."""
     length = int.from_bytes(data[:8], "little")
     try:
         tensors = safetensors.numpy.load(data)
@@ -203,7 +202,7 @@ def _layer(header: LayerHeader, tensors: Tensors, input_max: int) -> IntegerLaye
     def column(kind: str, low: int, high: int) -> NDArray[np.int64]:
         values = tensors[f"{header.name}.{kind}"]
         _require(values.shape == (channels,) and values.dtype.kind in "iu", f"{header.name}.{kind} has another shape")
-        _require(low <= values.min() and values.max() <= high, f"{header.name}.{kind} holds more than {low}..{high}")
+        _require(low <= values.min() and values.max() <= high, f"{header.name}.{kind} has values outside {low}..{high}")
         return values.astype(np.int64)
 
     packed = tensors[f"{header.name}.weight"]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
 from qattrain.errors import ConfigError, pick
 from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
 from qattrain.quant import QUANTIZERS, QTensor, weight_quantizer_name
@@ -57,23 +57,14 @@ INITIALIZERS: dict[str, Callable[[nn.Module], None]] = {"kaiming": kaiming, "xav
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Bits of every layer, settled: the quantizer asked for, the one the weights use, and the bits by layer name."""
+    """How every layer is quantized: the settings with their bits settled, and what follows from them.
 
-    quantizer: str
+    weight_quantizer: the one the weights use, or several joined by "+". layer_bits: by the layer's name.
+    """
+
+    quant: QuantConfig
     weight_quantizer: str
-    bits: int
-    act_bits: int
     layer_bits: dict[str, int]
-
-    @property
-    def is_float(self) -> bool:
-        """Whether no layer is quantized."""
-        return set(self.layer_bits.values()) == {FLOAT_BITS}
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether every layer is."""
-        return FLOAT_BITS not in self.layer_bits.values()
 
 
 def plan_layers(quant: QuantConfig) -> LayerPlan:
@@ -83,16 +74,17 @@ def plan_layers(quant: QuantConfig) -> LayerPlan:
     """
     bits = quant.bits if quant.bits is not None else pick(QUANTIZERS, quant.quantizer, "quantizer").default_bits
     act_bits = quant.act_bits if quant.act_bits is not None else bits
-    asked = bits_by_layer(quant.model_copy(update={"bits": bits, "act_bits": act_bits}))
+    settled = quant.model_copy(update={"bits": bits, "act_bits": act_bits})
+    layer_bits = bits_by_layer(settled)
     weight_quantizer_name(quant.quantizer, bits)
-    runs = [weight_quantizer_name(quant.quantizer, asked[layer]) for layer in WEIGHT_LAYERS]
-    return LayerPlan(quant.quantizer, "+".join(dict.fromkeys(runs)), bits, act_bits, asked)
+    runs = [weight_quantizer_name(quant.quantizer, layer_bits[layer]) for layer in WEIGHT_LAYERS]
+    return LayerPlan(settled, "+".join(dict.fromkeys(runs)), layer_bits)
 
 
 class LeNet(nn.Module):
     """The network. uint8 images (N, 1, 28, 28) -> logits (N, classes), real values.
 
-    widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: bits of every layer. dropout: share
+    widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: of all layers. dropout: share
     of fc1's outputs set to 0 in a training step (Srivastava et al. 2014, "Dropout").
     The last layer has one weight scale, so that its integer sums rank the classes as the logits do.
     """
@@ -104,13 +96,13 @@ class LeNet(nn.Module):
         widths: tuple[int, int, int],
         classes: int,
         plan: LayerPlan,
-        quant: QuantConfig,
         ops: str = "torch",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        bits, common = plan.layer_bits, {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
+        quant, bits = plan.quant, plan.layer_bits
+        common = {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
         # Every layer gets codes from the one before it: none needs an input quantizer of its own (act_bits 32).
         weights: dict[str, Any] = common | {"act_bits": 32, "ops": ops}
 
@@ -173,7 +165,7 @@ def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
         raise ConfigError(
             f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
         )
-    net = LeNet(model.widths or widths, classes, plan, quant, model.ops, model.dropout)
+    net = LeNet(model.widths or widths, classes, plan, model.ops, model.dropout)
     net.apply(initialize)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

@@ -1,8 +1,8 @@
 """Quantized layers: torch's own layers, multiplying integer codes.
 
-`QuantConv2d` and `QuantLinear` subclass `nn.Conv2d` and `nn.Linear` and honour all their arguments. `QuantReLU` is a
-ReLU that returns codes. A layer takes a `QTensor` (codes from the layer before it), or a plain tensor, which it first
-quantizes itself: the drop-in case, in somebody else's model.
+`QuantConv2d` and `QuantLinear` subclass `nn.Conv2d` and `nn.Linear` and take all their arguments. `QuantReLU` is a
+ReLU that returns codes. A layer takes a `QTensor` (codes from the layer before it) or, as a drop-in replacement in any
+other model, a plain tensor, which it quantizes first.
 
 One multiplication: with x_hat = s_x (q_x - z_x) and w_hat = s_w (q_w - z_w),
 
@@ -80,7 +80,7 @@ class _QuantLayer(nn.Module, ABC):
         if pool > 1 and not native.is_compiled():  # compiled, pooling and what follows are one pass
             acc, pool = F.max_pool2d(acc, pool), 1
         trailing = self.weight.dim() - 2  # dimensions after the channel
-        y: Tensor = functional.Rescale.apply(acc, self.bias, scale, on_grid, trailing, pool)  # type: ignore[no-untyped-call]
+        y: Tensor = functional.Rescale.apply(acc, self.bias, scale, on_grid, trailing, pool)
         return y
 
     def _dtype(self, x: Tensor, w: Tensor, scale: Tensor | None) -> torch.dtype:
@@ -156,8 +156,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
                 raise ConfigError(f"padding={self.padding!r} with ops='explicit': give numbers, or use ops='torch'")
         self.pool = pool
         self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops)
-        if device is not None or dtype is not None:
-            self.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.ops == "explicit":
@@ -171,7 +170,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
 class QuantLinear(_QuantLayer, nn.Linear):
     """`nn.Linear` on integer codes: (N, in) or QTensor of it -> (N, out), real values.
 
-    Takes all arguments of `nn.Linear`; the further ones are those of `QuantConv2d`. Raises ConfigError.
+    Takes all arguments of `nn.Linear`; the others are as in `QuantConv2d`. Raises ConfigError.
     """
 
     def __init__(
@@ -193,8 +192,7 @@ class QuantLinear(_QuantLayer, nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops)
-        if device is not None or dtype is not None:
-            self.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight) if self.ops == "explicit" else F.linear(x, weight)

@@ -5,7 +5,7 @@ To add a quantizer: write a subclass of `Quantizer` in `quantizers.py`, and one 
 
 from qattrain.config import FLOAT_BITS
 from qattrain.errors import ConfigError, pick
-from qattrain.quant.grid import QTensor, dequantize, quantize, round_half_up
+from qattrain.quant.grid import QTensor, dequantize, round_half_up
 from qattrain.quant.quantizers import (
     AffineQuantizer,
     BinaryQuantizer,
@@ -28,7 +28,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "binary": BinaryQuantizer,
 }
 
-FLOAT = "float"  # recorded if nothing is quantized
+FLOAT = "float"  # recorded as the quantizer of weights that are not quantized
 
 __all__ = [
     "QUANTIZERS",
@@ -37,7 +37,6 @@ __all__ = [
     "Quantizer",
     "activation_quantizer",
     "dequantize",
-    "quantize",
     "round_half_up",
     "weight_quantizer",
     "weight_quantizer_name",

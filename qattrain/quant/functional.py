@@ -25,6 +25,7 @@ gradient of a learned step is computed here, in one place.
 gradients that are needed. Training uses torch's, which are faster, unless `--set model.ops=explicit` asks for these.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -32,10 +33,8 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from qattrain.quant import kernels, native
-from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize, round_half_up
+from qattrain.quant.grid import round_half_up
 from qattrain.quant.surrogates import SURROGATES
-
-INFINITY = float("inf")
 
 Gradients = tuple[Tensor | None, ...]  # as many as forward took arguments, None where none is needed
 
@@ -49,7 +48,7 @@ class Round(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, v: Tensor, surrogate: str = "identity", low: float = -INFINITY, high: float = INFINITY
+        ctx: Any, v: Tensor, surrogate: str = "identity", low: float = -math.inf, high: float = math.inf
     ) -> Tensor:
         ctx.surrogate, ctx.low, ctx.high = surrogate, low, high
         ctx.save_for_backward(v)
@@ -59,8 +58,7 @@ class Round(Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> Gradients:
         (v,) = ctx.saved_tensors
-        grad_v = SURROGATES[ctx.surrogate](grad_output, v, ctx.low, ctx.high) if ctx.needs_input_grad[0] else None
-        return grad_v, None, None, None
+        return SURROGATES[ctx.surrogate](grad_output, v, ctx.low, ctx.high), None, None, None
 
 
 class Staircase(Function):
@@ -92,14 +90,9 @@ class Staircase(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
-        if not ctx.needs_input_grad[0]:
-            return (None,) * 9
         x, scale = ctx.saved_tensors
-        grad_codes = kernels.formatted_as(grad_codes, x)
-        surrogate = SURROGATES[ctx.surrogate]
-        grad_x = native.run(
-            ctx.compiled, kernels.staircase_gradient, grad_codes, x, scale, *ctx.map, surrogate, ctx.rectify
-        )
+        args = (kernels.formatted_as(grad_codes, x), x, scale, *ctx.map, SURROGATES[ctx.surrogate], ctx.rectify)
+        grad_x = native.run(ctx.compiled, kernels.staircase_gradient, *args)
         return grad_x, *(None,) * 8
 
 
@@ -111,7 +104,7 @@ class LearnedStep(Function):
     which for `clipped` is the paper's eq. 3: q - v inside the range, qmin or qmax outside. s broadcasts against x and
     is held at 2^-20 or above; its gradient is summed over the elements that share it and multiplied by `gradient_scale`
     (section 2.2: 1 / sqrt(elements * qmax), so that s learns at the pace of the weights). rectify: quantize max(x, 0),
-    with qmin = 0; then Q'(v) is 0 for x <= 0, unless the surrogate stands for the ReLU, too.
+    with qmin = 0; then Q'(v) is 0 for x <= 0, unless the surrogate also replaces the ReLU.
 
     Source: Esser et al. 2020, "Learned Step Size Quantization".
     """
@@ -138,21 +131,9 @@ class LearnedStep(Function):
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         x, step = ctx.saved_tensors
-        grad_codes = kernels.formatted_as(grad_codes, x)
-        grad_x, grad_step = native.run(
-            ctx.compiled,
-            kernels.learned_step_gradients,
-            *(grad_codes, x, step, *ctx.grid, SURROGATES[ctx.surrogate], ctx.rectify),
-        )
+        args = (kernels.formatted_as(grad_codes, x), x, step, *ctx.grid, SURROGATES[ctx.surrogate], ctx.rectify)
+        grad_x, grad_step = native.run(ctx.compiled, kernels.learned_step_gradients, *args)
         return grad_x, grad_step, *(None,) * 6
-
-
-def fake_quantize_learned(
-    x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float = 1.0, surrogate: str = "clipped"
-) -> Tensor:
-    """x_hat = s * clip(round(x / s)), real values with LSQ's gradients: the textbook form of `LearnedStep`."""
-    codes = LearnedStep.apply(x, step, qmin, qmax, gradient_scale, surrogate)  # type: ignore[no-untyped-call]
-    return dequantize(QTensor(codes, step.detach().clamp_min(MIN_SCALE)))
 
 
 class LearnedClip(Function):
@@ -162,7 +143,7 @@ class LearnedClip(Function):
         d x_hat / d x = Q'(x / s)          d x_hat / d alpha = 1 where x >= alpha, else 0
     with the surrogate's derivative Q', which for `clipped` is 1 inside the range. alpha has one element; s is held at
     2^-20 or above. rectify: quantize max(x, 0); then the derivative by x is 0 for x <= 0, unless the
-    surrogate stands for the ReLU, too.
+    surrogate also replaces the ReLU.
 
     Source: Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", eq. 1 to 3.
     """
@@ -187,19 +168,16 @@ class LearnedClip(Function):
     @once_differentiable
     def backward(ctx: Any, grad_codes: Tensor) -> Gradients:
         x, step = ctx.saved_tensors
-        grad_x, grad_alpha = native.run(
-            ctx.compiled,
-            kernels.learned_clip_gradients,
-            *(kernels.formatted_as(grad_codes, x), x, step, ctx.qmax, SURROGATES[ctx.surrogate], ctx.rectify),
-        )
+        args = (kernels.formatted_as(grad_codes, x), x, step, ctx.qmax, SURROGATES[ctx.surrogate], ctx.rectify)
+        grad_x, grad_alpha = native.run(ctx.compiled, kernels.learned_clip_gradients, *args)
         return grad_x, grad_alpha, *(None,) * 4
 
 
 class TanhCodes(Function):
     """DoReFa: q = 2 round((2^b - 1) (t / 2m + 1/2)) - (2^b - 1) with t = tanh(x), m = max|t|; codes as `dtype`.
 
-    Codes are the odd numbers of -(2^b - 1) .. 2^b - 1. Behind the surrogate, which sees the argument of the rounding,
-    stands the true derivative, also through the maximum, as in the reference implementation (tensorpack's `dorefa`).
+    Codes are the odd numbers of -(2^b - 1) .. 2^b - 1. The surrogate replaces the derivative of the rounding alone; the
+    rest is the true derivative, also through the maximum, as in the reference implementation (tensorpack's `dorefa`).
 
     Source: Zhou et al. 2016, "DoReFa-Net", eq. 9.
     """
@@ -339,7 +317,7 @@ def _windows(padded: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`Linear` as a function: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    result: Tensor = Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    result: Tensor = Linear.apply(x, weight, bias)
     return result
 
 
@@ -351,5 +329,5 @@ def conv2d(
     padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """`Conv2d` as a function: x (N, C, H, W), weight (D, C, K, J), bias (D,) or None -> (N, D, H', W')."""
-    result: Tensor = Conv2d.apply(x, weight, bias, stride, padding)  # type: ignore[no-untyped-call]
+    result: Tensor = Conv2d.apply(x, weight, bias, stride, padding)
     return result

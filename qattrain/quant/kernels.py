@@ -108,7 +108,7 @@ def ternary_codes(x: Tensor, dims: list[int], keep: bool, dtype: torch.dtype | N
     threshold = 0.7 * magnitude.mean(dims, keepdim=keep)
     kept = magnitude > threshold
     codes = torch.where(kept, x.sign(), 0.0).to(dtype or x.dtype)
-    count = torch.where(kept, 1.0, 0.0).to(x.dtype).sum(dims, keepdim=keep).clamp_min(1)
+    count = kept.to(x.dtype).sum(dims, keepdim=keep).clamp_min(1)
     scale = torch.where(kept, magnitude, 0.0).sum(dims, keepdim=keep) / count
     return codes, scale.clamp_min(MIN_SCALE), 2 * threshold.clamp_min(MIN_SCALE)
 

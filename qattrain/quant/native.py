@@ -75,8 +75,8 @@ def _learned_step_gradients(
     surrogate: Surrogate,
     rectify: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    layout = _rows(x, step)
-    if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
+    layout = _gradient_rows(grad_codes, x, step, surrogate)
+    if layout is None:
         return None
     grad_x, grad_step, sums = torch.empty_like(x), torch.empty_like(step), torch.empty(layout[0])
     args = (grad_codes, x, *layout[:2], step, layout[2], float(qmin), float(qmax), float(gradient_scale))
@@ -88,8 +88,8 @@ def _learned_step_gradients(
 def _learned_clip_gradients(
     grad_codes: Tensor, x: Tensor, step: Tensor, qmax: int, surrogate: Surrogate, rectify: bool
 ) -> tuple[Tensor, Tensor] | None:
-    layout = _rows(x, step)
-    if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
+    layout = _gradient_rows(grad_codes, x, step, surrogate)
+    if layout is None:
         return None
     grad_x, grad_alpha, sums = torch.empty_like(x), torch.empty_like(step), torch.empty(layout[0])
     args = (grad_codes, x, *layout[:2], step, float(qmax), int(surrogate is clipped), int(rectify))
@@ -108,8 +108,8 @@ def _staircase_gradient(
     surrogate: Surrogate,
     rectify: bool,
 ) -> Tensor | None:
-    layout = _rows(x, scale)
-    if layout is None or not _matches(grad_codes, x) or surrogate not in (clipped, identity):
+    layout = _gradient_rows(grad_codes, x, scale, surrogate)
+    if layout is None:
         return None
     units = torch.as_tensor(unit, dtype=torch.float32).expand_as(scale).contiguous()
     bounds = torch.stack(
@@ -197,8 +197,10 @@ def _rows(x: Tensor, scale: Tensor) -> tuple[int, int, int] | None:
     return rows, columns, int(per_row)
 
 
-def _matches(grad: Tensor, x: Tensor) -> bool:
-    return grad.stride() == x.stride() and grad.dtype in (torch.float32, torch.bfloat16)
+def _gradient_rows(grad: Tensor, x: Tensor, scale: Tensor, surrogate: Surrogate) -> tuple[int, int, int] | None:
+    """As `_rows`; None also if a gradient of that format, or that surrogate, is not covered."""
+    same_format = grad.stride() == x.stride() and grad.dtype in (torch.float32, torch.bfloat16)
+    return _rows(x, scale) if same_format and surrogate in (clipped, identity) else None
 
 
 def _channels_last(x: Tensor, trailing: int, pool: int) -> tuple[int, int, int, int] | None:

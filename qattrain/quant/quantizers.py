@@ -31,11 +31,11 @@ class Quantizer(nn.Module, ABC):
     summary: ClassVar[str]  # what it is, in a few words
     weight_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 7, 8)  # widths it allows for weights
     default_bits: ClassVar[int] = 4
-    one_scale: ClassVar[bool] = False  # whether a layer has one scale by definition, whatever `shape` asks for
+    one_scale: ClassVar[bool] = False  # whether a layer always has one scale, whatever `shape` says
     weights: ClassVar[str | None] = None  # name of the quantizer that takes its weights; None: itself
     activations: ClassVar[str | None] = None  # name of the quantizer that takes its activations; None: itself
     signed_activations: ClassVar[str | None] = None  # the same for signed values, if its own are never negative
-    decays: ClassVar[bool] = False  # whether weight decay acts on what it learns: on a scale, it only narrows the grid
+    decays: ClassVar[bool] = False  # whether weight decay acts on its parameters: a scale that decays narrows the grid
 
     approximates: bool = True  # whether the real value of a code is meant to be near x, so that there is an error
     rectify: bool = False  # quantize max(x, 0): the ReLU in front of an activation's quantizer is part of it
@@ -57,11 +57,11 @@ class Quantizer(nn.Module, ABC):
         self.bits, self.role, self.signed, self.surrogate = bits, role, signed, surrogate
         self.shape = () if self.one_scale else shape
         self.grid = self.codes()
-        self.qmin, self.qmax, self.levels = self.grid[0], self.grid[-1], len(self.grid)
+        self.qmin, self.qmax = self.grid[0], self.grid[-1]
         self.setup()
 
     def codes(self) -> range:
-        """All codes there are, ascending."""
+        """All possible codes, ascending."""
         lowest, largest = code_range(self.bits, self.signed)
         return range(lowest, largest + 1)
 
@@ -97,6 +97,14 @@ class Quantizer(nn.Module, ABC):
         """Mean of |x| over the elements that share a scale; of `shape`."""
         return x.detach().abs().mean(self.shared_dims(x), keepdim=bool(self.shape))
 
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest of the elements that share a scale; each of `shape`."""
+        if not self.shape:
+            low, high = torch.aminmax(x.flatten())
+            return low, high
+        dims = self.shared_dims(x)
+        return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+
     def fitting_scale(self, low: Tensor, high: Tensor) -> Tensor:
         """The smallest scale at which the codes reach from low to high (each of `shape`), at least 2^-20."""
         needed = high / max(self.qmax, 1)
@@ -106,15 +114,11 @@ class Quantizer(nn.Module, ABC):
 
     def on_grid(self, x: Tensor, scale: Tensor, zero_point: Tensor | int) -> QTensor:
         """x as codes qmin..qmax of this scale and zero point, with the surrogate's gradient."""
+        low, high = self.qmin, self.qmax
         with torch.no_grad():
-            codes = native.run(
-                native.is_compiled(),
-                kernels.grid_codes,
-                *(x.detach(), scale, zero_point, self.qmin, self.qmax, self.training_dtype()),
-            )
-        codes = Staircase.apply(  # type: ignore[no-untyped-call]
-            *(x, codes, scale, scale, zero_point, self.qmin, self.qmax, self.surrogate, self.rectify)
-        )
+            args = (x, scale, zero_point, low, high, self.training_dtype())
+            codes = native.run(native.is_compiled(), kernels.grid_codes, *args)
+        codes = Staircase.apply(x, codes, scale, scale, zero_point, low, high, self.surrogate, self.rectify)
         return QTensor(codes, scale, zero_point)
 
     def clipped_share(self, x: Tensor, q: QTensor) -> float | None:
@@ -157,7 +161,7 @@ class InitializedQuantizer(Quantizer):
         self._known_initialized = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._known_initialized = False  # the state dict knows better
+        self._known_initialized = False  # the loaded state decides
         super()._load_from_state_dict(*args, **kwargs)
 
 
@@ -166,8 +170,8 @@ class RangeQuantizer(InitializedQuantizer):
 
     Weights: the range of the tensor itself, at every training step. Activations: moving averages of each batch's
     smallest and largest value (`momentum` is the share of the new batch). At one bit, twice the mean replaces the
-    largest value, which would be far too high for the only level above 0: training diverges on it. Evaluation observes
-    nothing.
+    largest value, which would be far too high for the only level above 0: training would diverge. Evaluation leaves the
+    range as it is.
     """
 
     low: Tensor
@@ -199,16 +203,12 @@ class RangeQuantizer(InitializedQuantizer):
     def _range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.bits == 1:
             return torch.zeros_like(self.low), 2 * self.mean_magnitude(x)
-        if not self.shape:
-            low, high = torch.aminmax(x.flatten())
-        else:
-            dims = self.shared_dims(x)
-            low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+        low, high = self.extremes(x)
         return low.clamp_max(0), high.clamp_min(0)
 
 
 class ClosedFormQuantizer(Quantizer):
-    """Weights whose codes and scale are a closed form of the tensor: nothing is set from outside."""
+    """Weights whose codes and scale are a closed form of the tensor, so that no range can be set."""
 
     activations = "lsq"
 
@@ -234,7 +234,6 @@ class LSQQuantizer(InitializedQuantizer):
         super().setup()
         self.scale = nn.Parameter(torch.ones(self.shape))
 
-    @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         self.scale.copy_((2 * self.mean_magnitude(x) / math.sqrt(max(self.qmax, 1))).clamp_min(MIN_SCALE))
 
@@ -247,9 +246,8 @@ class LSQQuantizer(InitializedQuantizer):
         self.ensure_initialized(x)
         elements = x.numel() // math.prod(self.shape) if self.role == "weight" else max(math.prod(x.shape[1:]), 1)
         gradient_scale = 1 / math.sqrt(elements * max(self.qmax, 1))
-        codes = LearnedStep.apply(  # type: ignore[no-untyped-call]
-            *(x, self.scale, self.qmin, self.qmax, gradient_scale, self.surrogate, self.rectify, self.training_dtype())
-        )
+        args = (gradient_scale, self.surrogate, self.rectify, self.training_dtype())
+        codes = LearnedStep.apply(x, self.scale, self.qmin, self.qmax, *args)
         return QTensor(codes, self.scale.detach().clamp_min(MIN_SCALE))
 
 
@@ -258,7 +256,7 @@ class AffineQuantizer(RangeQuantizer):
 
     Formula: s = (max - min) / (2^b - 1), z = clip(round(-min / s), 0, 2^b - 1), q = clip(round(x / s + z), 0, 2^b - 1),
         x_hat = s (q - z). The range is widened to hold 0, so that 0 has the exact code z (zero padding, ReLU).
-    Gradient: straight through where the surrogate lets it; s and z are statistics, not trained.
+    Gradient: the surrogate's; s and z are statistics, not trained.
     Range: weights 0 .. 2^b-1, b = 2..8, one scale per layer, of the tensor itself; activations 0 .. 2^a-1, a = 1..8,
         moving averages of min and max, hence z = 0 after a ReLU.
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -284,7 +282,7 @@ class Pow2Quantizer(RangeQuantizer):
     Formula: q = clip(round(2^n x), qmin, qmax), x_hat = 2^-n q. 2^-n is the power of two nearest to the scale at which
         the observed range just fits the codes, so that at most 30 % of the range is clipped and no code is wasted; or n
         is `fraction_bits` when given.
-    Gradient: straight through where the surrogate lets it; 2^-n * 1 * 2^n = 1, no factor remains.
+    Gradient: the surrogate's; 2^-n * 1 * 2^n = 1, no factor remains.
     Range: weights -2^(b-1) .. 2^(b-1)-1, b = 2..8, n per output channel; activations 0 .. 2^a-1, a = 1..8. n <= 20.
     Source: Lin, Talathi, Annapureddy 2016, "Fixed Point Quantization of Deep Convolutional Networks", section 3.
     """
@@ -309,9 +307,9 @@ class DorefaQuantizer(Quantizer):
         The paper's layers are followed by a batch normalization that undoes any factor; ours are not, so sums become
         large and activations saturate. At 4 bits after 2 epochs of MNIST, one seed: 94.0 % with the paper's s, 98.7 %
         with ours, 98.3 % with the variance 1 / fan_out of the source named below.
-    Gradient: weights, see `functional.TanhCodes`; activations straight through where the surrogate lets it.
+    Gradient: weights, see `functional.TanhCodes`; activations, the surrogate's.
     Range: weights the odd numbers of -(2^b - 1) .. 2^b - 1, b = 2..8, one scale per layer; activations 0 .. 2^a-1,
-        a = 1..8, those of signed values are LSQ's. Post-training quantization gives the largest code the largest
+        a = 1..8, signed ones use LSQ. Post-training quantization gives the largest code the largest
         magnitude of its range, in place of both formulas for s. s >= 2^-20.
     Source: Zhou et al. 2016, "DoReFa-Net", eq. 5 to 11; the factor: Jin, Yang, Liao 2020, "Towards Efficient Training
         for Neural Network Quantization", section 3 (constant rescaling).
@@ -340,7 +338,7 @@ class DorefaQuantizer(Quantizer):
         scale = (self.largest / self.qmax).clamp_min(MIN_SCALE)
         if self.role == "activation":
             return self.on_grid(x, scale, 0)
-        codes = TanhCodes.apply(x, self.bits, self.surrogate, self.training_dtype())  # type: ignore[no-untyped-call]
+        codes = TanhCodes.apply(x, self.bits, self.surrogate, self.training_dtype())
         with torch.no_grad():
             mean_square = codes.to(x.dtype).square().mean()  # at least 1: codes are odd
             rescaled = (2 / (x[0].numel() * mean_square)).sqrt().clamp_min(MIN_SCALE)
@@ -352,9 +350,9 @@ class PactQuantizer(InitializedQuantizer):
 
     Formula: q = round((2^a - 1) clip(x, 0, alpha) / alpha), x_hat = alpha / (2^a - 1) q. alpha starts at the largest
         value of the first batch, at one bit at twice the mean: at 4 bits that is as good as a constant 8 (99.1 % both,
-        2 epochs of MNIST, one seed), while at one bit nothing reaches half of 8, and the network learns nothing.
+        2 epochs of MNIST, one seed), while at one bit no value reaches half of 8, and the network learns nothing.
     Gradient: see `functional.LearnedClip`; weight decay acts on alpha as on weights (section 3: lambda_alpha = lambda).
-    Range: activations 0 .. 2^a-1, a = 1..8; those of signed values are LSQ's. Weights are DoReFa's, b = 2..8.
+    Range: activations 0 .. 2^a-1, a = 1..8; signed ones use LSQ. Weights use DoReFa, b = 2..8.
         alpha / (2^a - 1) >= 2^-20.
     Source: Choi et al. 2018, "PACT: Parameterized Clipping Activation for Quantized Neural Networks", section 3.
     """
@@ -371,29 +369,25 @@ class PactQuantizer(InitializedQuantizer):
         self.alpha = nn.Parameter(torch.ones(()))
 
     def initialize(self, x: Tensor) -> None:
-        self._set(2 * self.mean_magnitude(x) if self.bits == 1 else x.amax())
+        high = 2 * self.mean_magnitude(x) if self.bits == 1 else x.amax()
+        self.set_range(torch.zeros_like(high), high)
 
+    @torch.no_grad()
     def set_range(self, low: Tensor, high: Tensor) -> None:  # noqa: ARG002
-        self._set(high)
+        self.alpha.copy_(high.clamp_min(MIN_SCALE * self.qmax))
         self.mark_initialized()
 
     def forward(self, x: Tensor) -> QTensor:
         self.ensure_initialized(x)
-        codes = LearnedClip.apply(  # type: ignore[no-untyped-call]
-            x, self.alpha, self.qmax, self.surrogate, self.rectify, self.training_dtype()
-        )
+        codes = LearnedClip.apply(x, self.alpha, self.qmax, self.surrogate, self.rectify, self.training_dtype())
         return QTensor(codes, (self.alpha.detach() / self.qmax).clamp_min(MIN_SCALE))
-
-    @torch.no_grad()
-    def _set(self, alpha: Tensor) -> None:
-        self.alpha.copy_(alpha.clamp_min(MIN_SCALE * self.qmax))
 
 
 class TernaryQuantizer(ClosedFormQuantizer):
     """Ternary weight network.
 
     Formula: q = sign(w) where |w| > 0.7 mean|w|, else 0; s = mean of |w| over those; w_hat = s q.
-    Gradient: straight through where the surrogate lets it, its range being |w| <= 1; s is a statistic, not trained.
+    Gradient: the surrogate's, with the range |w| <= 1; s is a statistic, not trained.
     Range: {-1, 0, 1}, packed in 2 bits; only `--bits 2`. Activations are LSQ's. s >= 2^-20.
     Source: Li, Zhang, Liu 2016, "Ternary Weight Networks", eq. 3 to 6.
     """
@@ -407,10 +401,10 @@ class TernaryQuantizer(ClosedFormQuantizer):
 
     def forward(self, x: Tensor) -> QTensor:
         with torch.no_grad():
-            dims, keep, dtype = self.shared_dims(x), bool(self.shape), self.training_dtype()
-            codes, scale, step = kernels.ternary_codes(x.detach(), dims, keep, dtype)
+            dims, keep = self.shared_dims(x), bool(self.shape)
+            codes, scale, step = kernels.ternary_codes(x, dims, keep, self.training_dtype())
             limit = 1 / step
-        codes = Staircase.apply(x, codes, scale, step, 0, -limit, limit, self.surrogate)  # type: ignore[no-untyped-call]
+        codes = Staircase.apply(x, codes, scale, step, 0, -limit, limit, self.surrogate)
         return QTensor(codes, scale)
 
 
@@ -419,7 +413,7 @@ class BinaryQuantizer(ClosedFormQuantizer):
 
     Formula: q = +1 where w >= 0, else -1; s = mean|w|; w_hat = s q. With `power_of_two` (for `pow2` at one bit) s is
         rounded to the power of two nearest in the logarithm.
-    Gradient: straight through where the surrogate lets it, its range being |w| <= 1; s is a statistic, not trained.
+    Gradient: the surrogate's, with the range |w| <= 1; s is a statistic, not trained.
     Range: {-1, +1}, packed bit 0 means -1; only `--bits 1`. Activations are LSQ's. s >= 2^-20.
     Source: Rastegari et al. 2016, "XNOR-Net", section 3.1 (Binary-Weight-Networks); clipping: Courbariaux et al. 2015,
         "BinaryConnect", section 2.4.
@@ -440,5 +434,5 @@ class BinaryQuantizer(ClosedFormQuantizer):
             if self.power_of_two:
                 scale = nearest_power_of_two(scale)
         # v = (x - 1) / 2: one step, from -1 to 0, with its threshold -1/2 at x = 0
-        codes = Staircase.apply(x, codes, scale, 2.0, -0.5, -1, 0, self.surrogate)  # type: ignore[no-untyped-call]
+        codes = Staircase.apply(x, codes, scale, 2.0, -0.5, -1, 0, self.surrogate)
         return QTensor(codes, scale)

@@ -1,7 +1,7 @@
 """SURROGATES: what the backward pass uses in place of the derivative of a staircase.
 
-`q = clip(round(v), low, high)` has the derivative 0 almost everywhere, so nothing behind it would learn. The backward
-pass therefore pretends that another function was applied. Each entry below is such a pretence, written as a
+`q = clip(round(v), low, high)` has the derivative 0 almost everywhere, so nothing before it would learn. The backward
+pass therefore pretends that another function was applied. Each entry below is such a function, written as its
 vector-Jacobian product: it takes the incoming gradient and `v`, and returns the outgoing gradient.
 
 To try your own, write a function of this form and add it to the table; `--set quant.surrogate=NAME` then selects it:
@@ -66,4 +66,4 @@ SURROGATES: dict[str, Surrogate] = {
     "tanh": tanh,
     "polynomial": polynomial,
 }
-STAND_FOR_RELU = frozenset({polynomial})  # they replace a ReLU in front of the staircase as well
+STAND_FOR_RELU = frozenset({polynomial})  # these also replace a ReLU in front of the staircase

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from qattrain.evaluation.inspection import Filters, Inspection, LayerHistogram
+from qattrain.evaluation.inspection import Inspection, LayerHistogram, Observed
 from qattrain.evaluation.metrics import Confusion, HardImage
 from qattrain.report.console import UNKNOWN, Table, counted, percent, spread
 from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure
@@ -152,7 +152,7 @@ class Kernels(NamedTuple):
         return max(float(np.abs(self.values).max()), 1e-9)
 
 
-def known_kernels(filters: Filters) -> list[Kernels]:
+def known_kernels(filters: Observed) -> list[Kernels]:
     """The float weights and the codes, whichever is known."""
     kinds = [
         ("float weights", UNITS["weight", "value"], filters.values, ".3f"),
@@ -161,7 +161,7 @@ def known_kernels(filters: Filters) -> list[Kernels]:
     return [Kernels(title, unit, values, form) for title, unit, values, form in kinds if values is not None]
 
 
-def filter_figure(filters: Filters, title: str) -> Figure:
+def filter_figure(filters: Observed, title: str) -> Figure:
     """The first layer's kernels: the float weights above, the codes below; whichever is known."""
     known = known_kernels(filters)
     count = len(known[0].values)

@@ -49,7 +49,7 @@ class Checkpoint:
         return self.config.ptq is not None or len(self.history) >= self.config.train.epochs
 
 
-# What each field of a file must be; a file has these and its version.
+# What each field of a file must be; besides these a file has only its version.
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "class_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
@@ -94,7 +94,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         config = parse_config(fields["config"], str(path))
     except ConfigError as error:
-        raise CheckpointError(f"{error}; the checkpoint's configuration is not one of this version") from None
+        raise CheckpointError(f"{error}; the checkpoint's configuration is not valid in this version") from None
     return Checkpoint(**(fields | {"config": config, "class_names": tuple(fields["class_names"])}))
 
 

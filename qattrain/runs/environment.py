@@ -1,4 +1,4 @@
-"""This machine: what it can do, and what a run records about it."""
+"""This machine: what it supports, and what a run records about it."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ RECORDED_PACKAGES = ("torchvision", "numpy", "pydantic", "scikit-learn")
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto` is a GPU if there is one; any other must be a device that works here. Raises ConfigError."""
+    """`auto` is a GPU if there is one; any other device must work here. Raises ConfigError."""
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.partition(":")[0] not in ("cpu", "cuda"):
@@ -36,7 +36,7 @@ def pick_device(asked: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16: AMX or AVX512-BF16 on a CPU, compute capability 8 on a GPU."""
+    """Whether the hardware can multiply bfloat16: AMX or AVX512-BF16 on a CPU, compute capability 8 on a GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if not hasattr(torch.cpu, "get_capabilities"):  # older torch does not say
@@ -46,7 +46,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_precision(asked: str, device: torch.device) -> str:
-    """`auto` is bf16 if the hardware multiplies it, else fp32. Raises ConfigError for bf16 on other hardware."""
+    """`auto` is bf16 if the hardware can multiply it, else fp32. Raises ConfigError for bf16 on other hardware."""
     fast = has_fast_bf16(device)
     if asked == "auto":
         return "bf16" if fast else "fp32"
@@ -76,14 +76,14 @@ def pick_compile(asked: str, device: torch.device, images: int) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep memory that torch frees, as every step allocates the same again; only glibc can do it.
+    """Make the C library (glibc only) keep memory that torch frees: every step allocates the same again.
 
-    By default it returns large blocks to the system, and a training step then spends a third of its time on page
-    faults. Not needed on a GPU, whose memory torch itself keeps.
+    By default large blocks return to the system, and a training step then spends a third of its time on page faults.
+    A GPU does not need it: torch itself keeps that memory.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems, other C libraries
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest it takes
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value allowed
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
@@ -103,7 +103,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
-    """Of an installed package; None: it is not installed."""
+    """Version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -111,12 +111,10 @@ def package_version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 

@@ -1,4 +1,4 @@
-"""Run folders: where a run is kept, what its files are called, how to find it again. No torch in here.
+"""Run folders: where a run is kept, what its files are called, how to find it again. Needs no torch.
 
 runs/<name>/  config.json   {"config": every value settled, "environment": versions, hardware, commit}
               metrics.jsonl one line per epoch
@@ -22,9 +22,9 @@ CELLS_FOLDER = "cells"  # of a sweep, whose folder is beside the runs
 
 
 def default_name(config: ExperimentConfig) -> str:
-    """`lenet-w4a4-lsq-mnist-s0`; a float run says `float` where the quantizer stands. config: settled."""
-    quant, is_ptq = config.quant, config.method == "ptq"
-    how = "float" if config.method == "float" else quant.quantizer + ("-ptq" if is_ptq else "")
+    """`lenet-w4a4-lsq-mnist-s0`; `float` instead of the quantizer, or `lsq-ptq`, as the method is. config: settled."""
+    quant = config.quant
+    how = {"float": "float", "qat": quant.quantizer, "ptq": f"{quant.quantizer}-ptq"}[config.method]
     return f"{config.model.name}-w{quant.bits}a{quant.act_bits}-{how}-{config.data.dataset}-s{config.seed}"
 
 
@@ -50,8 +50,8 @@ def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
     return run_dir
 
 
-def remove_if_empty_handed(run_dir: Path) -> None:
-    """Remove a folder that holds no checkpoint: nothing half-written stays."""
+def remove_without_checkpoint(run_dir: Path) -> None:
+    """Remove a run folder that has no checkpoint yet."""
     if not (run_dir / LAST_FILE).exists():
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -80,7 +80,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
     """The file that `text` means: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError.
 
-    If `runs_dir` holds the cells of a sweep, runs beside that sweep are found by name, too.
+    If `runs_dir` is the cells folder of a sweep, runs beside that sweep are also found by name.
     """
     given = Path(text)
     folders = [given, runs_dir / text]
@@ -128,7 +128,7 @@ def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A settled configuration without what makes no other network: name and threads."""
+    """A settled configuration without name and threads, which do not change what is trained."""
     return config | {"name": None, "train": config["train"] | {"threads": None}}
 
 

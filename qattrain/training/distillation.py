@@ -1,8 +1,9 @@
 """Knowledge distillation: the logits of a trained float network as a second target beside the labels.
 
-The teacher sees the same augmented images as the student: its answer to a digit bent almost into another one is the
-point. These images depend on the seed and not on the student, so the teacher's logits are kept on disk, and the next
-student with the same seed, whatever its bits and widths, reuses them: a large teacher is paid for once.
+The teacher sees the same augmented images as the student: its answer to a digit distorted almost into another one is
+what the student learns from. These images depend on the seed and not on the student, so the teacher's logits are kept
+on disk, and the next student with the same seed reuses them, whatever its bits and widths: even a large teacher runs
+only once.
 
 Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2; that teacher and student
 should see the same views: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent".
@@ -17,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qattrain.config import DistillConfig, ExperimentConfig
+from qattrain.config import DistillConfig, ExperimentConfig, bits_by_layer, is_float
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import write_atomically
-from qattrain.layers.network import plan_layers
 from qattrain.layers.quantized import set_compute_dtype
 from qattrain.runs.checkpoint import Checkpoint, restore_model
 
@@ -30,17 +30,17 @@ ANSWERS_FOLDER = "answers"
 class Teacher:
     """A float network that is evaluated, not trained.
 
-    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches, whose classes
-    `class_names` must be its own. `digest`: SHA-256 of its weights, to recognise it when a run is resumed.
+    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches. class_names: of
+    that run; they must be the teacher's. `digest`: SHA-256 of its weights, to recognise it when a run is resumed.
     Raises ConfigError if the checkpoint is quantized or was trained for other classes.
     """
 
     def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
-        plan = plan_layers(source.config.quant)
-        if not plan.is_float:
+        if not is_float(source.config.quant):
+            bits = min(bits_by_layer(source.config.quant).values())
             raise ConfigError(
-                f"distill.teacher: {path} is quantized ({min(plan.layer_bits.values())} bits); a teacher is a float "
-                "network: train one with --bits 32"
+                f"distill.teacher: {path} is quantized ({bits} bits); a teacher is a float network: train one with "
+                "--bits 32"
             )
         if source.class_names != class_names:
             raise ConfigError(
@@ -49,13 +49,13 @@ class Teacher:
             )
         weights = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in source.model.items())
         self.digest = hashlib.sha256(weights).hexdigest()
-        # Apart from dropout a float network does the same in both modes; in training mode products may be bfloat16.
+        # Without dropout a float network computes the same in both modes; in training mode products may be bfloat16.
         self.model = restore_model(source, str(path)).to(student.train.device).train().requires_grad_(False)
         self.model.dropout = 0.0
         set_compute_dtype(self.model, torch.bfloat16 if student.train.precision == "bf16" else None)
         self.folder = path.parent / ANSWERS_FOLDER / _views_key(self.digest, student)
         self.config, self.classes = student.distill, len(class_names)
-        self.epoch: int | None = None  # the one whose logits are loaded
+        self.epoch: int | None = None  # whose logits are loaded
         self.answers, self.missing = torch.empty(0), 0
 
     def answer(self, images: Tensor, epoch: int, place: slice, count: int) -> Tensor:
@@ -67,7 +67,7 @@ class Teacher:
         if self.missing > 0:
             self.answers[place] = self.model(images).float().cpu()
             self.missing -= len(images)
-            if self.missing == 0:  # never in an epoch that was resumed in the middle
+            if self.missing == 0:  # never in an epoch resumed in the middle
                 self._write(epoch)
         return self.answers[place].to(images.device)
 
@@ -93,7 +93,7 @@ class Teacher:
 
 
 def _views_key(digest: str, student: ExperimentConfig) -> str:
-    """Equal for two students exactly if the teacher sees the same images and computes the same with both."""
+    """A key that two students share if the teacher sees the same images, and computes the same numbers, for both."""
     train = student.train
     numerics = [train.precision, train.device, train.compile, train.threads]
     views = [student.seed, student.data.model_dump(exclude={"limit_test"}), train.batch_size]

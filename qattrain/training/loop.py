@@ -1,8 +1,8 @@
 """The training loop: the same code for the float baseline and for quantization-aware training.
 
 `Trainer` holds the model, the optimizer and the position in the run, trains one epoch at a time, and can be saved
-between any two steps: on a CPU a resumed run equals the uninterrupted one tensor for tensor. It does not evaluate, save
-or show anything: `qattrain.training.run.Session` does that between epochs.
+between any two steps: on a CPU a resumed run equals the uninterrupted one tensor for tensor. Evaluating, saving and
+showing are left to `qattrain.training.run.Session`, between epochs.
 """
 
 import time
@@ -27,13 +27,10 @@ STEPS_BETWEEN_CHECKS = 50  # that the loss is finite: each check synchronizes wi
 
 
 def check_names(config: TrainConfig, augment: str) -> None:
-    """Raises ConfigError if optimizer, schedule or augmentation are not in their tables."""
-    for table, value, key in (
-        (OPTIMIZERS, config.optimizer, "train.optimizer"),
-        (SCHEDULES, config.schedule, "train.schedule"),
-        (AUGMENTATIONS, augment, "data.augment"),
-    ):
-        pick(table, value, f"{key} =")
+    """Raises ConfigError if the optimizer, schedule or augmentation is not in its table."""
+    pick(OPTIMIZERS, config.optimizer, "train.optimizer =")
+    pick(SCHEDULES, config.schedule, "train.schedule =")
+    pick(AUGMENTATIONS, augment, "data.augment =")
 
 
 class Observer(Protocol):
@@ -87,7 +84,7 @@ class Trainer:
         self.losses = torch.zeros(len(self.slices), device=data.labels.device)
 
     def train_epoch(self, observer: Observer, should_stop: Callable[[], bool]) -> EpochResult | None:
-        """Train to the end of the current epoch; None if `should_stop` became true after some step.
+        """Train to the end of the current epoch; None if `should_stop` became true before that.
 
         Raises TrainingError as soon as a loss is found not to be finite.
         """
@@ -133,7 +130,7 @@ class Trainer:
             answers = self.teacher.answer(images, self.epoch, self.slices[self.step], len(self.data.labels))
             loss = distilled(loss, logits, answers, self.teacher.config)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
@@ -177,7 +174,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`. Raises KeyError, ValueError or RuntimeError if it does not belong to such a run."""
         if state.get("teacher") != (self.teacher and self.teacher.digest):  # older versions did not record it
-            raise ValueError("its teacher was another one; put that one back, or train a new run")
+            raise ValueError("it was trained with another teacher; restore that one, or train a new run")
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses.copy_(state["losses"])
         self.generator.set_state(state["augmentation_rng"])

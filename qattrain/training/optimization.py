@@ -13,6 +13,9 @@ from qattrain.errors import pick
 from qattrain.layers.network import plan_layers
 from qattrain.quant import Quantizer
 
+SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
+AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
+
 Schedule = Callable[[int, int, float], float]  # (step from 0, steps of the run, warm-up share) -> factor on the rate
 
 
@@ -74,10 +77,6 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
 }
 
 
-SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
-AUTO_BATCH, AUTO_BATCH_SMALL = 128, 32
-
-
 def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> TrainConfig:
     """`config` with every `auto` batch size, learning rate and weight decay settled. Raises ConfigError.
 
@@ -93,7 +92,7 @@ def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> Tra
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Weights and biases, and what quantizers learn, which decays only if `quantizers.Quantizer.decays` says so.
+    """Weights and biases, and what quantizers learn, to which weight decay applies only if `Quantizer.decays`.
 
     share: fraction of the learning rate; for the quantizers' parameters it is `scale_lr`.
     """

@@ -1,7 +1,7 @@
-"""Post-training quantization: fix every scale of a trained float network from what it does on some images.
+"""Post-training quantization: choose every scale from a trained float network and what it computes on some images.
 
-Nothing is trained. Weights get the range of their tensor, activations that of what the float network computes. At 8
-bits that is enough; at fewer, rounding errors of a size the network never met add up, and accuracy collapses.
+Nothing is trained. Weights get the range of their tensor, activations that of the float network's values. At 8 bits
+that is enough; with fewer, rounding errors larger than any the network was trained with add up, and accuracy collapses.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig
+from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig, is_float
 from qattrain.data import Dataset, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
@@ -29,15 +29,9 @@ MSE_LARGEST_PERCENT = 150
 Calibration = Callable[[Quantizer, Tensor], None]
 
 
-def _extremes(quantizer: Quantizer, values: Tensor) -> tuple[Tensor, Tensor]:
-    dims = quantizer.shared_dims(values)
-    keep = bool(quantizer.shape)
-    return values.amin(dims, keepdim=keep), values.amax(dims, keepdim=keep)
-
-
 def minmax(quantizer: Quantizer, values: Tensor) -> None:
     """The whole range, outliers included. Source: Jacob et al. 2018, section 3.1."""
-    quantizer.set_range(*_extremes(quantizer, values))
+    quantizer.set_range(*quantizer.extremes(values))
 
 
 def percentile(quantizer: Quantizer, values: Tensor) -> None:
@@ -54,7 +48,7 @@ def mse(quantizer: Quantizer, values: Tensor) -> None:
     With power-of-two scales more than 100 % can be best. Source: Nagel et al. 2021, "A White Paper on Neural Network
     Quantization", section 3.1.
     """
-    low, high = _extremes(quantizer, values)
+    low, high = quantizer.extremes(values)
     dims, keep = quantizer.shared_dims(values), bool(quantizer.shape)
     best_error = torch.full(quantizer.shape, torch.inf)
     best_share = torch.ones(quantizer.shape)
@@ -92,7 +86,7 @@ def settle_ptq(
 ) -> ExperimentConfig:
     """The configuration of the run `name` that quantizes the float run `source` after `epochs` epochs.
 
-    Raises ConfigError, which calls the source `path`, if it is not a float network.
+    path: of the source, named in errors. Raises ConfigError if it is not a float network.
     """
     if source.method != "float":
         raise ConfigError(
@@ -100,10 +94,9 @@ def settle_ptq(
             "float checkpoint: train one with --bits 32"
         )
     pick(CALIBRATIONS, ptq.calibration, "--calibration")
-    plan = plan_layers(quant)
-    if plan.is_float:
+    settled = plan_layers(quant).quant
+    if is_float(settled):
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
-    settled = quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     ptq = ptq.model_copy(update={"source_epochs": epochs})
     return source.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
 
@@ -123,7 +116,7 @@ def quantize_after_training(
 def quantize(
     source: Checkpoint, path: Path, config: ExperimentConfig, dataset: Dataset, runs_dir: Path
 ) -> tuple[RunResult, float]:
-    """Make the run `config`, which `settle_ptq` settled, from the float checkpoint `source`, read from `path`."""
+    """As `quantize_after_training`; source: read from `path`, config: what `settle_ptq` returned for it."""
     assert config.ptq is not None, config
     prepare_torch(config)
     model = build_model(config.model, config.quant, len(source.class_names))

@@ -1,4 +1,4 @@
-"""A run from start to end: settle the configuration, train it or resume it, evaluate and save after every epoch.
+"""A run from start to end: settle the configuration, train or resume, evaluate and save after every epoch.
 
 resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.jsonl, last.pt
 """
@@ -30,9 +30,11 @@ from qattrain.training.distillation import Teacher
 from qattrain.training.loop import EpochResult, Observer, Trainer, check_names
 from qattrain.training.optimization import settle_training
 
+Loader = Callable[[str, Path], Dataset]  # `load_dataset`, or one that caches, for a process that trains many runs
+
 
 class Display(Observer, Protocol):
-    """Shows a run to a person."""
+    """Shows a run's progress."""
 
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
 
@@ -50,7 +52,6 @@ class RunResult:
     def summary(self) -> dict[str, Any]:
         """The fields of `train --json` and `ptq --json`."""
         config, history = self.checkpoint.config, self.checkpoint.history
-        plan = plan_layers(config.quant)
         last = history[-1] if history else dict.fromkeys(("train_loss", "test_loss", "test_accuracy"))
         trained = [] if config.ptq else history
         speeds = [record["images_per_second"] for record in trained]
@@ -59,10 +60,10 @@ class RunResult:
             "checkpoint": str(self.run_dir / runs.LAST_FILE),
             "dataset": config.data.dataset,
             "model": config.model.name,
-            "bits": plan.bits,
-            "act_bits": plan.act_bits,
-            "quantizer": plan.quantizer,
-            "weight_quantizer": plan.weight_quantizer,
+            "bits": config.quant.bits,
+            "act_bits": config.quant.act_bits,
+            "quantizer": config.quant.quantizer,
+            "weight_quantizer": plan_layers(config.quant).weight_quantizer,
             "epochs": len(trained),
             "seed": config.seed,
             "train_loss": last["train_loss"],
@@ -109,7 +110,7 @@ class Session:
     def run(
         self, run_dir: Path, display: Display, stop_after: int | None, stop: threading.Event | None = None
     ) -> RunResult:
-        """Train to the last epoch, to the end of epoch `stop_after`, or until Ctrl-C or until `stop` is set.
+        """Train to the last epoch, to the end of epoch `stop_after`, or until Ctrl-C is pressed or `stop` is set.
 
         Saves after every epoch and when it stops.
         """
@@ -128,7 +129,7 @@ class Session:
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
         test = evaluate(self.predict, self.test)
-        if not math.isfinite(test.loss):  # the last update came after the last check of the training loss
+        if not math.isfinite(test.loss):  # the training loss was last checked before the last update
             raise self.trainer.diverged("test", test.loss, result.epoch, len(self.trainer.slices))
         record: dict[str, Any] = {
             "epoch": result.epoch,
@@ -167,9 +168,6 @@ def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-Loader = Callable[[str, Path], Dataset]  # like `load_dataset`; a process that trains many runs caches
-
-
 def resolve(
     config: ExperimentConfig, data_dir: Path, load: Loader = load_dataset
 ) -> tuple[ExperimentConfig, Dataset, str | None]:
@@ -178,7 +176,7 @@ def resolve(
     Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
     DataError.
     """
-    plan = plan_layers(config.quant)
+    quant = plan_layers(config.quant).quant
     check_names(config.train, config.data.augment)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
@@ -187,15 +185,14 @@ def resolve(
         name, notice = choose_dataset(data_dir)
     dataset = load(name, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
-    train = settle_training(config.train, config.quant, images).model_copy(
+    train = settle_training(config.train, quant, images).model_copy(
         update={
             "precision": precision,
             "device": str(device),
             "threads": config.train.threads or torch.get_num_threads(),
+            "compile": pick_compile(config.train.compile, device, images * config.train.epochs),
         }
-        | {"compile": pick_compile(config.train.compile, device, images * config.train.epochs)}
     )
-    quant = config.quant.model_copy(update={"bits": plan.bits, "act_bits": plan.act_bits})
     data = config.data.model_copy(update={"dataset": name})
     return config.model_copy(update={"train": train, "quant": quant, "data": data}), dataset, notice
 
@@ -238,7 +235,7 @@ def resume(
     asked: dict[tuple[str, ...], Any],
     stop_after: int | None,
 ) -> RunResult:
-    """Resume a run until its last epoch; a finished one is returned as it is.
+    """Resume a run and train to its last epoch; a finished one is returned unchanged.
 
     asked: settings given along with `--resume`, by path; each must equal the run's own. Raises ConfigError,
     CheckpointError, DataError, TrainingError.
@@ -252,17 +249,17 @@ def resume(
     config = checkpoint.config
     for key, value in asked.items():
         recorded = lookup(config.model_dump(mode="json"), key)
-        if value not in ("auto", recorded):  # auto asks for nothing in particular
+        if value not in ("auto", recorded):  # auto accepts any value
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 "leave the option out, or train a new run"
             )
     if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
         raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
-    return go_on(path, checkpoint, data_dir, display, stop_after)
+    return continue_run(path, checkpoint, data_dir, display, stop_after)
 
 
-def go_on(
+def continue_run(
     path: Path,
     checkpoint: Checkpoint,
     data_dir: Path,
@@ -314,11 +311,11 @@ def prepare_torch(config: ExperimentConfig) -> None:
 
 @contextmanager
 def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
-    """A new run folder with its `config.json`; removed again if what follows fails before its first checkpoint."""
+    """A new run folder with its `config.json`; removed again if the run fails before its first checkpoint."""
     run_dir = runs.create_run_dir(runs_dir, config.name, runs.default_name(config))
     try:
         environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
         runs.write_config(run_dir, config.model_dump(mode="json"), environment)
         yield run_dir
     finally:
-        runs.remove_if_empty_handed(run_dir)
+        runs.remove_without_checkpoint(run_dir)

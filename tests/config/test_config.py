@@ -21,7 +21,7 @@ from qattrain.config.sources import (
     read_config_file,
 )
 from qattrain.errors import ConfigError
-from qattrain.files import default_data_dir
+from qattrain.files import cache_dir
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = {"fp32", "w8a8", "w4a4", "w2a2", "w1a2", "pow2-4bit", "affine-8bit"}
@@ -217,7 +217,7 @@ def test_a_configuration_file_lists_only_differences_from_the_defaults(path: Pat
 
 def test_data_lie_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_data_dir() == tmp_path / "qattrain"
+    assert cache_dir() == tmp_path / "qattrain"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_data_dir() == tmp_path / ".cache" / "qattrain"
+    assert cache_dir() == tmp_path / ".cache" / "qattrain"

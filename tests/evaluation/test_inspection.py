@@ -194,7 +194,7 @@ def test_every_picture_is_drawn_with_titles_and_units_and_the_same_twice(
 def test_the_grid_holds_every_code_of_every_quantizer(quantizer: str) -> None:
     torch.manual_seed(0)
     quant = QuantConfig(quantizer=quantizer)
-    model = LeNet((4, 4, 8), 10, plan_layers(quant), quant)
+    model = LeNet((4, 4, 8), 10, plan_layers(quant))
     seen = observe_model(model, torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8))
     for layer in seen:
         assert layer.codes is not None
@@ -207,7 +207,7 @@ def test_the_grid_holds_every_code_of_every_quantizer(quantizer: str) -> None:
 def test_a_ternary_packed_file_has_three_levels() -> None:
     torch.manual_seed(0)
     quant = QuantConfig(quantizer="ternary")
-    model = LeNet((4, 4, 8), 10, plan_layers(quant), quant)
+    model = LeNet((4, 4, 8), 10, plan_layers(quant))
     model(torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8))
     from qattrain.integer.lowering import lower
 

@@ -91,7 +91,8 @@ def test_all_layers_have_the_default_bits_unless_asked_otherwise(quantizer: str)
     bits, ran = {"ternary": 2, "binary": 1}.get(quantizer, 4), "dorefa" if quantizer == "pact" else quantizer
     plan = plan_layers(QuantConfig(quantizer=quantizer))
     assert plan.layer_bits == dict.fromkeys(LAYERS + ACTS, bits)
-    assert (plan.bits, plan.act_bits, plan.quantizer, plan.weight_quantizer) == (bits, bits, quantizer, ran)
+    assert (plan.quant.bits, plan.quant.act_bits) == (bits, bits)
+    assert (plan.quant.quantizer, plan.weight_quantizer) == (quantizer, ran)
     plan = plan_layers(QuantConfig(quantizer=quantizer, act_bits=7))
     assert plan.layer_bits == dict.fromkeys(LAYERS, bits) | dict.fromkeys(ACTS, 7)
 
@@ -117,7 +118,7 @@ def test_exempt_layers_alone_have_other_bits_and_the_network_is_built_so() -> No
 )
 def test_what_runs_is_recorded_beside_what_was_asked(quant: dict[str, Any], expected: str) -> None:
     plan = plan_layers(QuantConfig(**quant))
-    assert (plan.quantizer, plan.weight_quantizer) == (quant.get("quantizer", "lsq"), expected)
+    assert (plan.quant.quantizer, plan.weight_quantizer) == (quant.get("quantizer", "lsq"), expected)
 
 
 @pytest.mark.parametrize(

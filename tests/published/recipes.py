@@ -118,11 +118,11 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
     from qattrain.evaluation.networks import Trained
     from qattrain.export import EXPORTERS
     from qattrain.export.base import verify
-    from qattrain.files import default_data_dir
+    from qattrain.files import cache_dir
     from qattrain.layers.network import weight_bytes
 
     path = run_dir / "last.pt"
-    data_dir = Path(os.environ.get("QATTRAIN_DATA_DIR", default_data_dir()))
+    data_dir = Path(os.environ.get("QATTRAIN_DATA_DIR", cache_dir()))
     outcome = evaluate_checkpoint(path, data_dir, verify=True)
     network, result, mismatches = outcome.network, outcome.evaluation, outcome.mismatches
     assert isinstance(network, Trained)

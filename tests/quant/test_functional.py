@@ -22,9 +22,8 @@ from qattrain.quant.functional import (
     Round,
     Staircase,
     TanhCodes,
-    fake_quantize_learned,
 )
-from qattrain.quant.grid import MIN_SCALE
+from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -150,6 +149,14 @@ def closed_form(x: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tens
     inside = (v > low) & (v < high)
     step = torch.where(inside, -v + torch.floor(v + 0.5), torch.where(v <= low, float(low), float(high)))
     return torch.floor(v + 0.5).clamp(low, high) * s, inside.to(x.dtype), step
+
+
+def fake_quantize_learned(
+    x: Tensor, step: Tensor, qmin: int, qmax: int, gradient_scale: float = 1.0, surrogate: str = "clipped"
+) -> Tensor:
+    """x_hat = s * clip(round(x / s)), real values with LSQ's gradients: the textbook form of `LearnedStep`."""
+    codes = LearnedStep.apply(x, step, qmin, qmax, gradient_scale, surrogate)
+    return dequantize(QTensor(codes, step.detach().clamp_min(MIN_SCALE)))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-8, 7), (-2, 1), (0, 15), (0, 1)])

@@ -195,6 +195,6 @@ def test_a_compiler_that_fails_is_an_error_with_its_reason(monkeypatch: pytest.M
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match=r"made no library of native.c: error: no such thing"):
+    with pytest.raises(ConfigError, match=r"could not compile native.c: error: no such thing"):
         compiling.shared_library("qattrain.quant", "native.c", ())
     assert not list((tmp_path / "cache").rglob("*.so"))

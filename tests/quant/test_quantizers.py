@@ -62,7 +62,7 @@ def test_weight_codes_scale_and_gradients_hold_for_every_tensor(name: str, bits:
     quantizer = weights(name, bits)
     q = quantizer(x)
     assert set(q.codes.unique().tolist()) <= set(allowed)
-    assert (quantizer.qmin, quantizer.qmax, quantizer.levels) == (allowed[0], allowed[-1], len(allowed))
+    assert (quantizer.qmin, quantizer.qmax, len(quantizer.grid)) == (allowed[0], allowed[-1], len(allowed))
     assert q.scale.shape == (() if name in ("affine", *TANH) and bits > 1 else SHAPE)
     assert not q.scale.requires_grad
     assert bool(q.scale.isfinite().all())
@@ -85,7 +85,7 @@ def test_activation_codes_behind_relu_are_unsigned_with_zero_point_zero(name: st
         q = quantizer(x)
         assert torch.equal(q.codes, q.codes.round())
         assert 0 <= q.codes.min() <= q.codes.max() <= 2**bits - 1
-        assert (quantizer.qmin, quantizer.qmax, quantizer.levels) == (0, 2**bits - 1, 2**bits)
+        assert (quantizer.qmin, quantizer.qmax, len(quantizer.grid)) == (0, 2**bits - 1, 2**bits)
         assert float(q.zero_point) == 0
         assert q.scale.shape == ()
         assert float(q.scale) >= MIN_SCALE

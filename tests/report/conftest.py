@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qattrain.config import PtqConfig, QuantConfig
-from qattrain.evaluation.checkpoints import ExportRequest, export_network
+from qattrain.evaluation.checkpoints import export_network
 from qattrain.runs.folder import write_metrics
 from qattrain.training import run as experiment
 from qattrain.training.ptq import quantize_after_training
@@ -40,8 +40,7 @@ def networks(
     quant = QuantConfig(quantizer="affine", bits=2, act_bits=4)
     source = runs_dir / "float" / "last.pt"
     quantize_after_training(source, quant, PtqConfig(), "ptq", folder, runs_dir)
-    request = ExportRequest("packed", folder=folder / "packed", verify=False)
-    export_network(runs_dir / EVIL / "last.pt", request, folder)
+    export_network(runs_dir / EVIL / "last.pt", "packed", folder, folder=folder / "packed", verify=False)
     return Networks(runs_dir, folder / "packed" / "model.safetensors")
 
 

@@ -197,5 +197,5 @@ def test_a_folder_without_a_checkpoint_is_removed_and_one_with_it_stays(tmp_path
     empty.mkdir()
     (empty / runs.CONFIG_FILE).write_text(json.dumps({}))
     for folder in (kept, empty):
-        runs.remove_if_empty_handed(folder)
+        runs.remove_without_checkpoint(folder)
     assert list(tmp_path.iterdir()) == [kept]

@@ -113,7 +113,7 @@ def test_answers_that_cannot_be_kept_are_asked_for_every_time(source: RunResult,
 def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
     source: RunResult, tiny: Tiny, silent_display: Any, tmp_path: Path, assert_same: Callable[..., None]
 ) -> None:
-    def go_on(result: RunResult) -> RunResult:
+    def resume_run(result: RunResult) -> RunResult:
         return experiment.resume(str(result.run_dir), tmp_path, tmp_path / "runs", silent_display(), {}, None)
 
     settings = {"distill.teacher": source.run_dir.name}  # by name: looked up beside the run
@@ -122,13 +122,13 @@ def test_a_distilled_run_goes_on_exactly_and_only_with_its_teacher(
     original = file.read_bytes()
     source.checkpoint.model["fc2.bias"] += 1
     save_checkpoint(file, source.checkpoint)
-    with pytest.raises(CheckpointError, match="its teacher was another one"):
-        go_on(part)
+    with pytest.raises(CheckpointError, match="it was trained with another teacher"):
+        resume_run(part)
     file.unlink()
     with pytest.raises(CheckpointError, match=re.escape(source.run_dir.name)):
-        go_on(part)
+        resume_run(part)
     file.write_bytes(original)
-    whole = go_on(part)
+    whole = resume_run(part)
     (names,) = {tuple(path.name for path in folder.iterdir()) for folder in (source.run_dir / ANSWERS_FOLDER).iterdir()}
     assert names == ("epoch-2.npy",)  # of the first epoch nobody knows all
     assert_same(everything(tiny(settings)), everything(whole), ignore=MEASURED)

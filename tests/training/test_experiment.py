@@ -29,11 +29,13 @@ MEASURED = ("seconds", "epoch_seconds", "images_per_second")  # by the clock: di
 
 @pytest.fixture
 def resume(tmp_path: Path, silent_display: Any) -> Callable[..., RunResult]:
-    def go_on(result: RunResult, asked: Any = None, *, display: Any = None, stop_after: int | None = None) -> RunResult:
+    def resume_run(
+        result: RunResult, asked: Any = None, *, display: Any = None, stop_after: int | None = None
+    ) -> RunResult:
         shown = display or silent_display()
         return experiment.resume(str(result.run_dir), tmp_path, tmp_path / "runs", shown, asked or {}, stop_after)
 
-    return go_on
+    return resume_run
 
 
 def saved(result: RunResult, name: str = runs.LAST_FILE) -> dict[str, Any]:
