@@ -13,16 +13,7 @@ from torch import Tensor
 from qattrain.errors import ConfigError
 from qattrain.layers.quantized import QuantConv2d
 from qattrain.quant import functional
-from qattrain.quant.functional import (
-    Conv2d,
-    LearnedClip,
-    LearnedStep,
-    Linear,
-    Rescale,
-    Round,
-    Staircase,
-    TanhCodes,
-)
+from qattrain.quant.functional import Conv2d, LearnedClip, LearnedStep, Linear, Rescale, Round, Staircase, TanhCodes
 from qattrain.quant.grid import MIN_SCALE, QTensor, dequantize
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
