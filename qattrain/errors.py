@@ -55,7 +55,9 @@ def pick(table: Mapping[str, Entry], name: str, what: str, also: str = "") -> En
 
 
 def reason(error: BaseException) -> str:
-    """Why, on one line: what the system says of an OSError, else what the error says itself."""
+    """Why, on one line: what the system says of an OSError, `no 'key'` for a KeyError, else the error's own words."""
+    if isinstance(error, KeyError):
+        return f"no {error}"
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 

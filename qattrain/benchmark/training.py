@@ -114,12 +114,6 @@ def ordinary_example(workload: Workload) -> dict[int, Ready]:
     return {EXAMPLE_BATCH: Ready(lambda: timed(len(data.labels), epoch), model)}
 
 
-class Silent:
-    """Shows nothing, reads no loss."""
-
-    def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None: ...
-
-
 def own_training(workload: Workload, quant: QuantConfig, compiles: bool) -> dict[int, Ready]:
     """Epochs of the Trainer with the settings that `qattrain train` uses for MNIST.
 
@@ -140,7 +134,7 @@ def own_training(workload: Workload, quant: QuantConfig, compiles: bool) -> dict
     trainer = Trainer(model, workload.training, config, DataConfig().augment, SEED)
 
     def epoch() -> float:
-        result = trainer.train_epoch(Silent(), lambda: False)
+        result = trainer.train_epoch(None, lambda: False)
         assert result is not None
         return result.images_per_second
 

@@ -53,16 +53,7 @@ def bench(
     for group, title in (("training", "training"), ("inference", "inference, one thread, one call per batch")):
         if rows := result[group]:
             console.text(title)
-            references = list(rows[0]["ratios"])
-            columns = [
-                "contender",
-                "batch",
-                "images/s",
-                "lowest to highest",
-                *(f"x {name}" for name in references),
-                "what it is",
-            ]
-            console.table(Table(title, columns, [_cells(row) for row in rows], left=("what it is",)))
+            console.table(Table.of(title, [_cells(row) for row in rows], left=("what it is",)))
     machine, busy = result["environment"], result["other_processes_cores"]
     console.text(
         f"medians of {result['repeats']}; {machine['cpu']}, {machine['cpu_cores']} cores, "
@@ -80,15 +71,16 @@ def bench(
         console.text(f"the machine was otherwise idle: other processes used {busy['median']:.2f} cores")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    speed = row["images_per_second"]
-    numbers = ["-" if ratio is None else f"{ratio:.2f}" for ratio in row["ratios"].values()]
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    """A contender at one batch size: column -> text."""
+    from qattrain.report.console import UNKNOWN, number
+
     what = row["what"] + (f" ({row['detail']})" if row["detail"] else "")
-    return [
-        row["name"],
-        str(row["batch"]),
-        "-" if speed is None else f"{speed:,.0f}",
-        f"{min(row['repeats']):,.0f} to {max(row['repeats']):,.0f}" if row["repeats"] else "-",
-        *numbers,
-        what if row["missing"] is None else row["missing"],
-    ]
+    return {
+        "contender": row["name"],
+        "batch": str(row["batch"]),
+        "images/s": number(row["images_per_second"], ",.0f"),
+        "lowest to highest": f"{min(row['repeats']):,.0f} to {max(row['repeats']):,.0f}" if row["repeats"] else UNKNOWN,
+        **{f"x {name}": number(ratio, ".2f") for name, ratio in row["ratios"].items()},
+        "what it is": row["missing"] or what,
+    }

@@ -64,13 +64,13 @@ def evaluate(
     )
     if mismatches:
         codes = "" if mismatches.codes is None else f", {mismatches.codes} hidden codes"
-        correct = int((mismatches.integer_predictions == outcome.labels).sum())
+        correct = int((mismatches.integer_predictions == outcome.test.labels).sum())
         console.text(
             f"the integer network: {correct:,} of {result.total:,} correct: accuracy "
             f"{percent(correct / result.total)}; engine {outcome.engine} differs from it in {mismatches.predictions} "
             f"predictions{codes}, and in the logits of {mismatches.logits} images"
         )
-    by_class = errors_by_class(result.predictions, outcome.labels, len(facts.class_names))
+    by_class = errors_by_class(result.predictions, outcome.test.labels, len(facts.class_names))
     rows = [
         [name, str(errors), f"{images:,}", percent(1 - errors / images) if images else UNKNOWN]
         for name, (errors, images) in zip(facts.class_names, by_class, strict=True)

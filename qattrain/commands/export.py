@@ -17,8 +17,7 @@ def export(
     layout: Annotated[str | None, typer.Option(help="For c: packed (smallest) or int8 (fastest).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write even if the folder holds other files.")] = False,
     verify_images: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]"),
+        int | None, typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]")
     ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write the files without verifying them.")] = False,
     data_dir: opt.DataDir = None,

@@ -31,75 +31,57 @@ QUANTIZERS = listed("quant/__init__.py", "QUANTIZERS")  # of train and of ptq
 
 
 class Setting(NamedTuple):
-    """A command-line option for one setting of the configuration: path of the setting, type, and typer option."""
+    """A command-line option for one setting. key: its dotted path. names: only if other than its key in SETTINGS."""
 
-    path: tuple[str, ...]
+    key: str
     type: Any
-    option: Any
+    help: str
+    metavar: str | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return tuple(self.key.split("."))
 
 
 # Options of the commands that describe an experiment: `train`, `compare`, `sweep`.
 SETTINGS: dict[str, Setting] = {
     "bits": Setting(
-        ("quant", "bits"),
-        int,
-        typer.Option(help="Weight bits, 1 to 8; 32 is the float baseline. [default: 4; ternary 2, binary 1]"),
+        "quant.bits", int, "Weight bits, 1 to 8; 32 is the float baseline. [default: 4; ternary 2, binary 1]"
     ),
-    "act_bits": Setting(
-        ("quant", "act_bits"), int, typer.Option(help="Activation bits, 1 to 8 or 32. [default: same as --bits]")
-    ),
+    "act_bits": Setting("quant.act_bits", int, "Activation bits, 1 to 8 or 32. [default: same as --bits]"),
     "layer_bits": Setting(
-        ("quant", "layer_bits"),
+        "quant.layer_bits",
         str,
-        typer.Option(
-            metavar="L=N,...",
-            help="Bits of single layers: conv1 conv2 fc1 fc2 (weights), act1 act2 act3 (activations).",
-        ),
+        "Bits of single layers: conv1 conv2 fc1 fc2 (weights), act1 act2 act3 (activations).",
+        "L=N,...",
     ),
-    "quantizer": Setting(("quant", "quantizer"), str, typer.Option(metavar="Q", help=f"{QUANTIZERS}. [default: lsq]")),
-    "model": Setting(
-        ("model", "name"),
-        str,
-        typer.Option(metavar="M", help=f"{listed('layers/network.py', 'PRESETS')}. [default: lenet]"),
-    ),
+    "quantizer": Setting("quant.quantizer", str, f"{QUANTIZERS}. [default: lsq]", "Q"),
+    "model": Setting("model.name", str, f"{listed('layers/network.py', 'PRESETS')}. [default: lenet]", "M"),
     "dataset": Setting(
-        ("data", "dataset"),
+        "data.dataset",
         str,
-        typer.Option(
-            metavar="D",
-            help=f"auto, {listed('data/__init__.py', 'DATASETS')}. "
-            "[default: auto: MNIST if available, else scikit-learn's digits]",
-        ),
+        f"auto, {listed('data/__init__.py', 'DATASETS')}. "
+        "[default: auto: MNIST if available, else scikit-learn's digits]",
+        "D",
     ),
-    "epochs": Setting(("train", "epochs"), int, typer.Option(help="Passes over the training images. [default: 10]")),
-    "lr": Setting(
-        ("train", "lr"), float, typer.Option(help="Peak learning rate. [default: by optimizer; different at 1 bit]")
-    ),
+    "epochs": Setting("train.epochs", int, "Passes over the training images. [default: 10]"),
+    "lr": Setting("train.lr", float, "Peak learning rate. [default: by optimizer; different at 1 bit]"),
     "batch_size": Setting(
-        ("train", "batch_size"),
-        int,
-        typer.Option(help="Images per step. [default: 128; 32 with fewer than 10,000 training images]"),
+        "train.batch_size", int, "Images per step. [default: 128; 32 with fewer than 10,000 training images]"
     ),
-    "augment": Setting(
-        ("data", "augment"),
-        str,
-        typer.Option(metavar="A", help=f"{listed('data/augment.py', 'AUGMENTATIONS')}. [default: shift]"),
-    ),
-    "seed": Setting(("seed",), int, typer.Option(help="Seed of weights, image order and augmentation. [default: 0]")),
-    "device": Setting(("train", "device"), str, typer.Option(help="auto, cpu or cuda. [default: auto]")),
+    "augment": Setting("data.augment", str, f"{listed('data/augment.py', 'AUGMENTATIONS')}. [default: shift]", "A"),
+    "seed": Setting("seed", int, "Seed of weights, image order and augmentation. [default: 0]"),
+    "device": Setting("train.device", str, "auto, cpu or cuda. [default: auto]"),
     "precision": Setting(
-        ("train", "precision"),
-        str,
-        typer.Option(metavar="P", help="auto, fp32 or bf16. [default: auto: bf16 if the hardware supports it]"),
+        "train.precision", str, "auto, fp32 or bf16. [default: auto: bf16 if the hardware supports it]", "P"
     ),
-    "threads": Setting(("train", "threads"), int, typer.Option(help="CPU threads. [default: torch's choice]")),
+    "threads": Setting("train.threads", int, "CPU threads. [default: torch's choice]"),
     "val_split": Setting(
-        ("data", "val_split"),
-        int,
-        typer.Option(help="Training images held out for validation; the best epoch on them is kept as well."),
+        "data.val_split", int, "Training images held out for validation; the best epoch on them is kept as well."
     ),
-    "limit_train": Setting(("data", "limit_train"), int, typer.Option(help="Use only the first N training images.")),
-    "limit_test": Setting(("data", "limit_test"), int, typer.Option(help="Use only the first N test images.")),
+    "limit_train": Setting("data.limit_train", int, "Use only the first N training images."),
+    "limit_test": Setting("data.limit_test", int, "Use only the first N test images."),
 }
 
 
@@ -124,24 +106,18 @@ def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
     """The same with comma-separated values for all but NO_AXIS: `settings` then maps their paths to lists."""
     several = tuple(name for name in SETTINGS if name not in NO_AXIS)
     options = {name: SETTINGS[name]._replace(type=str) if name in several else SETTINGS[name] for name in SETTINGS}
-    seeds = typer.Option("--seeds", "--seed", metavar="N,...", help="Comma-separated seeds. [default: 0]")
-    options["seed"] = options["seed"]._replace(option=seeds)
+    options["seed"] = Setting("seed", str, "Comma-separated seeds. [default: 0]", "N,...", ("--seeds", "--seed"))
     return _with_options(command, options, several)
 
 
 def _with_options(
     command: Callable[..., None], options: dict[str, Setting], several: tuple[str, ...]
 ) -> Callable[..., None]:
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
-    shared = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[setting.type | None, setting.option],
-        )
-        for name, setting in options.items()
-    ]
+    by_name, shared = inspect.Parameter.KEYWORD_ONLY, []
+    parameters = inspect.signature(command).parameters.values()
+    for name, setting in options.items():
+        option = typer.Option(*setting.names, metavar=setting.metavar, help=setting.help)
+        shared.append(inspect.Parameter(name, by_name, default=None, annotation=Annotated[setting.type | None, option]))
 
     @functools.wraps(command)
     def with_settings(**arguments: Any) -> None:
@@ -156,7 +132,7 @@ def _with_options(
             settings[layer_bits] = parse_layer_bits(settings[layer_bits])
         command(settings=settings, **arguments)
 
-    arguments = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    arguments = [p.replace(kind=by_name) for p in parameters if p.name != "settings"]
     first = [p for p in arguments if p.default is inspect.Parameter.empty]  # the positional arguments
     arguments = first + shared + [p for p in arguments if p not in first]
     with_settings.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
@@ -180,8 +156,7 @@ DataDir = Annotated[
     ),
 ]
 RunsDir = Annotated[
-    Path,
-    typer.Option(envvar="QATTRAIN_RUNS_DIR", show_envvar=True, help="Folder that holds the runs."),
+    Path, typer.Option(envvar="QATTRAIN_RUNS_DIR", show_envvar=True, help="Folder that holds the runs.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

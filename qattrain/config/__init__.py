@@ -28,11 +28,13 @@ def _check_bits(bits: int) -> int:
 Bits = Annotated[int, AfterValidator(_check_bits)]
 
 
-class _Section(BaseModel):
+class StrictModel(BaseModel):
+    """Values that cannot change, of exactly these types, and no others beside them."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class ModelConfig(_Section):
+class ModelConfig(StrictModel):
     """The network. `widths` (conv1, conv2, fc1) replaces the preset's; `dropout` is of fc1's outputs, in training."""
 
     name: str = "lenet"
@@ -49,7 +51,7 @@ class ModelConfig(_Section):
         return widths
 
 
-class QuantConfig(_Section):
+class QuantConfig(StrictModel):
     """Bit widths and the quantizer. None means: the quantizer's default; `n` is pow2's exponent for weights."""
 
     quantizer: str = "lsq"
@@ -85,7 +87,7 @@ def is_float(quant: QuantConfig) -> bool:
     return set(bits_by_layer(quant).values()) == {FLOAT_BITS}
 
 
-class DataConfig(_Section):
+class DataConfig(StrictModel):
     """The images. Counts are numbers of images; `val_split` 0 means no validation split."""
 
     dataset: str = "auto"
@@ -95,7 +97,7 @@ class DataConfig(_Section):
     limit_test: Annotated[int, Field(ge=1)] | None = None
 
 
-class TrainConfig(_Section):
+class TrainConfig(StrictModel):
     """The training loop. `init` is a float checkpoint to start from. Weight decay does not act on what quantizers
     learn, except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
 
@@ -121,7 +123,7 @@ class TrainConfig(_Section):
     init: str | None = None
 
 
-class DistillConfig(_Section):
+class DistillConfig(StrictModel):
     """Knowledge distillation: `teacher` is a float checkpoint; `weight` is that of its logits in the loss."""
 
     teacher: str | None = None
@@ -129,7 +131,7 @@ class DistillConfig(_Section):
     weight: Annotated[float, Field(ge=0, le=1)] = 0.7
 
 
-class PtqConfig(_Section):
+class PtqConfig(StrictModel):
     """Post-training quantization: how ranges are found, on how many training images, after how many float epochs."""
 
     calibration: str = "minmax"
@@ -137,7 +139,7 @@ class PtqConfig(_Section):
     source_epochs: Annotated[int, Field(ge=0)] = 0
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(StrictModel):
     """One training run or, if `ptq` is set, a post-training quantization of the float run that the rest describes."""
 
     name: str | None = None
@@ -162,7 +164,7 @@ class ExperimentConfig(_Section):
         return name
 
 
-Section = TypeVar("Section", bound=_Section)
+Section = TypeVar("Section", bound=StrictModel)
 
 
 def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:

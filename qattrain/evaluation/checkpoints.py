@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qattrain.data import Dataset, ImageSet, load_dataset
 from qattrain.errors import CheckpointError, pick
@@ -39,11 +38,6 @@ class Outcome:
     evaluation: Evaluation
     test: ImageSet
     mismatches: Mismatches | None
-
-    @property
-    def labels(self) -> Tensor:
-        """The true classes, int64 (N,)."""
-        return self.test.labels
 
 
 def evaluate_checkpoint(

@@ -35,6 +35,10 @@ class LayerPart:
     bits: int
     quantizer: str | None
 
+    def part(self) -> tuple[str, str, tuple[int, ...], int, str | None]:
+        """The fields above, to say something else about the same part."""
+        return self.layer, self.kind, self.shape, self.bits, self.quantizer
+
 
 @dataclass(frozen=True, eq=False)
 class Observed(LayerPart):
@@ -165,11 +169,7 @@ def layer_report(seen: Observed, accumulator_bound: int | None = None) -> LayerR
     count = None if seen.codes is None else np.unique(seen.codes, return_counts=True)[1]
     scale_min, scale_max = seen.scale_range or (None, None)
     return LayerReport(
-        seen.layer,
-        seen.kind,
-        seen.shape,
-        seen.bits,
-        seen.quantizer,
+        *seen.part(),
         scale_min=scale_min,
         scale_max=scale_max,
         levels=None if seen.bits == FLOAT_BITS else len(seen.grid),
@@ -244,11 +244,7 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
     after = none if seen.codes is None else np.array([(seen.codes == code).sum() for code in seen.grid])
     clips = seen.clipped_share is not None and seen.codes is not None
     return LayerHistogram(
-        seen.layer,
-        seen.kind,
-        seen.shape,
-        seen.bits,
-        seen.quantizer,
+        *seen.part(),
         unit,
         edges,
         before.astype(np.int64),

@@ -103,8 +103,7 @@ class Comparer:
 
     def _trained(self, config: ExperimentConfig) -> Path:
         settled, _, _ = resolve(config, self.data_dir)
-        found = self._finished(settled)
-        if found is not None:
+        if found := self._finished(settled):
             return found
         self.say("no finished run with this configuration: training one")
         with self.display() as display:
@@ -117,12 +116,10 @@ class Comparer:
         asked = {key: getattr(self.config.quant, key) for key in ("bits", "act_bits", "layer_bits")}
         quant, checkpoint = QuantConfig(quantizer=self.ptq_quantizer, **asked), self._network(source).checkpoint
         config = settle_ptq(checkpoint.config, len(checkpoint.history), str(source), quant, PtqConfig(), None)
-        found = self._finished(config)
-        if found is not None:
+        if found := self._finished(config):
             return found
-        result, _ = quantize(
-            checkpoint, source, config, load_dataset(config.data.dataset, self.data_dir), self.runs_dir
-        )
+        dataset = load_dataset(config.data.dataset, self.data_dir)
+        result, _ = quantize(checkpoint, source, config, dataset, self.runs_dir)
         self.say(f"{result.run_dir.name}: quantized {source.parent.name} after training")
         return result.run_dir / runs.LAST_FILE
 
@@ -156,7 +153,7 @@ class Comparer:
     def _row(self, entry: str, path: Path, outcome: Outcome, first: Outcome) -> Row:
         result, network = outcome.evaluation, self._network(path)
         summary = RunResult(path.parent, network.checkpoint).summary()
-        hits = [o.evaluation.predictions == o.labels for o in (first, outcome)]
+        hits = [o.evaluation.predictions == o.test.labels for o in (first, outcome)]
         return Row(
             method=entry if entry in METHODS else path.parent.name,
             run_dir=str(path.parent),

@@ -46,6 +46,7 @@ from typing import Any, TextIO
 
 import qattrain
 from qattrain.config import parse_config
+from qattrain.config.sources import lookup
 from qattrain.errors import ConfigError, TrainingError, reason, system_errors
 from qattrain.files import replace_files, write_atomically
 from qattrain.runs import folder as runs
@@ -84,7 +85,7 @@ class Plan:
 
 def cell_name(config: dict[str, Any]) -> str:
     """A readable name, and the hash of the settled configuration without its name and threads."""
-    identity = json.dumps(config | {"name": None, "train": config["train"] | {"threads": None}}, sort_keys=True)
+    identity = json.dumps(runs.comparable(config), sort_keys=True)
     readable = runs.default_name(parse_config(config, "sweep"))
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:HASH_DIGITS]}"
 
@@ -307,15 +308,8 @@ def _row(cell: Cell, axes: list[str], folder: SweepFolder) -> dict[str, Any]:
         **{name: (result or {}).get(name) for name in MEASURED},
         "status": "finished" if result is not None else "failed" if error is not None else "unfinished",
         "error": error,
-        "settings": {axis: _value(config, axis) for axis in axes if axis not in OWN_FIELDS},
+        "settings": {axis: lookup(config, axis.split(".")) for axis in axes if axis not in OWN_FIELDS},
     }
-
-
-def _value(config: dict[str, Any], axis: str) -> Any:
-    value: Any = config
-    for part in axis.split("."):
-        value = None if value is None else value[part]
-    return value
 
 
 def _groups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -392,10 +386,9 @@ def read_reference(path: Path) -> list[dict[str, Any]]:
         if not points:
             raise ValueError("it holds no points")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else reason(error)
         raise ConfigError(
-            f"--reference {path}: {what}; expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or TOML with "
-            "them in [[point]] tables"
+            f"--reference {path}: {reason(error)}; expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or "
+            "TOML with them in [[point]] tables"
         ) from None
     for name, size, accuracy in points:
         if not 0 <= accuracy <= 1 or size < 1:

@@ -71,7 +71,7 @@ class Lab:
         config = settle_training(asked, quant, len(self.dataset.train.labels)).model_copy(update=settings)
         trainer = Trainer(model, self.dataset.train, config, augment, SEED)
         for _ in range(epochs):
-            trainer.train_epoch(_Watcher(model, on_step), lambda: False)
+            trainer.train_epoch(_Watcher(model, on_step) if on_step else None, lambda: False)
         return model
 
     def accuracy(self, model: LeNet) -> float:
@@ -126,9 +126,8 @@ def panels(
 
 
 class _Watcher:
-    def __init__(self, model: LeNet, on_step: OnStep | None) -> None:
+    def __init__(self, model: LeNet, on_step: OnStep) -> None:
         self.model, self.callback = model, on_step
 
     def on_step(self, epoch: int, _step: int, _steps: int, _loss: Callable[[], float]) -> None:
-        if self.callback is not None:
-            self.callback(self.model, epoch)
+        self.callback(self.model, epoch)

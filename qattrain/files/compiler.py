@@ -101,8 +101,7 @@ def _processor() -> bytes:
     """The processor, which NATIVE compiles for: different machines may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(
-            sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-        ).encode()
+        known = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+        return "\n".join(sorted(known)).encode()
     except OSError:
         return f"{platform.machine()} {platform.processor()}".encode()

@@ -22,8 +22,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from qattrain.config import StrictModel
 from qattrain.errors import CheckpointError, system_errors
 from qattrain.integer.model import INT32_MAX, IntegerLayer, IntegerModel, Requantization, weight_grid
 
@@ -65,11 +66,7 @@ class ModelFacts:
     test_accuracy: float | None
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class LayerHeader(_Section):
+class LayerHeader(StrictModel):
     """A layer without its tensors. activation_bits: of its output codes; None for the last layer."""
 
     name: str
@@ -89,7 +86,7 @@ class LayerHeader(_Section):
         return int(np.prod(self.shape, dtype=object))
 
 
-class Header(_Section):
+class Header(StrictModel):
     """Everything in the metadata except the digest, which covers it."""
 
     format_version: int

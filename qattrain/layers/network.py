@@ -92,12 +92,7 @@ class LeNet(nn.Module):
     input_scale: Tensor
 
     def __init__(
-        self,
-        widths: tuple[int, int, int],
-        classes: int,
-        plan: LayerPlan,
-        ops: str = "torch",
-        dropout: float = 0.0,
+        self, widths: tuple[int, int, int], classes: int, plan: LayerPlan, ops: str = "torch", dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.dropout = dropout

@@ -112,9 +112,8 @@ def _staircase_gradient(
     if layout is None:
         return None
     units = torch.as_tensor(unit, dtype=torch.float32).expand_as(scale).contiguous()
-    bounds = torch.stack(
-        [torch.as_tensor(bound, dtype=torch.float32).expand_as(scale).flatten() for bound in (low, high)], 1
-    )
+    ends = [torch.as_tensor(end, dtype=torch.float32).expand_as(scale).flatten() for end in (low, high)]
+    bounds = torch.stack(ends, 1)
     grad_x = torch.empty_like(x)
     args = (grad_codes, x, *layout[:2], scale, units, float(offset), bounds, layout[2])
     _call(grad_codes.dtype, "staircase_gradient", *args, int(surrogate is clipped), int(rectify), grad_x)

@@ -12,11 +12,13 @@ from qattrain.errors import CheckpointError
 from qattrain.evaluation.checkpoints import Outcome, evaluate_network
 from qattrain.evaluation.inspection import Inspection, inspect_network
 from qattrain.evaluation.metrics import Evaluation, mcnemar_p
-from qattrain.evaluation.networks import Network, Packed, Trained, load_network
+from qattrain.evaluation.networks import Network, Trained, load_network
 from qattrain.integer import ModelFacts
 from qattrain.report.console import percent
 from qattrain.report.sources import Subject
 from qattrain.runs.folder import read_record
+
+METHODS = {"float": "float", "qat": "QAT", "ptq": "PTQ"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +93,16 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome) -> Finding:
             f"{percent(evaluation.accuracy)}: the run was replaced, or another of its checkpoints was compared."
         )
     delta = p = None
-    if first.network.facts.dataset == network.facts.dataset and torch.equal(first.labels, outcome.labels):
+    if first.network.facts.dataset == network.facts.dataset and torch.equal(first.test.labels, outcome.test.labels):
         delta = evaluation.accuracy - first.evaluation.accuracy
-        p = mcnemar_p(*(one.evaluation.predictions == one.labels for one in (first, outcome)))
+        p = mcnemar_p(*(one.evaluation.predictions == one.test.labels for one in (first, outcome)))
     checkpoint = None
     if isinstance(network, Trained):
         checkpoint = network.checkpoint
         network.model.cpu()
     return Finding(
         subject=subject,
-        kind=_kind(network),
+        kind=METHODS[checkpoint.config.method] if checkpoint else "packed",
         facts=network.facts,
         evaluation=evaluation,
         inspection=inspect_network(network, outcome.test, subject.name, evaluation.logits),
@@ -111,9 +113,3 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome) -> Finding:
         history=checkpoint.history if checkpoint else [],
         notes=notes,
     )
-
-
-def _kind(network: Network) -> str:
-    if isinstance(network, Packed):
-        return "packed"
-    return {"float": "float", "qat": "QAT", "ptq": "PTQ"}[network.checkpoint.config.method]

@@ -79,9 +79,9 @@ def _read_document(path: Path) -> list[Subject] | list[Sweep]:
         total = document["test_images"]
         rows = [(row["method"], row["run_dir"], row["accuracy"]) for row in document["rows"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"no {error}" if isinstance(error, KeyError) else reason(error)
         raise ReportError(
-            f"{path} was not written by 'qattrain compare' or 'qattrain sweep': {why}; name one of their folders"
+            f"{path} was not written by 'qattrain compare' or 'qattrain sweep': {reason(error)}; name one of their "
+            "folders"
         ) from None
     return [Subject(name, _run_of(run_dir, path.parent.parent), total, accuracy) for name, run_dir, accuracy in rows]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qattrain.config import ExperimentConfig, parse_config
-from qattrain.errors import CheckpointError, ConfigError, system_errors
+from qattrain.errors import CheckpointError, ConfigError, reason, system_errors
 from qattrain.files import write_atomically
 from qattrain.layers.network import LeNet, build_model
 
@@ -136,6 +136,5 @@ def restore_model(checkpoint: Checkpoint, source: str) -> LeNet:
         model = build_model(config.model, config.quant, len(checkpoint.class_names))
         model.load_state_dict(checkpoint.model)
     except (ConfigError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{source}: its weights do not fit its configuration: {reason}") from None
+        raise CheckpointError(f"{source}: its weights do not fit its configuration: {reason(error)}") from None
     return model

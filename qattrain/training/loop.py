@@ -83,10 +83,10 @@ class Trainer:
         self.generator = torch.Generator()
         self.losses = torch.zeros(len(self.slices), device=data.labels.device)
 
-    def train_epoch(self, observer: Observer, should_stop: Callable[[], bool]) -> EpochResult | None:
+    def train_epoch(self, observer: Observer | None, should_stop: Callable[[], bool]) -> EpochResult | None:
         """Train to the end of the current epoch; None if `should_stop` became true before that.
 
-        Raises TrainingError as soon as a loss is found not to be finite.
+        observer: None if nobody watches. Raises TrainingError as soon as a loss is found not to be finite.
         """
         self.model.train()
         set_compute_dtype(self.model, torch.bfloat16 if self.config.precision == "bf16" else None)
@@ -105,7 +105,8 @@ class Trainer:
             self.step += 1
             if self.step % STEPS_BETWEEN_CHECKS == 0 or self.step == steps:
                 self._check_finite()
-            observer.on_step(self.epoch + 1, self.step, steps, loss.item)
+            if observer is not None:
+                observer.on_step(self.epoch + 1, self.step, steps, loss.item)
             if self.step < steps and should_stop():
                 self._check_finite()
                 self.seconds += time.perf_counter() - start

@@ -144,14 +144,14 @@ def test_confusions_and_hardest_images_are_those_of_the_evaluation(
     found, outcome = inspections[kind], evaluate_checkpoint(networks[kind], tmp_path)
     assert found.accuracy == outcome.evaluation.accuracy
     assert found.confusion is not None
-    counts, errors = found.confusion.counts, errors_by_class(outcome.evaluation.predictions, outcome.labels, 10)
+    counts, errors = found.confusion.counts, errors_by_class(outcome.evaluation.predictions, outcome.test.labels, 10)
     assert [(int(row.sum() - row[i]), int(row.sum())) for i, row in enumerate(counts)] == errors
     assert found.confusion.errors == found.images - outcome.evaluation.correct
     assert 0 < len(found.hardest) <= found.confusion.errors
     chances = [image.true_probability for image in found.hardest]
     assert chances == sorted(chances)
     for image in found.hardest:
-        assert image.true == str(int(outcome.labels[image.index]))
+        assert image.true == str(int(outcome.test.labels[image.index]))
         assert image.predicted == str(int(outcome.evaluation.predictions[image.index])) != image.true
         assert image.true_probability < image.predicted_probability
 

@@ -56,7 +56,7 @@ def test_missing_runs_are_trained_and_found_again(compare: Callable[..., Any], t
     assert [(row["bits"], row["act_bits"]) for row in first["rows"]] == [(32, 32), (3, 3), (3, 3)]
 
     outcomes = [evaluate_checkpoint(Path(row["run_dir"]) / "last.pt", tmp_path) for row in first["rows"]]
-    hits = [outcome.evaluation.predictions == outcome.labels for outcome in outcomes]
+    hits = [outcome.evaluation.predictions == outcome.test.labels for outcome in outcomes]
     for row, outcome, hit in zip(first["rows"], outcomes, hits, strict=True):
         assert row["accuracy"] == outcome.evaluation.correct / 360
         assert tuple(row["accuracy_ci95"]) == wilson_interval(outcome.evaluation.correct, 360)

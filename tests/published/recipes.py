@@ -143,7 +143,7 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
         found["held_out_accuracy"] = history[-1]["val_accuracy"]
     if mismatches is not None:
         integers = network.integers()
-        correct = int((mismatches.integer_predictions == outcome.labels).sum())
+        correct = int((mismatches.integer_predictions == outcome.test.labels).sum())
         if in_c:
             images = load_test_data(network, path, data_dir).test.images.numpy()
             files = EXPORTERS["c"].write(integers, network.facts, "packed")
