@@ -47,8 +47,7 @@ def bench(
     if repeats is not None:
         effort = replace(effort, repeats=repeats)
     names = [name.strip() for name in only.split(",")] if only is not None else []
-    groups = {"training": TRAINING, "inference": INFERENCE}
-    result = run_benchmark(groups, effort, names, threads, console.text)
+    result = run_benchmark({"training": TRAINING, "inference": INFERENCE}, effort, names, threads, console.text)
     console.result(result)
     for group, title in (("training", "training"), ("inference", "inference, one thread, one call per batch")):
         if rows := result[group]:

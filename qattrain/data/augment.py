@@ -84,12 +84,7 @@ def _sampled(images: Tensor, theta: Tensor, field: Tensor | None = None) -> Tens
     return moved.add_(0.5).to(torch.uint8)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": none,
-    "shift": shift,
-    "affine": affine,
-    "elastic": elastic,
-}
+AUGMENTATIONS: dict[str, Augmentation] = {"none": none, "shift": shift, "affine": affine, "elastic": elastic}
 
 
 def _inverse_maps(count: int, generator: torch.Generator) -> Tensor:

@@ -153,7 +153,6 @@ class Comparer:
     def _row(self, entry: str, path: Path, outcome: Outcome, first: Outcome) -> Row:
         result, network = outcome.evaluation, self._network(path)
         summary = RunResult(path.parent, network.checkpoint).summary()
-        hits = [o.evaluation.predictions == o.test.labels for o in (first, outcome)]
         return Row(
             method=entry if entry in METHODS else path.parent.name,
             run_dir=str(path.parent),
@@ -162,7 +161,7 @@ class Comparer:
             accuracy=result.accuracy,
             accuracy_ci95=result.interval,
             delta=result.accuracy - first.evaluation.accuracy,
-            mcnemar_p=mcnemar_p(*hits),
+            mcnemar_p=mcnemar_p(*(one.evaluation.predictions == one.test.labels for one in (first, outcome))),
             loss=result.loss,
             weight_bytes=weight_bytes(network.model),
             images_per_second=summary["images_per_second"],

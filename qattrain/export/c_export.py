@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,6 +76,8 @@ C_EXPORTER = Exporter(write=write_c, run=run_c, layouts=LAYOUTS)
 
 def _rendered(template: str, **values: Any) -> str:
     """The template of that file in `qattrain/export/c`, with `values` filled in."""
+    import jinja2  # here, because no training needs it
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(C_FOLDER),
         autoescape=False,
