@@ -8,9 +8,10 @@ Types are the smallest that hold the values of all layers. A multiplier and its 
 (down to a shift of 1): (sum m + 2^(k-1)) >> k stays the same number, and the multipliers of `pow2` become 1.
 """
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once
 LINE = 116  # characters of numbers in a line
 BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
 
+if TYPE_CHECKING:
+    import jinja2
+
 IntArray = NDArray[np.int64]
 
 
@@ -37,7 +41,7 @@ def write_c(model: IntegerModel, facts: ModelFacts, layout: str) -> Files:
     """
     assert len(facts.class_names) == model.classes, (facts.class_names, model.classes)
     names = ",\n".join(f"    {_literal(name)}" for name in facts.class_names)
-    files = c_sources(model, layout) | {"main.c": _rendered("main.c", names=names).encode("ascii")}
+    files = c_sources(model, layout) | {"main.c": _template("main.c").render(names=names).encode("ascii")}
     return files | {"README.md": _readme(model, facts, layout, files).encode()}
 
 
@@ -52,8 +56,7 @@ def c_sources(model: IntegerModel, layout: str) -> Files:
             raise ExportError(f"{layer.name}: an accumulator could reach {layer.accumulator_bound}, beyond int32")
     bias_type, multiplier_type = _channel_types(model)
     arena = arena_of(model, layout)
-    source = _rendered(
-        "model.c",
+    source = _template("model.c").render(
         layout=layout,
         widths=[len(layer.codes) for layer in model.layers],
         align=ALIGN,
@@ -67,15 +70,16 @@ def c_sources(model: IntegerModel, layout: str) -> Files:
         conv_rows=str(CONV_ROWS),
         linear_rows=str(LINEAR_ROWS),
     )
-    header = _rendered("model.h", classes=model.classes, arena=arena)
+    header = _template("model.h").render(classes=model.classes, arena=arena)
     return {"model.c": source.encode("ascii"), "model.h": header.encode("ascii")}
 
 
 C_EXPORTER = Exporter(write=write_c, run=run_c, layouts=LAYOUTS)
 
 
-def _rendered(template: str, **values: Any) -> str:
-    """The template of that file in `qattrain/export/c`, with `values` filled in."""
+@functools.cache
+def _template(name: str) -> "jinja2.Template":
+    """The template of the file `name` in `qattrain/export/c`."""
     import jinja2  # here, because no training needs it
 
     environment = jinja2.Environment(
@@ -87,7 +91,7 @@ def _rendered(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["wrap"] = _wrapped
-    return environment.get_template(f"{template}.jinja").render(values)
+    return environment.get_template(f"{name}.jinja")
 
 
 def _wrapped(numbers: list[Any]) -> str:
@@ -108,8 +112,7 @@ def _readme(model: IntegerModel, facts: ModelFacts, layout: str, files: Files) -
     measured = [(target, footprint) for target in EMBEDDED if (footprint := measure(files, target))]
     if not measured and (footprint := measure(files, HOST)):
         measured = [(HOST, footprint)]
-    return _rendered(
-        "README.md",
+    return _template("README.md").render(
         model=model,
         facts=facts,
         layout=layout,
