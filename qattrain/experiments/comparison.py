@@ -174,5 +174,5 @@ def write_comparison(comparison: Comparison, document: dict[str, Any], png: byte
     with system_errors(TrainingError, f"cannot make {folder}", "choose another --runs-dir"):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.png", png)
-    write_atomically(folder / "compare.json", (json.dumps(document, indent=2) + "\n").encode())
+    write_atomically(folder / runs.COMPARISON_FILE, (json.dumps(document, indent=2) + "\n").encode())
     return folder

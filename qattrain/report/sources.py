@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.errors import CheckpointError, ReportError, reason
+from qattrain.experiments.folder import JSON_FILE as SWEEP_FILE
+from qattrain.integer.packed import FILE_NAME as PACKED_FILE
 from qattrain.runs import folder as runs
-
-COMPARISON_FILE, SWEEP_FILE, PACKED_FILE = "compare.json", "sweep.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_sources(texts: Sequence[str], runs_dir: Path) -> tuple[list[Subject], l
 
 def _locate(text: str, runs_dir: Path) -> Path:
     """The file meant by `text`: itself, or the one that shows what kind of folder it is."""
-    known = (SWEEP_FILE, COMPARISON_FILE, runs.LAST_FILE, PACKED_FILE)
+    known = (SWEEP_FILE, runs.COMPARISON_FILE, runs.LAST_FILE, PACKED_FILE)
     try:
         for place in (Path(text), runs_dir / text):
             if place.is_file():

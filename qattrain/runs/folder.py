@@ -18,7 +18,7 @@ from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason,
 from qattrain.files import write_atomically
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
-CELLS_FOLDER = "cells"  # of a sweep, whose folder is beside the runs
+CELLS_FOLDER, COMPARISON_FILE = "cells", "compare.json"  # of a sweep, of a comparison; both lie beside the runs
 
 
 def default_name(config: ExperimentConfig) -> str:
