@@ -19,7 +19,7 @@ from qattrain.config import FLOAT_BITS, DataConfig, ModelConfig, QuantConfig, Tr
 from qattrain.data import ImageSet, batch_slices
 from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import optional_package
-from qattrain.layers.network import PRESETS, build_model
+from qattrain.layers.network import build_model, plan_layers
 from qattrain.quant import QUANTIZERS, native
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH, OPTIMIZERS, settle_training
@@ -33,7 +33,7 @@ class PlainLeNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        c1, c2, features = PRESETS["lenet"]
+        c1, c2, features = ModelConfig().chain.widths
         self.conv1 = nn.Conv2d(1, c1, 5)
         self.conv2 = nn.Conv2d(c1, c2, 5)
         self.fc1 = nn.Linear(c2 * 4 * 4, features)
@@ -130,7 +130,7 @@ def own_training(workload: Workload, quant: QuantConfig, compiles: bool) -> dict
         compile="on" if compiles else "off",
         device="cpu",
     )
-    config = settle_training(config, quant, len(workload.training.labels))
+    config = settle_training(config, plan_layers(ModelConfig(), quant), len(workload.training.labels))
     trainer = Trainer(model, workload.training, config, DataConfig().augment, SEED)
 
     def epoch() -> float:
@@ -176,7 +176,7 @@ def _net(quantized_image: bool) -> nn.Module:
         "weight_quant": Int8WeightPerChannelFloat,
         "weight_scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS,
     }
-    c1, c2, features = PRESETS["lenet"]
+    c1, c2, features = ModelConfig().chain.widths
 
     class BrevitasLeNet(nn.Module):
         def __init__(self) -> None:

@@ -57,7 +57,12 @@ SETTINGS: dict[str, Setting] = {
         "L=N,...",
     ),
     "quantizer": Setting("quant.quantizer", str, f"{QUANTIZERS}. [default: lsq]", "Q"),
-    "model": Setting("model.name", str, f"{listed('layers/network.py', 'PRESETS')}. [default: lenet]", "M"),
+    "model": Setting(
+        "model.name",
+        str,
+        f"{listed('config/chain.py', 'PRESETS')}; or a chain, such as 'conv 8 3x3 bn, pool 2, fc'. [default: lenet]",
+        "M",
+    ),
     "dataset": Setting(
         "data.dataset",
         str,

@@ -8,13 +8,13 @@ that define them are beside the code they name, and names are checked when the e
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from qattrain.config.chain import PRESETS, Chain, canonical_name, parse_chain
 from qattrain.errors import ConfigError
 
-WEIGHT_LAYERS = ("conv1", "conv2", "fc1", "fc2")
-ACTIVATION_LAYERS = ("act1", "act2", "act3")
 FLOAT_BITS = 32  # "32 bits" means: not quantized
+AVERAGE_BITS = 8  # of the codes behind an average, unless `layer_bits` names it
 
 Auto = Literal["auto"]
 
@@ -35,20 +35,38 @@ class StrictModel(BaseModel):
 
 
 class ModelConfig(StrictModel):
-    """The network. `widths` (conv1, conv2, fc1) replaces the preset's; `dropout` is of fc1's outputs, in training."""
+    """The network. `name` is a preset's or a chain (`qattrain.config.chain`); `widths` replaces the numbers behind its
+    conv and fc, in order; `dropout` is of the last hidden layer's outputs, in training.
+    """
 
     name: str = "lenet"
-    widths: Annotated[tuple[int, int, int], Field(strict=False)] | None = None
+    widths: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] | None = None
     init: str = "kaiming"
     ops: Literal["torch", "explicit"] = "torch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
+    @field_validator("name")
+    @classmethod
+    def _canonical(cls, name: str) -> str:
+        return canonical_name(name)
+
     @field_validator("widths")
     @classmethod
-    def _positive_widths(cls, widths: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    def _positive_widths(cls, widths: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if widths is not None and min(widths) < 1:
-            raise ValueError("allowed: three whole numbers of at least 1 (conv1, conv2, fc1)")
+            raise ValueError("allowed: whole numbers of at least 1, one for each conv and fc with a number")
         return widths
+
+    @property
+    def chain(self) -> Chain:
+        """The layers. Raises ConfigError if `widths` has another count than the chain."""
+        chain = parse_chain(self.name)
+        return chain if self.widths is None else chain.with_widths(self.widths)
+
+    @property
+    def is_preset(self) -> bool:
+        """Whether `name` is a preset's, not a chain."""
+        return self.name in PRESETS
 
 
 class QuantConfig(StrictModel):
@@ -63,10 +81,8 @@ class QuantConfig(StrictModel):
 
     @field_validator("layer_bits")
     @classmethod
-    def _known_layers(cls, layer_bits: dict[str, int]) -> dict[str, int]:
+    def _allowed_bits(cls, layer_bits: dict[str, int]) -> dict[str, int]:
         for layer, bits in layer_bits.items():
-            if layer not in WEIGHT_LAYERS + ACTIVATION_LAYERS:
-                raise ValueError(f"no layer '{layer}'; allowed: {', '.join(WEIGHT_LAYERS + ACTIVATION_LAYERS)}")
             try:
                 _check_bits(bits)
             except ValueError as error:
@@ -74,17 +90,31 @@ class QuantConfig(StrictModel):
         return layer_bits
 
 
-def bits_by_layer(quant: QuantConfig) -> dict[str, int]:
-    """Bits of every layer's weights and of every activation, exemptions included. quant: settled (no bits are None)."""
+def bits_by_layer(quant: QuantConfig, chain: Chain) -> dict[str, int]:
+    """Bits of every layer's weights and of every activation, exemptions included. quant: settled (no bits are None).
+
+    Raises ConfigError if an exemption names no layer of the chain.
+    """
     assert quant.bits is not None, quant
     assert quant.act_bits is not None, quant
-    asked = dict.fromkeys(WEIGHT_LAYERS, quant.bits) | dict.fromkeys(ACTIVATION_LAYERS, quant.act_bits)
+    check_layer_bits(quant, chain)
+    asked = dict.fromkeys(chain.weight_layers, quant.bits) | dict.fromkeys(chain.activation_layers, quant.act_bits)
+    if quant.act_bits != FLOAT_BITS:
+        asked |= dict.fromkeys(chain.average_layers, AVERAGE_BITS)
     return asked | quant.layer_bits
 
 
-def is_float(quant: QuantConfig) -> bool:
+def check_layer_bits(quant: QuantConfig, chain: Chain) -> None:
+    """Raises ConfigError if `quant.layer_bits` names no layer of the chain."""
+    known = chain.weight_layers + chain.activation_layers
+    for layer in quant.layer_bits:
+        if layer not in known:
+            raise ConfigError(f"quant.layer_bits: no layer '{layer}'; allowed: {', '.join(known)}")
+
+
+def is_float(quant: QuantConfig, chain: Chain) -> bool:
     """Whether nothing at all is quantized. quant: settled."""
-    return set(bits_by_layer(quant).values()) == {FLOAT_BITS}
+    return set(bits_by_layer(quant, chain).values()) == {FLOAT_BITS}
 
 
 class DataConfig(StrictModel):
@@ -154,7 +184,12 @@ class ExperimentConfig(StrictModel):
     @property
     def method(self) -> Literal["float", "qat", "ptq"]:
         """What the run is, every value settled: a float network, trained quantized, or quantized after training."""
-        return "ptq" if self.ptq is not None else "float" if is_float(self.quant) else "qat"
+        return "ptq" if self.ptq is not None else "float" if is_float(self.quant, self.model.chain) else "qat"
+
+    @model_validator(mode="after")
+    def _known_layers(self) -> "ExperimentConfig":
+        check_layer_bits(self.quant, self.model.chain)
+        return self
 
     @field_validator("name")
     @classmethod

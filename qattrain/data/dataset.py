@@ -51,6 +51,7 @@ class Dataset:
     class_names: tuple[str, ...]
     load_train: Callable[[], ImageSet]
     load_test: Callable[[], ImageSet]
+    shape: tuple[int, int, int] = (1, IMAGE_SIDE, IMAGE_SIDE)
 
     @cached_property
     def train(self) -> ImageSet:

@@ -83,7 +83,7 @@ def evaluate_network(
 
 
 def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:
-    """The `top` classes of each of `images` (N, 1, 28, 28) with their probabilities, the most probable first.
+    """The `top` classes of each of `images` (N, C, H, W) with their probabilities, the most probable first.
 
     Digits are returned as numbers, other classes by name. A quantized network is evaluated with its integers.
     """

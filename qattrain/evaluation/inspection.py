@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from qattrain.config import FLOAT_BITS, WEIGHT_LAYERS
+from qattrain.config import FLOAT_BITS
 from qattrain.data import ImageSet
 from qattrain.errors import ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
 from qattrain.evaluation.networks import ENGINES, Network, Packed
-from qattrain.integer import IntegerModel
-from qattrain.layers.network import LeNet, watched_activations
+from qattrain.integer import AverageLayer, IntegerModel
+from qattrain.layers.network import Activation, watched_activations
+from qattrain.layers.quantized import WeightLayer
 from qattrain.quant import QTensor, Quantizer
 
 INSPECTED_IMAGES = 1000  # on which activations are observed
@@ -75,44 +76,45 @@ def observe(network: Network, images: Tensor | None) -> list[Observed]:
 def observe_integers(model: IntegerModel, images: Tensor | None) -> list[Observed]:
     """`observe` for a network of which only the integers are known."""
     traced = [None] * len(model.layers) if images is None else model.trace(images.cpu().numpy())
-    found = []
-    for number, (layer, codes) in enumerate(zip(model.layers, traced, strict=True), start=1):
-        weights = (layer.name, "weight", layer.codes.shape, layer.bits, layer.quantizer)
-        grid = tuple(code - layer.zero_point for code in layer.grid)
-        found.append(Observed(*weights, codes=layer.centered, grid=grid))
+    found, activations = [], 0
+    for layer, codes in zip(model.layers, traced, strict=True):
+        name = layer.name
+        if not isinstance(layer, AverageLayer):
+            weights = (name, "weight", layer.codes.shape, layer.bits, layer.quantizer)
+            grid = tuple(code - layer.zero_point for code in layer.grid)
+            found.append(Observed(*weights, codes=layer.centered, grid=grid))
+            activations += 1
+            name = f"act{activations}"
         if layer.requantization is not None:
             bits, shape = layer.requantization.bits, () if codes is None else codes.shape[1:]
             grid = tuple(range(2**bits))
-            found.append(Observed(f"act{number}", "activation", shape, bits, "integer", codes=codes, grid=grid))
+            found.append(Observed(name, "activation", shape, bits, "integer", codes=codes, grid=grid))
     return found
 
 
 @torch.no_grad()
-def observe_model(model: LeNet, images: Tensor | None) -> list[Observed]:
+def observe_model(model: nn.Module, images: Tensor | None) -> list[Observed]:
     """`observe` for a network that torch can run."""
     model.eval()
     with watched_activations(model) as seen:
         if images is not None:
             model(images)
     found = []
-    module: Any
-    for name, module in model.named_children():
-        if name in WEIGHT_LAYERS:
-            pair = module.weight, module.quantized_weight()
-            found.append(_observed(name, tuple(module.weight.shape), module.weight_quantizer, pair))
-        elif name in seen:
-            x, q = seen[name]
-            found.append(_observed(name, tuple(x.shape[1:]), module.quantizer, (x.relu(), q)))
-        else:
-            found.append(_observed(name, (), module.quantizer, None))
+    for name, layer in model.named_modules():
+        if isinstance(layer, WeightLayer):
+            pair = layer.weight, layer.quantized_weight()
+            found.append(_observed(name, "weight", tuple(layer.weight.shape), layer.weight_quantizer, pair))
+        elif name in seen and isinstance(layer, Activation):
+            found.append(_observed(name, "activation", tuple(seen[name][0].shape[1:]), layer.quantizer, seen[name]))
+        elif isinstance(layer, Activation):
+            found.append(_observed(name, "activation", (), layer.quantizer, None))
     return found
 
 
 def _observed(
-    layer: str, shape: tuple[int, ...], quantizer: Quantizer | None, pair: tuple[Tensor, QTensor] | None
+    layer: str, kind: str, shape: tuple[int, ...], quantizer: Quantizer | None, pair: tuple[Tensor, QTensor] | None
 ) -> Observed:
     """pair: the values before quantization and the codes they became."""
-    kind = "weight" if layer in WEIGHT_LAYERS else "activation"
     values = None if pair is None else pair[0].contiguous().cpu().numpy()
     if quantizer is None:
         return Observed(layer, kind, shape, FLOAT_BITS, None, values)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qattrain.data.dataset import ImageSet
 
-Predictor = Callable[[Tensor], Tensor]  # uint8 images (N, 1, 28, 28) -> logits (N, classes)
+Predictor = Callable[[Tensor], Tensor]  # uint8 images (N, C, H, W) -> logits (N, classes)
 
 EVALUATION_BATCH = 1000  # fixed: the sum of losses must not depend on how training was batched
 Z95 = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qattrain.config import ACTIVATION_LAYERS, FLOAT_BITS, bits_by_layer
+from qattrain.config import FLOAT_BITS, bits_by_layer
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
 from qattrain.export import EXPORTERS
 from qattrain.export.base import Exporter, Runner, settled_layout
-from qattrain.integer import IntegerModel, ModelFacts
+from qattrain.integer import IntegerModel, ModelFacts, Shape
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import is_packed, load_packed
-from qattrain.layers.network import LeNet, watched_activations
+from qattrain.layers.network import activation_layers, watched_activations
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 
 
@@ -32,7 +32,7 @@ class Trained:
     """A network that torch can evaluate. checkpoint: the one it was restored from."""
 
     checkpoint: Checkpoint
-    model: LeNet
+    model: nn.Module
 
     @property
     def facts(self) -> ModelFacts:
@@ -52,11 +52,17 @@ class Trained:
     @property
     def quantized(self) -> bool:
         """Whether every layer has 1 to 8 bits."""
-        return FLOAT_BITS not in bits_by_layer(self.checkpoint.config.quant).values()
+        config = self.checkpoint.config
+        return FLOAT_BITS not in bits_by_layer(config.quant, config.model.chain).values()
+
+    @property
+    def input_shape(self) -> Shape:
+        """(C, H, W) of its images."""
+        return self.checkpoint.input_shape
 
     def integers(self) -> IntegerModel:
         """Raises ExportError if a layer is float."""
-        return lower(self.model)
+        return lower(self.model, self.checkpoint.input_shape)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,11 @@ class Packed:
     model: IntegerModel
     limit_test: int | None = None
     quantized: bool = True
+
+    @property
+    def input_shape(self) -> Shape:
+        """(C, H, W) of its images."""
+        return self.model.input_shape
 
     @property
     def notice(self) -> str | None:
@@ -90,8 +101,8 @@ def load_network(path: Path) -> Network:
     return Trained(checkpoint, restore_model(checkpoint, str(path)))
 
 
-def torch_predictor(model: LeNet) -> Predictor:
-    """Predict with `model` on its own device: uint8 images (N, 1, 28, 28) -> logits (N, classes).
+def torch_predictor(model: nn.Module) -> Predictor:
+    """Predict with `model` on its own device: uint8 images (N, C, H, W) -> logits (N, classes).
 
     Puts the model into evaluation mode at every call. TF32 is off: its ten bits of mantissa cannot hold sums of codes.
     """
@@ -118,7 +129,7 @@ def torch_engine(network: Network) -> Iterator[Predictor]:
 
 
 def integer_predictor(run: Runner, integers: IntegerModel) -> Predictor:
-    """uint8 images (N, 1, 28, 28) -> logits float64 (N, classes): those of `run` times `logit_scale`.
+    """uint8 images (N, C, H, W) -> logits float64 (N, classes): those of `run` times `logit_scale`.
 
     With that factor the loss equals that of the real logits.
     """
@@ -174,9 +185,9 @@ class Mismatches:
 
 
 def compare_with_integers(
-    predict: Predictor, integers: IntegerModel, images: Tensor, shown: LeNet | None = None
+    predict: Predictor, integers: IntegerModel, images: Tensor, shown: nn.Module | None = None
 ) -> Mismatches:
-    """Run `predict` and `integers` on all `images` (uint8 (N, 1, 28, 28)) and count what differs.
+    """Run `predict` and `integers` on all `images` (uint8 (N, C, H, W)) and count what differs.
 
     shown: the model that `predict` calls, if its hidden codes are also to be compared.
     """
@@ -192,7 +203,7 @@ def compare_with_integers(
             found_classes.append(found.argmax(1))
             expected_classes.append(logits.argmax(1))
             if shown is not None:
-                for name, expected in zip(ACTIVATION_LAYERS, hidden, strict=True):
+                for name, expected in zip(activation_layers(shown), hidden, strict=True):
                     codes += int((seen[name][1].codes.long().cpu() != expected).sum())
     integer_predictions = torch.cat(expected_classes)
     return Mismatches(

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, is_float, parse_config
-from qattrain.data import load_dataset
+from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
+from qattrain.data import Dataset, load_dataset
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.files import write_atomically
-from qattrain.layers.network import LeNet, build_model, weight_bytes
+from qattrain.layers.network import build_model, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
@@ -42,9 +43,9 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
     cells: dict[str, Cell] = {}
     labels: dict[str, str] = {}  # of the points whose cell is in the grid itself
 
-    def added(config: ExperimentConfig, notice: str | None, source: str | None, classes: int) -> Cell:
+    def added(config: ExperimentConfig, notice: str | None, source: str | None, dataset: Dataset) -> Cell:
         with torch.device("meta"):  # a wrong model is reported now, not in every cell
-            build_model(config.model, config.quant, classes)
+            build_model(config.model, config.quant, dataset.classes, dataset.shape)
         train = config.train.model_copy(update={"threads": threads})
         values = config.model_copy(update={"train": train}).model_dump(mode="json")
         name = cell_name(values)
@@ -53,13 +54,13 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
     for point in points:
         try:
             config, dataset, notice = resolve(parse_config(point.config, "sweep"), data_dir, load)
-            if is_float(config.quant):
+            if config.method == "float":
                 config = config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS, act_bits=FLOAT_BITS)})
-            cell = added(config, notice, None, dataset.classes)
+            cell = added(config, notice, None, dataset)
             if point.quant is not None and point.ptq is not None:
                 quant, ptq = QuantConfig.model_validate(point.quant), PtqConfig.model_validate(point.ptq)
                 derived = settle_ptq(config, config.train.epochs, cell.name, quant, ptq, None)
-                added(derived, notice, cell.name, dataset.classes)
+                added(derived, notice, cell.name, dataset)
             elif cell.method != "fp32" and cell.name in labels:
                 raise ConfigError(
                     f"a duplicate cell: '{labels[cell.name]}' settles to the same configuration; leave one of them out"
@@ -85,7 +86,7 @@ class Watch:
             self.reported_at = now
             self.report((epoch - 1 + step / steps) / self.epochs)
 
-    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
+    def on_epoch(self, record: dict[str, Any], model: nn.Module) -> None: ...
 
 
 def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:

@@ -85,7 +85,8 @@ class Comparer:
         paths = {entry: runs.find_checkpoint(entry, self.runs_dir) for entry in entries if entry not in METHODS}
         for path in paths.values():
             self._network(path)
-        if "qat" in entries and is_float(plan_layers(self.config.quant).quant):
+        quant, chain = plan_layers(self.config.model, self.config.quant).quant, self.config.model.chain
+        if "qat" in entries and is_float(quant, chain):
             raise ConfigError("--bits 32: 'qat' would be the float network; allowed: 1 to 8")
         if "fp32" in entries or "ptq" in entries:
             paths["fp32"] = self._trained(self.config.model_copy(update={"quant": QuantConfig(bits=FLOAT_BITS)}))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from qattrain.config import FLOAT_BITS, QuantConfig
 from qattrain.explain.lab import MODEL, Explanation, Lab, Table, panels
-from qattrain.layers.network import build_model
+from qattrain.layers.network import build_model, weight_layers
 from qattrain.quant import QTensor, dequantize
 from qattrain.quant.quantizers import AffineQuantizer
 from qattrain.report.drawing import COLORS
@@ -37,7 +37,7 @@ def explain(_lab: Lab) -> Explanation:
     scale, zero_point, back = mine["scale"], int(q.zero_point), dequantize(q)
     low, high, qmax = min(VALUES), max(VALUES), 2**BITS - 1
     torch.manual_seed(0)
-    weight = build_model(MODEL, QuantConfig(bits=FLOAT_BITS), 10).fc1.weight.detach()
+    weight = weight_layers(build_model(MODEL, QuantConfig(bits=FLOAT_BITS), 10))["fc1"].weight.detach()
     widths = {str(bits): measure(weight, bits) for bits in WIDTHS}
     steps = [
         [f"{v:g}", f"{v / scale:.3f}", f"{v / scale + zero_point:.3f}", f"{int(code)}", f"{r:.4f}", f"{r - v:+.4f}"]

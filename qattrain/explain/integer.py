@@ -38,7 +38,7 @@ def walk(model: IntegerModel, image: NDArray[np.uint8]) -> list[Step]:
     The example is the position with the largest output code that was not clipped; in the last layer, the answer.
     """
     steps, x = [], image.astype(np.int64)
-    for layer, after in zip(model.layers, model.trace(image), strict=True):
+    for layer, after in zip(model.products, model.trace(image), strict=True):
         if layer.kind == "linear":
             x = x.reshape(1, -1)
         acc = layer.accumulate(x)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import nn
 
 from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_dataset
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LeNet, build_model, copy_weights
+from qattrain.layers.network import build_model, copy_weights, plan_layers
 from qattrain.report import console
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training
@@ -29,7 +30,7 @@ CALIBRATION_IMAGES = 512
 SEED = 0
 AUGMENT = DataConfig().augment  # the default of `qattrain train`
 
-OnStep = Callable[[LeNet, int], None]  # (model after an optimizer step, current epoch from 1)
+OnStep = Callable[[nn.Sequential, int], None]  # (model after an optimizer step, current epoch from 1)
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,24 @@ class Lab:
         on_step: OnStep | None = None,
         augment: str = "none",
         settings: dict[str, Any] | None = None,
-    ) -> LeNet:
+    ) -> nn.Sequential:
         """A new lenet-nano, trained as `qattrain train` does with its defaults; `settings` replace TrainConfig's."""
         torch.set_num_threads(1)  # results depend on the number of threads
         torch.manual_seed(SEED)
         model = build_model(MODEL, quant, self.dataset.classes)
         asked = TrainConfig(epochs=epochs, batch_size=AUTO_BATCH_SMALL, precision="fp32", device="cpu", threads=1)
-        config = settle_training(asked, quant, len(self.dataset.train.labels)).model_copy(update=settings)
+        plan, images = plan_layers(MODEL, quant), len(self.dataset.train.labels)
+        config = settle_training(asked, plan, images).model_copy(update=settings)
         trainer = Trainer(model, self.dataset.train, config, augment, SEED)
         for _ in range(epochs):
             trainer.train_epoch(_Watcher(model, on_step) if on_step else None, lambda: False)
         return model
 
-    def accuracy(self, model: LeNet) -> float:
+    def accuracy(self, model: nn.Sequential) -> float:
         """The fraction of the lab's test images that `model` classifies correctly."""
         return evaluate(torch_predictor(model), self.dataset.test).accuracy
 
-    def quantized_after_training(self, float_model: LeNet, quant: QuantConfig) -> LeNet:
+    def quantized_after_training(self, float_model: nn.Sequential, quant: QuantConfig) -> nn.Sequential:
         """`float_model` quantized after training, its ranges the minimum and maximum over some training images."""
         model = build_model(MODEL, quant, self.dataset.classes)
         copy_weights(float_model.state_dict(), model, "float network")
@@ -126,7 +128,7 @@ def panels(
 
 
 class _Watcher:
-    def __init__(self, model: LeNet, on_step: OnStep) -> None:
+    def __init__(self, model: nn.Sequential, on_step: OnStep) -> None:
         self.model, self.callback = model, on_step
 
     def on_step(self, epoch: int, _step: int, _steps: int, _loss: Callable[[], float]) -> None:

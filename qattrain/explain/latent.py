@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
-from qattrain.config import WEIGHT_LAYERS, QuantConfig
-from qattrain.explain.lab import Explanation, Lab, Table, panels
-from qattrain.layers.network import LeNet
+from qattrain.config import QuantConfig
+from qattrain.explain.lab import MODEL, Explanation, Lab, Table, panels
+from qattrain.layers.network import weight_layers
 from qattrain.report.console import percent
 from qattrain.report.drawing import COLORS
 
 BITS, EPOCHS = 4, 6
+LAYERS = MODEL.chain.weight_layers
 TRACED = "conv2"
 
 
@@ -37,11 +38,12 @@ class Watch:
     trace: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()
-    def __call__(self, model: LeNet, epoch: int) -> None:
-        flips = self.flips.setdefault(epoch, dict.fromkeys(WEIGHT_LAYERS, 0))
-        for name in WEIGHT_LAYERS:
-            layer = getattr(model, name)
-            codes, scale, _ = layer.quantized_weight()
+    def __call__(self, model: nn.Module, epoch: int) -> None:
+        flips = self.flips.setdefault(epoch, dict.fromkeys(LAYERS, 0))
+        for name, layer in weight_layers(model).items():
+            q = layer.quantized_weight()
+            assert q.scale is not None
+            codes, scale = q.codes, q.scale
             weight = layer.weight.detach().clone()
             if name in self.codes:
                 flips[name] += int((codes != self.codes[name]).sum())
@@ -69,11 +71,11 @@ def epochs_of(watch: Watch) -> list[dict[str, Any]]:
     found = []
     for epoch, flips in watch.flips.items():
         before, after = watch.ends[epoch - 1], watch.ends[epoch]
-        changed = sum(int((after[name] != before[name]).sum()) for name in WEIGHT_LAYERS)
+        changed = sum(int((after[name] != before[name]).sum()) for name in LAYERS)
         found.append(
             {
                 "epoch": epoch,
-                "flips_per_weight": {name: flips[name] / sizes[name] for name in WEIGHT_LAYERS},
+                "flips_per_weight": {name: flips[name] / sizes[name] for name in LAYERS},
                 "flips": sum(flips.values()),
                 "changed": changed / sum(sizes.values()),
             }
@@ -89,7 +91,7 @@ def explain(lab: Lab) -> Explanation:
     weights = sum(codes.numel() for codes in watch.codes.values())
     median, share_small = float(torch.tensor(watch.medians).median()), watch.small / watch.updates
     first, last, total = per_epoch[0], per_epoch[-1], sum(row["flips"] for row in per_epoch)
-    elsewhere = sum(int((watch.codes[name] != watch.ends[0][name]).sum()) for name in WEIGHT_LAYERS) / weights
+    elsewhere = sum(int((watch.codes[name] != watch.ends[0][name]).sum()) for name in LAYERS) / weights
     return Explanation(
         numbers={
             "data": lab.data_line,
@@ -107,11 +109,11 @@ def explain(lab: Lab) -> Explanation:
             Table(
                 "flips per 100 weights, all flips, codes changed in the epoch; all flips at a constant learning rate; "
                 f"{BITS} bits, {weights:,} weights, {lab.data_line}",
-                ["epoch", *WEIGHT_LAYERS, "all flips", "changed", "constant rate"],
+                ["epoch", *LAYERS, "all flips", "changed", "constant rate"],
                 [
                     [
                         str(row["epoch"]),
-                        *(f"{100 * row['flips_per_weight'][name]:.1f}" for name in WEIGHT_LAYERS),
+                        *(f"{100 * row['flips_per_weight'][name]:.1f}" for name in LAYERS),
                         f"{row['flips']:,}",
                         percent(row["changed"]),
                         f"{other['flips']:,}",
@@ -148,7 +150,7 @@ def _figure(per_epoch: list[dict[str, Any]], watch: Watch, data: str) -> Figure:
     busiest = int((codes[1:] != codes[:-1]).sum(0).argmax())
     figure, [[flips, one]] = panels(f"Float weights behind {BITS}-bit codes ({data})")
     epochs = [row["epoch"] for row in per_epoch]
-    for name, line, marker, color in zip(WEIGHT_LAYERS, ("-", "--", ":", "-."), "os^D", COLORS, strict=False):
+    for name, line, marker, color in zip(LAYERS, ("-", "--", ":", "-."), "os^D", COLORS, strict=False):
         values = [100 * row["flips_per_weight"][name] for row in per_epoch]
         flips.plot(epochs, values, ls=line, marker=marker, ms=4, color=color, label=name)
     flips.set(title="How often codes flip", xlabel="epoch", ylabel="flips per 100 weights and epoch", ylim=(0, None))

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, QuantConfig
-from qattrain.explain.lab import Explanation, Lab, Table, panels
-from qattrain.layers.network import LeNet
+from qattrain.config import QuantConfig
+from qattrain.explain.lab import MODEL, Explanation, Lab, Table, panels
+from qattrain.layers import QuantConv2d
 from qattrain.quant import SURROGATES, round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import percent
@@ -113,7 +113,7 @@ def trainings(lab: Lab) -> dict[str, dict[str, float]]:
 
     There is no weight decay, which would move weights that no gradient reaches.
     """
-    others = dict.fromkeys([*WEIGHT_LAYERS[2:], *ACTIVATION_LAYERS], 32)
+    others = dict.fromkeys(["fc1", "fc2", *MODEL.chain.activation_layers], 32)
     names, found = [BARE, *SURROGATES], {}
     SURROGATES[BARE] = lambda grad, _v, _low, _high: torch.zeros_like(grad)  # what autograd makes of a bare round
     try:
@@ -129,8 +129,9 @@ def trainings(lab: Lab) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def _keep_codes(kept: list[Tensor], model: LeNet, _epoch: int) -> None:
-    kept.append(torch.cat([layer.quantized_weight().codes.flatten() for layer in (model.conv1, model.conv2)]))
+def _keep_codes(kept: list[Tensor], model: nn.Module, _epoch: int) -> None:
+    convolutions = [layer for layer in model.children() if isinstance(layer, QuantConv2d)]
+    kept.append(torch.cat([layer.quantized_weight().codes.flatten() for layer in convolutions]))
 
 
 def _figure() -> Figure:

@@ -1,5 +1,6 @@
-"""Quantized layers, drop-in replacements for torch's own, and the network built from them."""
+"""Quantized layers, drop-in replacements for torch's own, and the networks built from them."""
 
-from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
+from qattrain.layers.conversion import quantize_model
+from qattrain.layers.quantized import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
 
-__all__ = ["QuantConv2d", "QuantLinear", "QuantReLU"]
+__all__ = ["BatchNorm", "PixelInput", "QuantAvgPool2d", "QuantConv2d", "QuantLinear", "QuantReLU", "quantize_model"]

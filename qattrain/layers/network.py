@@ -1,33 +1,38 @@
-"""LeNet, two convolutions and two fully connected layers, built from quantized layers; its presets and initializers.
+"""Networks from a chain of layers: how their weights are initialized, how many bits each layer has, how they are built.
 
-    uint8 image -> conv1 5x5, pool 2 -> act1 -> conv2 5x5, pool 2 -> act2 -> fc1 -> act3 -> fc2 -> logits
+A network is an `nn.Sequential` with named layers: `pixels`, then for each product its layer (conv1), its batch
+normalization and pooling if it has them (conv1_bn, conv1_pool), and its ReLU (act1). A pooling without batch
+normalization is part of its convolution, which takes the maximum of the sums.
 
-Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", in the two-conv/two-FC form with
-ReLU and max-pooling that became the usual MNIST example (20-50-500).
+Source of the default, LeNet: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", in the
+two-conv/two-FC form with ReLU and max-pooling that became the usual MNIST example (20-50-500).
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ModelConfig, QuantConfig, bits_by_layer
+from qattrain.config import ModelConfig, QuantConfig, bits_by_layer
+from qattrain.config.chain import PlacedLayer, Shape
 from qattrain.errors import ConfigError, pick
-from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
+from qattrain.layers.quantized import (
+    BatchNorm,
+    PixelInput,
+    QuantAvgPool2d,
+    QuantConv2d,
+    QuantLinear,
+    QuantReLU,
+    WeightLayer,
+)
 from qattrain.quant import QUANTIZERS, QTensor, weight_quantizer_name
 
-PRESETS: dict[str, tuple[int, int, int]] = {  # channels of conv1, channels of conv2, features of fc1
-    "lenet": (20, 50, 500),
-    "lenet-small": (16, 24, 32),
-    "lenet-nano": (8, 16, 32),
-}
-
-INPUT_SCALE = 2.0**-8  # of the uint8 image
+MNIST_SHAPE: Shape = (1, 28, 28)
 
 
 def kaiming(module: nn.Module) -> None:
@@ -67,77 +72,97 @@ class LayerPlan:
     layer_bits: dict[str, int]
 
 
-def plan_layers(quant: QuantConfig) -> LayerPlan:
-    """Settle the bits of all seven layers from the quantizer's defaults and the exemptions given by name.
+def plan_layers(model: ModelConfig, quant: QuantConfig) -> LayerPlan:
+    """Settle the bits of all layers from the quantizer's defaults and the exemptions given by name.
 
-    Raises ConfigError if a quantizer does not allow the bits asked for.
+    Raises ConfigError if a quantizer does not allow the bits asked for, or if there is no layer of that name.
     """
     bits = quant.bits if quant.bits is not None else pick(QUANTIZERS, quant.quantizer, "quantizer").default_bits
     act_bits = quant.act_bits if quant.act_bits is not None else bits
     settled = quant.model_copy(update={"bits": bits, "act_bits": act_bits})
-    layer_bits = bits_by_layer(settled)
+    chain = model.chain
+    layer_bits = bits_by_layer(settled, chain)
     weight_quantizer_name(quant.quantizer, bits)
-    runs = [weight_quantizer_name(quant.quantizer, layer_bits[layer]) for layer in WEIGHT_LAYERS]
+    runs = [weight_quantizer_name(quant.quantizer, layer_bits[layer]) for layer in chain.weight_layers]
     return LayerPlan(settled, "+".join(dict.fromkeys(runs)), layer_bits)
 
 
-class LeNet(nn.Module):
-    """The network. uint8 images (N, 1, 28, 28) -> logits (N, classes), real values.
+def build_model(
+    model: ModelConfig, quant: QuantConfig, classes: int, input_shape: Shape = MNIST_SHAPE
+) -> nn.Sequential:
+    """A freshly initialized network (random numbers from torch's global generator): uint8 (N, C, H, W) -> (N, classes).
 
-    widths: channels of conv1 and conv2, features of fc1. classes: 2 or more. plan: of all layers. dropout: share
-    of fc1's outputs set to 0 in a training step (Srivastava et al. 2014, "Dropout").
-    The last layer has one weight scale, so that its integer sums rank the classes as the logits do.
+    input_shape: (C, H, W) of its images. The last layer has one weight scale, so that its integer sums rank the classes
+    as the logits do. Raises ConfigError, also if the images are too small for the chain.
     """
+    initialize = pick(INITIALIZERS, model.init, "model.init =")
+    plan = plan_layers(model, quant)
+    if quant.n is not None and "pow2" not in plan.weight_quantizer:
+        raise ConfigError(
+            f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
+        )
+    modules: OrderedDict[str, nn.Module] = OrderedDict(pixels=PixelInput())
+    for placed in model.chain.place(input_shape, classes):
+        if placed.layer.kind == "fc" and "flatten" not in modules:
+            modules["flatten"] = nn.Flatten()
+        if placed.layer.activation is None and model.dropout > 0:
+            modules["dropout"] = nn.Dropout(model.dropout)
+        modules.update(_modules(placed, plan, model.ops))
+    net = nn.Sequential(modules)
+    net.apply(initialize)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    input_scale: Tensor
 
-    def __init__(
-        self, widths: tuple[int, int, int], classes: int, plan: LayerPlan, ops: str = "torch", dropout: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.dropout = dropout
-        quant, bits = plan.quant, plan.layer_bits
-        common = {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
-        # Every layer gets codes from the one before it: none needs an input quantizer of its own (act_bits 32).
-        weights: dict[str, Any] = common | {"act_bits": 32, "ops": ops}
+def _modules(placed: PlacedLayer, plan: LayerPlan, ops: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of one layer, with their names."""
+    layer, quant, bits = placed.layer, plan.quant, plan.layer_bits
+    common: dict[str, Any] = {"quantizer": quant.quantizer, "surrogate": quant.surrogate}
+    if layer.kind == "avg":
+        yield layer.name, QuantAvgPool2d(bits[layer.name], **common)
+        return
+    is_pow2 = weight_quantizer_name(quant.quantizer, bits[layer.name]) == "pow2"
+    # Every layer gets codes from the one before it: none needs an input quantizer of its own (act_bits 32).
+    options = common | {"bits": bits[layer.name], "act_bits": 32, "ops": ops, "bn": layer.bn}
+    options["fraction_bits"] = quant.n if is_pow2 else None
+    if layer.kind == "fc":
+        outputs, inputs = placed.weight_shape
+        yield layer.name, QuantLinear(inputs, outputs, per_channel=layer.activation is not None, **options)
+    else:
+        groups = placed.inputs[0] // placed.weight_shape[1]
+        geometry: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "groups": groups}
+        pool = 1 if layer.bn else layer.pool
+        outputs = placed.weight_shape[0]
+        yield layer.name, QuantConv2d(placed.inputs[0], outputs, layer.kernel, pool=pool, **geometry, **options)
+    if layer.bn:
+        yield f"{layer.name}_bn", BatchNorm(outputs)
+        if layer.pool > 1:
+            yield f"{layer.name}_pool", nn.MaxPool2d(layer.pool)
+    if layer.activation is not None:
+        yield layer.activation, QuantReLU(bits[layer.activation], **common)
 
-        def own(layer: str) -> dict[str, Any]:
-            is_pow2 = weight_quantizer_name(quant.quantizer, bits[layer]) == "pow2"
-            return weights | {"bits": bits[layer], "fraction_bits": quant.n if is_pow2 else None}
 
-        c1, c2, features = widths
-        self.conv1 = QuantConv2d(1, c1, 5, pool=2, **own("conv1"))
-        self.act1 = QuantReLU(bits["act1"], **common)
-        self.conv2 = QuantConv2d(c1, c2, 5, pool=2, **own("conv2"))
-        self.act2 = QuantReLU(bits["act2"], **common)
-        self.fc1 = QuantLinear(c2 * 4 * 4, features, **own("fc1"))
-        self.act3 = QuantReLU(bits["act3"], **common)
-        self.fc2 = QuantLinear(features, classes, per_channel=False, **own("fc2"))
-        self.register_buffer("input_scale", torch.tensor(INPUT_SCALE), persistent=False)
+Activation = QuantReLU | QuantAvgPool2d
 
-    def forward(self, images: Tensor) -> Tensor:
-        assert images.shape[1:] == (1, 28, 28), images.shape
-        # With one channel both memory formats describe the same bytes; from here on it stays channels-last.
-        pixels = images.reshape(len(images), 28, 28, 1).permute(0, 3, 1, 2)
-        x = QTensor(pixels, self.input_scale)
-        x = self.act1(self.conv1(x))  # (N, c1, 12, 12)
-        x = self.act2(self.conv2(x))  # (N, c2, 4, 4)
-        x = self.act3(self.fc1(x.flatten(1)))  # (N, features)
-        if self.dropout > 0:
-            x = x._replace(codes=F.dropout(x.codes, self.dropout, self.training))
-        logits: Tensor = self.fc2(x)
-        return logits  # (N, classes)
+
+def weight_layers(model: nn.Module) -> dict[str, WeightLayer]:
+    """All layers with weights, by name, in order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
+
+
+def activation_layers(model: nn.Module) -> dict[str, Activation]:
+    """All layers that give activation codes, by name, in order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Activation)}
 
 
 @contextmanager
-def watched_activations(model: LeNet) -> Iterator[dict[str, tuple[Tensor, QTensor]]]:
-    """Within it, every call of `model` fills the dict: name of the activation -> (input of its ReLU, its output)."""
+def watched_activations(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, QTensor]]]:
+    """Within it, every call of `model` fills the dict: name of the activation -> (values it quantizes, its output)."""
     seen: dict[str, tuple[Tensor, QTensor]] = {}
 
     def keep(name: str) -> Callable[[Any, Any, QTensor], None]:
-        return lambda _module, inputs, output: seen.update({name: (inputs[0], output)})
+        return lambda module, inputs, output: seen.update({name: (module.values(inputs[0]), output)})
 
-    handles = [getattr(model, name).register_forward_hook(keep(name)) for name in ACTIVATION_LAYERS]
+    handles = [module.register_forward_hook(keep(name)) for name, module in activation_layers(model).items()]
     try:
         yield seen
     finally:
@@ -145,24 +170,9 @@ def watched_activations(model: LeNet) -> Iterator[dict[str, tuple[Tensor, QTenso
             handle.remove()
 
 
-def weight_bytes(model: LeNet) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Bytes of all weight codes, packed without gaps layer by layer; 4 per weight at 32 bits. No biases, no scales."""
-    layers = [getattr(model, name) for name in WEIGHT_LAYERS]
-    return sum(math.ceil(layer.weight.numel() * layer.bits / 8) for layer in layers)
-
-
-def build_model(model: ModelConfig, quant: QuantConfig, classes: int) -> LeNet:
-    """A freshly initialized LeNet (random numbers from torch's global generator). Raises ConfigError."""
-    widths = pick(PRESETS, model.name, "model", "; free widths: --set model.widths=[a,b,c]")
-    initialize = pick(INITIALIZERS, model.init, "model.init =")
-    plan = plan_layers(quant)
-    if quant.n is not None and "pow2" not in plan.weight_quantizer:
-        raise ConfigError(
-            f"quant.n = {quant.n} with {plan.weight_quantizer} weights: only pow2 at 2 to 8 bits has an n"
-        )
-    net = LeNet(model.widths or widths, classes, plan, model.ops, model.dropout)
-    net.apply(initialize)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return sum(math.ceil(layer.weight.numel() * layer.bits / 8) for layer in weight_layers(model).values())
 
 
 def copy_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
@@ -179,4 +189,7 @@ def copy_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) -
                 f"--init {source}: its {key} has shape {tuple(tensor.shape)}, this model's {mine}; "
                 "choose the same --model and dataset"
             )
+    missing = [key for key in own if "quantizer." not in key and key not in taken]
+    if missing:
+        raise ConfigError(f"--init {source}: it has no {missing[0]}; choose the same --model and dataset")
     model.load_state_dict(own | taken)

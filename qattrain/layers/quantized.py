@@ -1,8 +1,9 @@
 """Quantized layers: torch's own layers, multiplying integer codes.
 
-`QuantConv2d` and `QuantLinear` subclass `nn.Conv2d` and `nn.Linear` and take all their arguments. `QuantReLU` is a
-ReLU that returns codes. A layer takes a `QTensor` (codes from the layer before it) or, as a drop-in replacement in any
-other model, a plain tensor, which it quantizes first.
+`PixelInput` gives the codes of an image. `QuantConv2d` and `QuantLinear` subclass `nn.Conv2d` and `nn.Linear` and take
+all their arguments. `BatchNorm` normalizes their sums. `QuantReLU` is a ReLU that returns codes, `QuantAvgPool2d` an
+average that does. A layer takes a `QTensor` (codes from the layer before it) or, as a drop-in replacement in any other
+model, a plain tensor, which it quantizes first.
 
 One multiplication: with x_hat = s_x (q_x - z_x) and w_hat = s_w (q_w - z_w),
 
@@ -14,23 +15,36 @@ uses float64. In training they may be rounded (`compute_dtype` bfloat16).
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qattrain.errors import ConfigError
-from qattrain.quant import QTensor, Quantizer, activation_quantizer, functional, kernels, native, weight_quantizer
+from qattrain.quant import (
+    QTensor,
+    Quantizer,
+    activation_quantizer,
+    dequantize,
+    functional,
+    kernels,
+    native,
+    weight_quantizer,
+)
+from qattrain.quant.grid import widened
 
 # Below this, integers that differ in float32 still differ after a multiplication by a common factor; the integers
 # themselves are exact to twice as many.
 DISTINCT_FLOAT32 = 2**23
+PIXEL_SCALE = 2.0**-8  # of the uint8 image
 
 Ops = Literal["torch", "explicit"]
+Layer = TypeVar("Layer", bound="WeightLayer")
 
 
-class _QuantLayer(nn.Module, ABC):
+class WeightLayer(nn.Module, ABC):
     """What convolutions and fully connected layers share: quantizers, bias on the grid, exact sums in evaluation."""
 
     weight: Tensor
@@ -48,7 +62,11 @@ class _QuantLayer(nn.Module, ABC):
         per_channel: bool,
         signed_input: bool,
         ops: Ops,
+        bn: bool,
     ) -> None:
+        if bn and self.bias is not None:
+            raise ConfigError("bn=True with bias=True: a BatchNorm has the bias; leave bias out, or give bias=False")
+        self.bn = bn
         shape = (self.weight.shape[0], *(1,) * (self.weight.dim() - 1)) if per_channel else ()
         self.bits, self.ops, self.compute_dtype = bits, ops, None
         if ops not in ("torch", "explicit"):
@@ -65,18 +83,26 @@ class _QuantLayer(nn.Module, ABC):
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         """The sums over codes, without bias."""
 
-    def forward(self, x: QTensor | Tensor) -> Tensor:
+    def forward(self, x: QTensor | Tensor) -> Any:
+        """Real values, a Tensor; with `bn` the sums, a QTensor."""
         if isinstance(x, QTensor):
             return self._multiply(x)
         y = self._multiply(self.input_quantizer(x) if self.input_quantizer else QTensor(x, None))
-        return y if self.training else y.to(self.weight.dtype)  # other modules may not take float64
+        if self.training or isinstance(y, QTensor):
+            return y
+        return y.to(self.weight.dtype)  # other modules may not take float64
 
-    def _multiply(self, x: QTensor) -> Tensor:
+    def _multiply(self, x: QTensor) -> Tensor | QTensor:
         w = self.quantized_weight()
         scale, on_grid = joint_scale(x.scale, w.scale), x.scale is not None and w.scale is not None
         codes_x, codes_w = x.centered(), w.centered()
         dtype = self._dtype(codes_x, codes_w, scale if on_grid else None)
         acc, pool = self._product(codes_x.to(dtype), codes_w.to(dtype)), self.pool
+        if self.bn:
+            channels = (-1, *(1,) * (self.weight.dim() - 2))
+            if scale is None or on_grid:
+                return QTensor(acc, None if scale is None else scale.view(channels))
+            return QTensor(acc * scale.view(channels), None)  # one operand is float: there is no grid
         if pool > 1 and not native.is_compiled():  # compiled, pooling and what follows are one pass
             acc, pool = F.max_pool2d(acc, pool), 1
         trailing = self.weight.dim() - 2  # dimensions after the channel
@@ -110,7 +136,7 @@ def joint_scale(x: Tensor | None, w: Tensor | None) -> Tensor | None:
     return scales[0] if len(scales) == 1 else scales[0] * scales[1]
 
 
-class QuantConv2d(_QuantLayer, nn.Conv2d):
+class QuantConv2d(WeightLayer, nn.Conv2d):
     """`nn.Conv2d` on integer codes: (N, C, H, W) or QTensor of it -> (N, D, H', W'), real values.
 
     Takes all arguments of `nn.Conv2d` (stride, padding, dilation, groups, bias, padding_mode), and by name:
@@ -118,6 +144,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
     quantizer, surrogate: keys of QUANTIZERS and SURROGATES. fraction_bits: pow2's n. per_channel: one weight scale per
     output channel, or one in all. signed_input: whether plain tensors have negative values. pool: kernel and stride of
     a max-pooling applied to the accumulators. ops: torch's convolution or this project's own (`functional.Conv2d`).
+    bn: a `BatchNorm` comes next, so there is no bias, and the sums are returned instead of real values.
     Raises ConfigError for unknown names, and with ops="explicit" for groups, dilation and padding modes.
     """
 
@@ -130,7 +157,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
-        bias: bool = True,
+        bias: bool | None = None,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -144,10 +171,14 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         signed_input: bool = True,
         pool: int = 1,
         ops: Ops = "torch",
+        bn: bool = False,
     ) -> None:
+        bias = not bn if bias is None else bias
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
+        if bn and pool > 1:
+            raise ConfigError(f"bn=True with pool={pool}: statistics precede pooling; use nn.MaxPool2d after BatchNorm")
         if ops == "explicit":
             _refuse("groups", self.groups, 1)
             _refuse("dilation", self.dilation, (1, 1))
@@ -155,8 +186,18 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
             if isinstance(self.padding, str):
                 raise ConfigError(f"padding={self.padding!r} with ops='explicit': give numbers, or use ops='torch'")
         self.pool = pool
-        self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops)
+        self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops, bn)
         self.to(device=device, dtype=dtype)
+
+    @classmethod
+    def from_float(cls, conv: nn.Conv2d, **options: Any) -> "QuantConv2d":
+        """A layer with the arguments and the weights of `conv`, copied; options as in the constructor."""
+        own: dict[str, Any] = {
+            name: getattr(conv, name)
+            for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        }
+        own |= {"padding_mode": conv.padding_mode, "bias": conv.bias is not None}
+        return _with_weights(cls(**(own | options)), conv)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.ops == "explicit":
@@ -167,7 +208,7 @@ class QuantConv2d(_QuantLayer, nn.Conv2d):
         return acc
 
 
-class QuantLinear(_QuantLayer, nn.Linear):
+class QuantLinear(WeightLayer, nn.Linear):
     """`nn.Linear` on integer codes: (N, in) or QTensor of it -> (N, out), real values.
 
     Takes all arguments of `nn.Linear`; the others are as in `QuantConv2d`. Raises ConfigError.
@@ -177,7 +218,7 @@ class QuantLinear(_QuantLayer, nn.Linear):
         self,
         in_features: int,
         out_features: int,
-        bias: bool = True,
+        bias: bool | None = None,
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -189,13 +230,125 @@ class QuantLinear(_QuantLayer, nn.Linear):
         per_channel: bool = True,
         signed_input: bool = True,
         ops: Ops = "torch",
+        bn: bool = False,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops)
+        super().__init__(in_features, out_features, not bn if bias is None else bias, device, dtype)
+        self._setup(bits, act_bits, quantizer, surrogate, fraction_bits, per_channel, signed_input, ops, bn)
         self.to(device=device, dtype=dtype)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight) if self.ops == "explicit" else F.linear(x, weight)
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear, **options: Any) -> "QuantLinear":
+        """A layer with the weights of `linear`, copied; options as in the constructor."""
+        options = {"bias": linear.bias is not None} | options
+        return _with_weights(cls(linear.in_features, linear.out_features, **options), linear)
+
+
+def _with_weights(layer: Layer, source: nn.Conv2d | nn.Linear) -> Layer:
+    """`layer` with the weight and bias of `source`, and on its device. A bias with `bn` is left to `BatchNorm`."""
+    layer.to(device=source.weight.device, dtype=source.weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(source.weight)
+        if layer.bias is not None and source.bias is not None:
+            layer.bias.copy_(source.bias)
+    layer.train(source.training)
+    return layer
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalization of the sums of a layer with `bn=True`: QTensor (N, C) or (N, C, H, W) -> real values.
+
+    num_features: C. eps, momentum: as in `nn.BatchNorm2d`, whose parameters and statistics it has. In training it
+    normalizes by the batch (`functional.BatchNormalize`); in evaluation it is a scale and a bias on the grid per
+    channel, y = (acc + b) S (`folded`), and these are what the integer network has. A gain counts by its magnitude, so
+    that S is positive and max-pooling can come before it. Raises ConfigError for other inputs.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps, momentum)
+
+    def _check_input_dim(self, _input: Tensor) -> None: ...
+
+    def folded(self, joint: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(S, b) of the running statistics, float64 (C,). joint: s_x s_w, (C,) or (1,); None: real values, no grid."""
+        mean, variance = self.running_mean.double(), self.running_var.double()
+        s = torch.ones_like(mean) if joint is None else joint.double().flatten()
+        gain, shift = self.weight.detach().double(), self.bias.detach().double()
+        return kernels.normalized_scale(s, gain, shift, mean, variance, self.eps, on_grid=joint is not None)
+
+    def forward(self, x: QTensor) -> Tensor:  # type: ignore[override]
+        if not isinstance(x, QTensor):
+            raise ConfigError(
+                "BatchNorm takes the sums of the layer before it: give that layer bn=True; for real values use "
+                "nn.BatchNorm2d"
+            )
+        joint = None if x.scale is None else x.scale.flatten()
+        if self.training:
+            y, mean, variance = functional.BatchNormalize.apply(x.codes, joint, self.weight, self.bias, self.eps)
+            count = x.codes.numel() // x.codes.shape[1]
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+                self.num_batches_tracked += 1
+            result: Tensor = y
+            return result
+        scale, bias = self.folded(joint)
+        channels = (-1, *(1,) * (x.codes.dim() - 2))
+        y = (x.codes.double() + bias.view(channels)) * scale.view(channels)
+        return y if joint is not None else y.to(x.codes.dtype)
+
+    @classmethod
+    def from_float(cls, norm: nn.Module, bias: Tensor | None = None) -> "BatchNorm":
+        """Parameters and statistics of an `nn.BatchNorm2d` or `nn.BatchNorm1d`. bias: of the layer before it, if any.
+
+        Raises ConfigError for negative gains, which would turn maxima into minima, and without running statistics.
+        """
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm), norm
+        if norm.running_mean is None or norm.running_var is None or norm.weight is None or norm.momentum is None:
+            raise ConfigError(
+                f"{norm}: it lacks running statistics, trained gains or a momentum; allowed: affine=True, "
+                "track_running_stats=True, momentum a number"
+            )
+        negative = (norm.weight < 0).nonzero().flatten().tolist()
+        if negative:
+            shown = ", ".join(map(str, negative[:8])) + (", ..." if len(negative) > 8 else "")
+            raise ConfigError(
+                f"{type(norm).__name__} has negative gains in channels {shown}: they have no integer form; flip the "
+                "sign of these gains and of the weights and running means before them"
+            )
+        result = cls(norm.num_features, norm.eps, norm.momentum).to(norm.weight.device, norm.weight.dtype)
+        result.load_state_dict(norm.state_dict())
+        if bias is not None:  # (x + bias) - mean
+            result.running_mean -= bias.detach()
+        return result.train(norm.training)
+
+
+class PixelInput(nn.Module):
+    """Raw pixels as codes: uint8 (N, C, H, W) -> QTensor with scale 2^-8, so that real values are in [0, 1)."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(PIXEL_SCALE), persistent=False)
+
+    def forward(self, images: Tensor) -> QTensor:
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise ConfigError(
+                f"PixelInput: {images.dtype} of shape {tuple(images.shape)}; allowed: torch.uint8 (N, C, H, W), pixels "
+                "0..255 as they are, not normalized"
+            )
+        n, channels, height, width = images.shape
+        if channels == 1:  # both memory formats describe the same bytes: from here on it is channels-last
+            return QTensor(images.reshape(n, height, width, 1).permute(0, 3, 1, 2), self.scale)
+        return QTensor(images.contiguous(memory_format=torch.channels_last), self.scale)
 
 
 class QuantReLU(nn.Module):
@@ -210,14 +363,45 @@ class QuantReLU(nn.Module):
         self.bits = bits
         self.quantizer = activation_quantizer(quantizer, bits, surrogate, rectify=True)
 
-    def forward(self, x: Tensor) -> QTensor:
-        if self.quantizer is None:
-            return QTensor(F.relu(x), None)
-        if self.training:
-            training_codes: QTensor = self.quantizer(x)
-            return training_codes
-        codes, scale, zero_point = self.quantizer(x.double())
-        return QTensor(codes.to(x.dtype), scale, zero_point)
+    def forward(self, x: Tensor | QTensor) -> QTensor:
+        x = dequantize(x) if isinstance(x, QTensor) else x
+        return QTensor(F.relu(x), None) if self.quantizer is None else _coded(self.quantizer, x)
+
+    def values(self, x: Tensor | QTensor) -> Tensor:
+        """What is quantized: max(x, 0)."""
+        return F.relu(dequantize(x) if isinstance(x, QTensor) else x)
+
+
+class QuantAvgPool2d(nn.Module):
+    """The average over the whole map as unsigned codes: QTensor or Tensor (N, C, H, W) -> QTensor (N, C, 1, 1).
+
+    The values must not be negative, as behind a QuantReLU. bits: 1..8, or 32; quantizer, surrogate: as in QuantReLU.
+    The average of b-bit codes needs more than b bits, hence a scale of its own and 8 bits by default.
+    """
+
+    def __init__(self, bits: int = 8, quantizer: str = "lsq", surrogate: str = "clipped") -> None:
+        super().__init__()
+        self.bits = bits
+        self.quantizer = activation_quantizer(quantizer, bits, surrogate)
+
+    def forward(self, x: Tensor | QTensor) -> QTensor:
+        means = self.values(x)
+        return QTensor(means, None) if self.quantizer is None else _coded(self.quantizer, means)
+
+    def values(self, x: Tensor | QTensor) -> Tensor:
+        """What is quantized: the averages; in evaluation of codes in float64, from an exact sum."""
+        q = x if isinstance(x, QTensor) else QTensor(x, None)
+        codes = widened(q.centered()) if self.training or q.scale is None else q.centered().double()
+        means = codes.sum((2, 3), keepdim=True) / (codes.shape[2] * codes.shape[3])
+        return means if q.scale is None else means * q.scale
+
+
+def _coded(quantizer: Quantizer, x: Tensor) -> QTensor:
+    if quantizer.training:
+        training_codes: QTensor = quantizer(x)
+        return training_codes
+    q: QTensor = quantizer(x.double())
+    return replace(q, codes=q.codes.to(x.dtype))
 
 
 def _refuse(name: str, value: object, allowed: object) -> None:
@@ -228,7 +412,7 @@ def _refuse(name: str, value: object, allowed: object) -> None:
 def set_compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Make every quantized layer of `model` multiply in `dtype` in training (None: in the dtype of its weights)."""
     for module in model.modules():
-        if isinstance(module, _QuantLayer):
+        if isinstance(module, WeightLayer):
             module.compute_dtype = dtype
         if isinstance(module, Quantizer):
             module.codes_dtype = dtype

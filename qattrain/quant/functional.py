@@ -6,10 +6,11 @@
 - `LearnedClip`   quantization whose clipping level is trained (PACT)
 - `TanhCodes`     weights squeezed into [-1, 1] by a tanh, then quantized (DoReFa)
 - `Rescale`       integer accumulators to real values, `(acc + bias) * scale`
+- `BatchNormalize`  the same, with a scale and a bias that normalize the batch
 - `Linear`        the matrix product of a fully connected layer
 - `Conv2d`        convolution as unfold and einsum
 
-**Where the surrogate is.** In the backward of all but the last three: the line with `SURROGATES[...]`. `Round` applies
+**Where the surrogate is.** In the backward of all but the last four: the line with `SURROGATES[...]`. `Round` applies
 it there; the others pass it to the function of `kernels.py` that computes their gradient.
 
 **Where the factor 2^n goes.** With `w_hat = 2^-n round(2^n w)` the chain rule gives `2^-n * 1 * 2^n = 1`: the scale of
@@ -33,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from qattrain.quant import kernels, native
-from qattrain.quant.grid import round_half_up
+from qattrain.quant.grid import round_half_up, widened
 from qattrain.quant.surrogates import SURROGATES
 
 Gradients = tuple[Tensor | None, ...]  # as many as forward took arguments, None where none is needed
@@ -233,6 +234,50 @@ class Rescale(Function):
         )
         needs_acc, needs_bias, *_ = ctx.needs_input_grad
         return grad_acc if needs_acc else None, grad_bias if needs_bias else None, *(None,) * 4
+
+
+class BatchNormalize(Function):
+    """y = (acc + b) S per channel, with the S and b of `kernels.normalized_scale` for the statistics of this batch.
+
+    acc: (N, C) or (N, C, H, W) accumulators in any floating dtype; everything is computed in float32 or wider. joint:
+    (C,) or (1,), s_x s_w, or None where acc are real values: then b is not rounded. gain, shift: (C,), trained.
+    Returns y and the mean and variance (biased) of the real values x = acc s, without gradients.
+
+    Backward: the rounding of b is straight-through, and so is the least scale, which leaves the gradients of an
+    ordinary batch normalization y = |gain| u + shift with u = (x - mean) / sigma over the n values of a channel:
+        g_shift = sum g,   g_gain = sign(gain) sum g u,   g_x = |gain| / sigma (g - sum g / n - u sum(g u) / n)
+    and g_acc = s g_x.
+    Source: Ioffe, Szegedy 2015, "Batch Normalization"; on integers: Jacob et al. 2018, section 3.2.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, acc: Tensor, joint: Tensor | None, gain: Tensor, shift: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide, dims, channels = widened(acc), [0, *range(2, acc.dim())], (-1, *(1,) * (acc.dim() - 2))
+        variance, mean = torch.var_mean(wide, dims, correction=0)  # of the accumulators
+        s = torch.ones_like(mean) if joint is None else joint
+        real_mean, real_variance = mean * s, variance * s * s
+        args = (s, gain, shift, real_mean, real_variance, eps)
+        scale, bias = kernels.normalized_scale(*args, on_grid=joint is not None)
+        y = (wide + bias.view(channels)).mul_(scale.view(channels))
+        ctx.save_for_backward(acc, gain, mean, s / torch.sqrt(real_variance + eps))
+        ctx.mark_non_differentiable(real_mean, real_variance)
+        return y, real_mean, real_variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, _grad_mean: Tensor, _grad_variance: Tensor) -> Gradients:
+        acc, gain, mean, inverse = ctx.saved_tensors  # inverse: s / sigma
+        dims, channels = [0, *range(2, acc.dim())], (-1, *(1,) * (acc.dim() - 2))
+        grad_y = widened(grad_y)
+        normalized = (widened(acc) - mean.view(channels)).mul_(inverse.view(channels))
+        grad_shift, grad_size = grad_y.sum(dims), (grad_y * normalized).sum(dims)
+        count = acc.numel() // acc.shape[1]
+        grad_acc = grad_y - (grad_shift / count).view(channels)
+        grad_acc -= normalized.mul_((grad_size / count).view(channels))
+        grad_acc *= (gain.abs() * inverse).view(channels)
+        return grad_acc.to(acc.dtype), None, torch.where(gain < 0, -grad_size, grad_size), grad_shift, None
 
 
 class Linear(Function):

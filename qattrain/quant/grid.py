@@ -4,9 +4,12 @@ Pure functions without gradients; `functional.py` has the differentiable forms.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qattrain.errors import ConfigError
@@ -14,14 +17,20 @@ from qattrain.errors import ConfigError
 MIN_SCALE = 2.0**-20  # of every scale, so that multipliers stay finite and gradients bounded
 
 
-class QTensor(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class QTensor:
     """A tensor as integer codes: the real value is `(codes - zero_point) * scale`.
 
-    codes: integers in a floating dtype, so that they can carry gradients and feed fast matrix products.
+    codes: integers in a floating dtype, so that they can carry gradients and feed fast matrix products; pixels are
+        uint8.
     scale: broadcasts against codes (a scalar, or one number per channel); None means that nothing was quantized and
         the codes are the real values. To autograd it is a constant: a learned scale gets its gradient through the
         codes (see `functional.LearnedStep`).
     zero_point: the code of the real value 0.
+
+    This is what flows between layers. It is no tuple and no Tensor. Torch functions that make sense on codes work on
+    it (`CODE_FUNCTIONS`, so nn.MaxPool2d, nn.Flatten and nn.Dropout take it); every other one, indexing, iteration and
+    arithmetic raise ConfigError.
     """
 
     codes: Tensor
@@ -32,11 +41,139 @@ class QTensor(NamedTuple):
         """`codes - zero_point`: what a layer multiplies."""
         return self.codes if isinstance(self.zero_point, int) and self.zero_point == 0 else self.codes - self.zero_point
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.codes.size() if dim is None else self.codes.size(dim)
+
+    def dim(self) -> int:
+        return self.codes.dim()
+
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "QTensor":
-        """Flatten the codes, so that `nn.Flatten` takes a QTensor with a scalar scale. Raises ConfigError otherwise."""
+        """The codes in another shape, as `view` and `reshape`. Raises ConfigError if there is a scale per channel."""
+        return self._reshaped(self.codes.flatten(start_dim, end_dim), "flatten")
+
+    def view(self, *shape: Any) -> "QTensor":
+        return self._reshaped(self.codes.view(*shape), "view")
+
+    def reshape(self, *shape: Any) -> "QTensor":
+        return self._reshaped(self.codes.reshape(*shape), "reshape")
+
+    def _reshaped(self, codes: Tensor, what: str) -> "QTensor":
         if self.scale is not None and self.scale.numel() > 1:
-            raise ConfigError(f"cannot flatten a QTensor with {self.scale.numel()} scales; only one scale can be kept")
-        return QTensor(self.codes.flatten(start_dim, end_dim), self.scale, self.zero_point)
+            raise ConfigError(
+                f"cannot {what} a QTensor with {self.scale.numel()} scales; only one scale can be kept: "
+                "put a QuantReLU before it"
+            )
+        return replace(self, codes=codes)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name not in CODE_FUNCTIONS or not args or not isinstance(args[0], QTensor):
+            refuse_on_codes(name)
+        return CODE_FUNCTIONS[name](*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"QTensor has no {name}")
+        refuse_on_codes(name)
+
+
+def refuse_on_codes(name: str) -> NoReturn:
+    """Raises ConfigError: what was tried on a QTensor, and what to do instead."""
+    allowed = ", ".join(function for function in CODE_FUNCTIONS if not function.startswith("_"))
+    raise ConfigError(
+        f"{name} does not work on the codes of a QTensor; allowed: {allowed}; for real values use "
+        "qattrain.quant.dequantize(q), for a ReLU QuantReLU"
+    )
+
+
+def _refused_operator(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_args: object) -> NoReturn:
+        refuse_on_codes(name)
+
+    return refuse
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+for _name in (
+    *("getitem", "iter", "len", "contains", "neg", "abs", "bool", "float", "int", "array"),
+    *(side + operator for operator in _OPERATORS for side in ("", "r", "i")),
+):
+    setattr(QTensor, f"__{_name}__", _refused_operator(f"__{_name}__"))
+
+
+def _max_pooled(
+    q: QTensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> QTensor:
+    """`F.max_pool2d` of the codes: scales are positive, so the largest code is the largest value."""
+    if padding not in (0, (0, 0), [0, 0]) or ceil_mode or return_indices:
+        raise ConfigError(
+            f"max_pool2d on codes with padding={padding}, ceil_mode={ceil_mode}, return_indices={return_indices}: "
+            "allowed: padding=0, ceil_mode=False, return_indices=False"
+        )
+    return replace(q, codes=F.max_pool2d(q.codes, kernel_size, stride, padding, dilation))
+
+
+def _average_pooled(
+    q: QTensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,  # noqa: ARG001 without padding it has no effect
+    divisor_override: int | None = None,
+) -> QTensor:
+    """Sums of codes over each window, exact, with the scale divided by the number of pixels."""
+    if padding not in (0, (0, 0), [0, 0]) or ceil_mode or divisor_override:
+        raise ConfigError(
+            f"avg_pool2d on codes with padding={padding}, ceil_mode={ceil_mode}, divisor_override={divisor_override}: "
+            "allowed: padding=0, ceil_mode=False, no divisor_override"
+        )
+    sums = F.avg_pool2d(widened(q.codes), kernel_size, stride, divisor_override=1)
+    height, width = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+    return _summed(q, sums, height * width)
+
+
+def _averaged(q: QTensor, output_size: Any) -> QTensor:
+    """`F.adaptive_avg_pool2d` to one pixel: the sum of codes over the map, with the scale divided by its pixels."""
+    if output_size not in (1, (1, 1), [1, 1]):
+        raise ConfigError(f"adaptive_avg_pool2d on codes with output_size={output_size}: allowed: 1")
+    return _summed(q, widened(q.codes).sum((-2, -1), keepdim=True), q.codes.shape[-2] * q.codes.shape[-1])
+
+
+def _summed(q: QTensor, sums: Tensor, pixels: int) -> QTensor:
+    if q.scale is None:
+        return QTensor(sums / pixels, None)
+    return QTensor(sums, q.scale / pixels, q.zero_point * pixels)
+
+
+def _dropped_out(q: QTensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> QTensor:  # noqa: ARG001
+    return replace(q, codes=F.dropout(q.codes, p, training))
+
+
+CODE_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "max_pool2d": _max_pooled,
+    "_max_pool2d": _max_pooled,
+    "avg_pool2d": _average_pooled,
+    "adaptive_avg_pool2d": _averaged,
+    "dropout": _dropped_out,
+    "flatten": QTensor.flatten,
+    "view": QTensor.view,
+    "reshape": QTensor.reshape,
+    "size": QTensor.size,
+}
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:

@@ -126,6 +126,23 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
     return round_half_up(bias / scale).clamp_(-MAX_BIAS_CODE, MAX_BIAS_CODE)
 
 
+def normalized_scale(
+    joint: Tensor, gain: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, eps: float, on_grid: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(S, b) of a batch normalization, so that it gives (acc + b) S: all of it lies in a scale and a bias per channel.
+
+        S = s |gain| / sqrt(variance + eps), at least 2^-20        b = (shift - |gain| mean / sqrt(variance + eps)) / S
+
+    All are (C,), joint s may be (1,); mean and variance are those of the real values acc s. on_grid: b is rounded and
+    clipped like every bias, to +-(2^22 - 1). Training calls this with the statistics of a batch, evaluation and
+    `lower` with the running ones, in float64.
+    """
+    ratio = gain.abs() / torch.sqrt(variance + eps)
+    scale = (joint * ratio).clamp_min(MIN_SCALE)
+    bias = shift - ratio * mean
+    return scale, bias_codes(bias, scale) if on_grid else bias / scale
+
+
 def rescale(
     acc: Tensor, bias: Tensor | None, scale: Tensor | None, on_grid: bool, trailing: int, pool: int
 ) -> tuple[Tensor, Tensor | None]:

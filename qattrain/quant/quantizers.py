@@ -128,6 +128,11 @@ class Quantizer(nn.Module, ABC):
         outside = (v < self.qmin - 0.5) | (v >= self.qmax + 0.5)
         return outside.float().mean().item()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Without any state of this quantizer, the weights are those of a float network: it keeps its own state."""
+        if any(key.startswith(prefix) for key in state_dict):
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}, role={self.role}, codes {self.qmin}..{self.qmax}, surrogate={self.surrogate}"
 

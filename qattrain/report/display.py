@@ -18,14 +18,14 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from qattrain.config import WEIGHT_LAYERS, is_float
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import Console, age, confidence, counted, percent, saved_line
 from qattrain.report.tables import epoch_row, group_table
 
 if TYPE_CHECKING:
-    from qattrain.layers.network import LeNet
+    from torch import nn
+
     from qattrain.runs.checkpoint import Checkpoint
     from qattrain.training.run import Display, RunResult
 
@@ -64,7 +64,7 @@ class PlainDisplay:
         self.shown_at = now
         return True
 
-    def on_epoch(self, record: dict[str, Any], _model: "LeNet") -> None:
+    def on_epoch(self, record: dict[str, Any], _model: "nn.Module") -> None:
         row = epoch_row(record)
         shown = ("train loss", "test loss", "test accuracy", "val accuracy")
         measured = "  ".join(f"{name} {row[name]}" for name in shown if name in row)
@@ -130,7 +130,7 @@ class LiveDisplay(PlainDisplay):
                 self.progress.reset(self.task, total=total, completed=done, description=text, visible=True)
             self.progress.update(self.task, completed=done, description=text, loss=f"{loss():.4f}")
 
-    def on_epoch(self, record: dict[str, Any], _model: "LeNet | None" = None) -> None:
+    def on_epoch(self, record: dict[str, Any], _model: "nn.Module | None" = None) -> None:
         row = epoch_row(record)
         self.table.add_row(*(row[column] for column in self.COLUMNS))
 
@@ -144,7 +144,7 @@ def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_im
     config, quant, train = checkpoint.config, checkpoint.config.quant, checkpoint.config.train
     weights = sum(tensor.numel() for name, tensor in checkpoint.model.items() if name.endswith(".weight"))
     bits = f"{quant.bits}-bit weights, {quant.act_bits}-bit activations ({quant.quantizer})"
-    if is_float(quant):
+    if config.method == "float":
         bits = "float"
     bits += "".join(f", {layer} {bits} bits" for layer, bits in quant.layer_bits.items())
     distill = config.distill
@@ -187,7 +187,7 @@ class TensorBoardDisplay:
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
         self.shown.on_step(epoch, step, steps, loss)
 
-    def on_epoch(self, record: dict[str, Any], model: "LeNet") -> None:
+    def on_epoch(self, record: dict[str, Any], model: "nn.Module") -> None:
         self.shown.on_epoch(record, model)
         self._write_scalars(record)
         self._write_histograms(record["epoch"], model)
@@ -198,12 +198,13 @@ class TensorBoardDisplay:
             if name != "epoch":
                 self.writer.add_scalar(name, value, record["epoch"])
 
-    def _write_histograms(self, epoch: int, model: "LeNet") -> None:
+    def _write_histograms(self, epoch: int, model: "nn.Module") -> None:
         import numpy as np
         import torch
 
-        for name in WEIGHT_LAYERS:
-            layer = getattr(model, name)
+        from qattrain.layers.network import weight_layers
+
+        for name, layer in weight_layers(model).items():
             self.writer.add_histogram(f"weights/{name}", layer.weight, epoch)
             quantizer = layer.weight_quantizer
             if quantizer is not None:  # a bin for every code

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qattrain.config import ExperimentConfig, parse_config
+from qattrain.config.chain import Shape
 from qattrain.errors import CheckpointError, ConfigError, reason, system_errors
 from qattrain.files import write_atomically
-from qattrain.layers.network import LeNet, build_model
+from qattrain.layers.network import MNIST_SHAPE, build_model
 
 FORMAT_VERSION = 1
 MAGIC = b"QATTRAIN"
@@ -33,7 +34,8 @@ class Checkpoint:
 
     config: every value settled. class_names: of the dataset, in label order. model: state dict. history: one dict per
     epoch, as in `metrics.jsonl`. notice: set if the dataset is a stand-in for MNIST. trainer: optimizer, schedule
-    position and random number states, from `loop.Trainer.state_dict`; None if there is nothing to resume.
+    position and random number states, from `loop.Trainer.state_dict`; None if there is nothing to resume. input_shape:
+    (C, H, W) of the images.
     """
 
     config: ExperimentConfig
@@ -42,6 +44,7 @@ class Checkpoint:
     history: list[dict[str, Any]]
     notice: str | None
     trainer: dict[str, Any] | None
+    input_shape: Shape = MNIST_SHAPE
 
     @property
     def finished(self) -> bool:
@@ -57,7 +60,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "history": lambda value: isinstance(value, list) and all(isinstance(record, dict) for record in value),
     "notice": lambda value: value is None or isinstance(value, str),
     "trainer": lambda value: value is None or isinstance(value, dict),
+    "input_shape": lambda value: (
+        isinstance(value, list) and len(value) == 3 and all(type(side) is int and side > 0 for side in value)
+    ),
 }
+ADDED = {"input_shape": list(MNIST_SHAPE)}  # fields that older files lack, and what they mean there
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -66,6 +73,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config.model_dump(mode="json"),
         "class_names": list(checkpoint.class_names),
+        "input_shape": list(checkpoint.input_shape),
     }
     buffer = io.BytesIO()
     torch.save(fields, buffer)
@@ -84,6 +92,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has format version {version!r}; this qattrain reads {FORMAT_VERSION}; use the one that wrote it"
         )
+    fields = ADDED | fields
     if set(fields) != set(_CHECKS):
         raise CheckpointError(
             f"{path} has fields {sorted(map(str, fields))}; expected {sorted(_CHECKS)}; train it again"
@@ -95,7 +104,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = parse_config(fields["config"], str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint's configuration is not valid in this version") from None
-    return Checkpoint(**(fields | {"config": config, "class_names": tuple(fields["class_names"])}))
+    tuples = {name: tuple(fields[name]) for name in ("class_names", "input_shape")}
+    return Checkpoint(**(fields | {"config": config} | tuples))
 
 
 def _verified_fields(path: Path) -> dict[str, Any]:
@@ -126,14 +136,14 @@ def _verified_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
-def restore_model(checkpoint: Checkpoint, source: str) -> LeNet:
+def restore_model(checkpoint: Checkpoint, source: str) -> nn.Sequential:
     """The network with the checkpoint's weights, on the CPU. `source` names the file in errors.
 
     Raises CheckpointError if the weights do not fit the configuration.
     """
     config = checkpoint.config
     try:
-        model = build_model(config.model, config.quant, len(checkpoint.class_names))
+        model = build_model(config.model, config.quant, len(checkpoint.class_names), checkpoint.input_shape)
         model.load_state_dict(checkpoint.model)
     except (ConfigError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{source}: its weights do not fit its configuration: {reason(error)}") from None

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from qattrain.config import DistillConfig, ExperimentConfig, bits_by_layer, is_float
+from qattrain.config import DistillConfig, ExperimentConfig, bits_by_layer
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import write_atomically
+from qattrain.layers import BatchNorm
 from qattrain.layers.quantized import set_compute_dtype
 from qattrain.runs.checkpoint import Checkpoint, restore_model
 
@@ -36,8 +37,8 @@ class Teacher:
     """
 
     def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
-        if not is_float(source.config.quant):
-            bits = min(bits_by_layer(source.config.quant).values())
+        if source.config.method != "float":
+            bits = min(bits_by_layer(source.config.quant, source.config.model.chain).values())
             raise ConfigError(
                 f"distill.teacher: {path} is quantized ({bits} bits); a teacher is a float network: train one with "
                 "--bits 32"
@@ -49,9 +50,11 @@ class Teacher:
             )
         weights = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in source.model.items())
         self.digest = hashlib.sha256(weights).hexdigest()
-        # Without dropout a float network computes the same in both modes; in training mode products may be bfloat16.
+        # In training mode products may be bfloat16; dropout is off, and normalization uses the running statistics.
         self.model = restore_model(source, str(path)).to(student.train.device).train().requires_grad_(False)
-        self.model.dropout = 0.0
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout | BatchNorm):
+                module.eval()
         set_compute_dtype(self.model, torch.bfloat16 if student.train.precision == "bf16" else None)
         self.folder = path.parent / ANSWERS_FOLDER / _views_key(self.digest, student)
         self.config, self.classes = student.distill, len(class_names)
@@ -59,7 +62,7 @@ class Teacher:
         self.answers, self.missing = torch.empty(0), 0
 
     def answer(self, images: Tensor, epoch: int, place: slice, count: int) -> Tensor:
-        """Logits (B, classes), float32, of images, uint8 (B, 1, 28, 28), at `place` in the epoch of `count`."""
+        """Logits (B, classes), float32, of images, uint8 (B, C, H, W), at `place` in the epoch of `count`."""
         if epoch != self.epoch:
             self.epoch, known = epoch, self._read(epoch, count)
             self.answers = torch.empty(count, self.classes) if known is None else known

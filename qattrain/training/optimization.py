@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from qattrain.config import QuantConfig, TrainConfig
+from qattrain.config import TrainConfig
 from qattrain.errors import pick
-from qattrain.layers.network import plan_layers
+from qattrain.layers import BatchNorm
+from qattrain.layers.network import LayerPlan
 from qattrain.quant import Quantizer
 
 SMALL_SET = 10_000  # training images below which `auto` takes the smaller batch
@@ -77,7 +78,7 @@ OPTIMIZERS: dict[str, OptimizerChoice] = {
 }
 
 
-def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> TrainConfig:
+def settle_training(config: TrainConfig, plan: LayerPlan, images: int) -> TrainConfig:
     """`config` with every `auto` batch size, learning rate and weight decay settled. Raises ConfigError.
 
     images: number of training images. The learning rate differs if any weights have one bit.
@@ -85,25 +86,30 @@ def settle_training(config: TrainConfig, quant: QuantConfig, images: int) -> Tra
     optimizer = pick(OPTIMIZERS, config.optimizer, "train.optimizer =")
     settled = {
         "batch_size": AUTO_BATCH if images >= SMALL_SET else AUTO_BATCH_SMALL,
-        "lr": optimizer.one_bit_lr if "binary" in plan_layers(quant).weight_quantizer else optimizer.lr,
+        "lr": optimizer.one_bit_lr if "binary" in plan.weight_quantizer else optimizer.lr,
         "weight_decay": optimizer.weight_decay,
     }
     return config.model_copy(update={key: value for key, value in settled.items() if getattr(config, key) == "auto"})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Weights and biases, and what quantizers learn, to which weight decay applies only if `Quantizer.decays`.
+    """Weights and biases; what quantizers learn, to which weight decay applies only if `Quantizer.decays`; and gains
+    and shifts of batch normalizations, to which it does not apply.
 
     share: fraction of the learning rate; for the quantizers' parameters it is `scale_lr`.
     """
-    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
-    learned = {id(p): quantizer.decays for quantizer in quantizers for p in quantizer.parameters()}
+    kinds: dict[int, tuple[bool, bool]] = {}  # of a parameter: (weight decay applies, it is a quantizer's)
+    for module in model.modules():
+        if isinstance(module, Quantizer | BatchNorm):
+            is_quantizer = isinstance(module, Quantizer)
+            kind = isinstance(module, Quantizer) and module.decays, is_quantizer
+            kinds |= {id(p): kind for p in module.parameters()}
     groups = [
         {
-            "params": [p for p in model.parameters() if learned.get(id(p)) is decays],
-            "weight_decay": weight_decay if decays is not False else 0.0,
-            "share": 1.0 if decays is None else scale_lr,
+            "params": [p for p in model.parameters() if kinds.get(id(p), (True, False)) == (decays, is_quantizer)],
+            "weight_decay": weight_decay if decays else 0.0,
+            "share": scale_lr if is_quantizer else 1.0,
         }
-        for decays in (None, True, False)  # None: not a quantizer's
+        for decays, is_quantizer in ((True, False), (True, True), (False, True), (False, False))
     ]
     return [group for group in groups if group["params"]]

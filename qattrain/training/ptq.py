@@ -9,14 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig, is_float
+from qattrain.config import ExperimentConfig, PtqConfig, QuantConfig, is_float
 from qattrain.data import Dataset, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LeNet, build_model, copy_weights, plan_layers, watched_activations
+from qattrain.layers.network import (
+    activation_layers,
+    build_model,
+    copy_weights,
+    plan_layers,
+    watched_activations,
+    weight_layers,
+)
 from qattrain.quant import Quantizer, dequantize
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
@@ -65,20 +72,18 @@ CALIBRATIONS: dict[str, Calibration] = {"minmax": minmax, "percentile": percenti
 
 
 @torch.no_grad()
-def calibrate(model: LeNet, float_model: LeNet, images: Tensor, calibrate_one: Calibration) -> None:
-    """Set all scales of `model`, which has the weights of `float_model`. images: uint8 (N, 1, 28, 28), N >= 1."""
+def calibrate(model: nn.Module, float_model: nn.Module, images: Tensor, calibrate_one: Calibration) -> None:
+    """Set all scales of `model`, which has the weights of `float_model`. images: uint8 (N, C, H, W), N >= 1."""
     model.eval()
     with watched_activations(float_model.eval()) as seen:
         float_model(images)
-    for name in WEIGHT_LAYERS:
-        layer = getattr(model, name)
+    for layer in weight_layers(model).values():
         if layer.weight_quantizer is not None:
             calibrate_one(layer.weight_quantizer, layer.weight.contiguous())
-    for name in ACTIVATION_LAYERS:
-        quantizer = getattr(model, name).quantizer
-        if quantizer is not None:
+    for name, activation in activation_layers(model).items():
+        if activation.quantizer is not None:
             _, output = seen[name]
-            calibrate_one(quantizer, output.codes.contiguous())
+            calibrate_one(activation.quantizer, output.codes.contiguous())
 
 
 def settle_ptq(
@@ -94,8 +99,8 @@ def settle_ptq(
             "float checkpoint: train one with --bits 32"
         )
     pick(CALIBRATIONS, ptq.calibration, "--calibration")
-    settled = plan_layers(quant).quant
-    if is_float(settled):
+    settled = plan_layers(source.model, quant).quant
+    if is_float(settled, source.model.chain):
         raise ConfigError("--bits 32: nothing would be quantized; allowed: 1 to 8")
     ptq = ptq.model_copy(update={"source_epochs": epochs})
     return source.model_copy(update={"quant": settled, "ptq": ptq, "name": name})
@@ -119,7 +124,7 @@ def quantize(
     """As `quantize_after_training`; source: read from `path`, config: what `settle_ptq` returned for it."""
     assert config.ptq is not None, config
     prepare_torch(config)
-    model = build_model(config.model, config.quant, len(source.class_names))
+    model = build_model(config.model, config.quant, len(source.class_names), source.input_shape)
     copy_weights(source.model, model, str(path))
     float_model = restore_model(source, str(path))
     images = dataset.train.head(config.data.limit_train).head(config.ptq.images).images
@@ -128,7 +133,9 @@ def quantize(
     float_accuracy = evaluate(torch_predictor(float_model), test).accuracy
     result = evaluate(torch_predictor(model), test)
     history = [{"epoch": 0, "train_loss": None, "test_loss": result.loss, "test_accuracy": result.accuracy}]
-    checkpoint = Checkpoint(config, source.class_names, dict(model.state_dict()), history, source.notice, None)
+    checkpoint = Checkpoint(
+        config, source.class_names, dict(model.state_dict()), history, source.notice, None, source.input_shape
+    )
     with new_run(config, runs_dir, source.notice) as run_dir:
         save_checkpoint(run_dir / runs.LAST_FILE, checkpoint)
         runs.write_metrics(run_dir, history)

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from qattrain.config import ExperimentConfig
 from qattrain.config.sources import lookup
@@ -22,7 +23,7 @@ from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dat
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import LeNet, build_model, copy_weights, plan_layers
+from qattrain.layers.network import build_model, copy_weights, plan_layers
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
@@ -38,7 +39,7 @@ class Display(Observer, Protocol):
 
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
 
-    def on_epoch(self, record: dict[str, Any], model: LeNet) -> None: ...
+    def on_epoch(self, record: dict[str, Any], model: nn.Module) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class RunResult:
             "bits": config.quant.bits,
             "act_bits": config.quant.act_bits,
             "quantizer": config.quant.quantizer,
-            "weight_quantizer": plan_layers(config.quant).weight_quantizer,
+            "weight_quantizer": plan_layers(config.model, config.quant).weight_quantizer,
             "epochs": len(trained),
             "seed": config.seed,
             "train_loss": last["train_loss"],
@@ -82,7 +83,7 @@ class Session:
         config: ExperimentConfig,
         dataset: Dataset,
         notice: str | None,
-        model: LeNet,
+        model: nn.Module,
         teacher: Teacher | None = None,
     ) -> None:
         device = torch.device(config.train.device)
@@ -95,13 +96,14 @@ class Session:
         self.model = model.to(device)
         self.predict = torch_predictor(self.model)
         self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed, teacher)
-        self.config, self.notice, self.class_names = config, notice, dataset.class_names
+        self.config, self.notice, self.dataset = config, notice, dataset
         self.history: list[dict[str, Any]] = []
 
     def checkpoint(self) -> Checkpoint:
         model = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         trainer = self.trainer.state_dict()
-        return Checkpoint(self.config, self.class_names, model, self.history, self.notice, trainer)
+        about = self.config, self.dataset.class_names, model, self.history, self.notice, trainer
+        return Checkpoint(*about, self.dataset.shape)
 
     def save(self, run_dir: Path) -> None:
         save_checkpoint(run_dir / runs.LAST_FILE, self.checkpoint())
@@ -176,7 +178,8 @@ def resolve(
     Returns the settled config, the data, and a notice if the data are a stand-in for MNIST. Raises ConfigError,
     DataError.
     """
-    quant = plan_layers(config.quant).quant
+    plan = plan_layers(config.model, config.quant)
+    quant = plan.quant
     check_names(config.train, config.data.augment)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
@@ -185,7 +188,8 @@ def resolve(
         name, notice = choose_dataset(data_dir)
     dataset = load(name, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
-    train = settle_training(config.train, quant, images).model_copy(
+    config.model.chain.place(dataset.shape, dataset.classes)  # refuse early what does not fit
+    train = settle_training(config.train, plan, images).model_copy(
         update={
             "precision": precision,
             "device": str(device),
@@ -217,7 +221,7 @@ def start(
 ) -> RunResult:
     """Train a new run from what `resolve` returned; setting `stop` saves and ends it between two steps."""
     prepare_torch(config)
-    model = build_model(config.model, config.quant, dataset.classes)
+    model = build_model(config.model, config.quant, dataset.classes, dataset.shape)
     if config.train.init is not None:
         source = load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir))
         copy_weights(source.model, model, config.train.init)
