@@ -1,22 +1,71 @@
 """Bit packing, and the packed file: all integers of a network in one `model.safetensors`, weights at their own bits.
 
-Tensors <layer>.weight (uint8: the packed codes), .bias, and for hidden layers .multiplier and .shift, each in the
-smallest type that holds it. One metadata key, "qattrain": JSON with the version, each layer's shape, bits and
-quantizer, `logit_scale`, the facts, and a SHA-256 over all that and over names, types, shapes and bytes of the tensors.
+This is the whole description of the format, version 2. The file is a safetensors file: any reader of those gives its
+tensors and its metadata. What it leaves out: real weights, their scales, training. Numbers are little-endian.
 
-A weight's code is `lowest + step * stored`: step 2 at one bit and for `dorefa`, where codes are odd numbers, else 1.
-Any safetensors reader can read it. Left out: real weights, scales, training.
+**Tensors**, each of one dimension and left out if empty. They hold all layers in order, one behind the other:
 
-Bit order: code i takes the bits i*b .. i*b + b - 1 of the stream, its least significant bit first; bit j of the stream
-is bit j % 8 of byte j // 8, counted from the least significant. So two 4-bit codes share a byte, the first in its low
-half. What is stored is the index of the code in its grid, from 0; the last byte is padded with zeros.
+    weights      uint8            packed codes; every layer starts at a new byte
+    biases       smallest type    b_q, one for each output
+    multipliers  smallest type    m, one for each output of a hidden layer, 0 .. 2^31 - 1
+    shifts       smallest type    k, likewise, 1 .. 62
+
+Smallest type: the first of uint8, int8, uint16, int16, uint32, int32 that holds all numbers. A layer for which `once`
+names a tensor has a single number there, which is that of all its outputs. An average has one multiplier and one shift.
+
+**Metadata** have one key, "qattrain". Its value is a JSON object:
+
+    digest          SHA-256, 64 hexadecimal digits, of the whole file with zeros ("0") in the place of these digits,
+                    which is where they occur first
+    format_version  2
+    input_shape     [channels, height, width] of the images, uint8
+    logit_scale     the factor from logits to real ones, for loss and probabilities
+    name, dataset   the network (a preset, or a chain as in qattrain/config/chain.py), the data it was trained on
+    class_names     in the order of the logits; left out if they are "0", "1", ...
+    test_accuracy   a fraction; left out if unknown
+    layers          a list of objects; the last is a matrix product, and its sums are the logits
+
+A layer is a matrix product, a convolution or an average. What is left out has the value on the right:
+
+    name             of the layer
+    shape            of a product [outputs, inputs], of a convolution [outputs, inputs / groups, rows, columns]
+    pixels           of an average, in place of a shape: how many numbers it averages, height * width
+    stride, padding  of a convolution: a number, or [vertical, horizontal]                      1 and 0
+    groups           of a convolution: output d sees the inputs of group d * groups // outputs  1
+    pool             side and stride of the max-pooling behind a convolution; drops remainders  1, for none
+    bits             1..8, of a weight                                                          as in the layer before
+    quantizer        which one made the codes; for information                                  as in the layer before
+    lowest           the smallest code the layer's weights can have                             as in the layer before
+    zero_point       z_w, the code of the weight 0                                              as before; first 0
+    activation_bits  1..8, of the codes that a hidden layer gives; the last layer has none      as in the layer before
+    once             list of tensors, without weights, that hold one number for this layer      as before; first []
+
+"As in the layer before" means: as in the nearest earlier layer that says it, an average included.
+
+**A weight** is the code `lowest + step * i`, where i is its index on the grid, of `bits` bits: step is 2 if lowest is
+1 - 2^bits (codes are odd numbers), else 1. If lowest is 1 - 2^(bits-1), codes go up to -lowest, else i to 2^bits - 1.
+Bits i*b .. i*b + b - 1 of a layer's stream are index i, its least significant bit first, indices in the order of
+`shape` (the last dimension fastest); bit j of the stream is bit j % 8 of byte j // 8, counted from the least
+significant. So two 4-bit indices share a byte, the first in its low half. The last byte is padded with zeros.
+
+**The logits** are defined by `qattrain.integer.model`, with x = the pixels at first:
+
+    acc = sum (q_w - z_w) x + b_q           padding is x = 0; then the maximum over every pooling window
+    acc = sum of x over a channel's map     for an average
+    x = clip((acc * m + 2^(k - 1)) >> k, 0, 2^activation_bits - 1)      in 64 bits; not in the last layer
+
+The first product behind a map takes it flattened in the order (channel, row, column).
+
+Version 1, which has no geometry and is still read: `packed_v1.py`.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
@@ -25,17 +74,27 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from qattrain.config import StrictModel
-from qattrain.errors import CheckpointError, system_errors
-from qattrain.integer.model import INT32_MAX, IntegerLayer, IntegerModel, Requantization, weight_grid
+from qattrain.errors import CheckpointError, ExportError, system_errors
+from qattrain.integer import packed_v1
+from qattrain.integer.model import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization, weight_grid
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "model.safetensors"
 KEY = "qattrain"  # of the metadata
 IMAGE_MAX = 255
+NO_DIGEST = "0" * 64
+LARGEST_MAP = 2**24  # numbers in a map of one image with its padding
+KNOWN = "versions 1 and 2"
+LARGEST_WORKING_SET = 2**27  # numbers copied for one image, see `IntegerLayer.working_set`
+RANGES = {"biases": (-INT32_MAX, INT32_MAX), "multipliers": (0, INT32_MAX), "shifts": (1, 62)}
+DEFAULTS = {"stride": 1, "padding": 0, "groups": 1, "pool": 1}  # left out where it is this
+CARRIED = ("bits", "quantizer", "lowest", "zero_point", "activation_bits", "once")  # left out where it is as before
+FIRST: dict[str, Any] = {"zero_point": 0, "once": ()}  # before the first layer
 
-Tensors = dict[str, NDArray[Any]]
+Tensors = Mapping[str, NDArray[Any]]
 Bits = Annotated[int, Field(ge=1, le=8)]
 Count = Annotated[int, Field(ge=1)]
+Padding = Annotated[int, Field(ge=0)]
 
 
 def pack_codes(codes: NDArray[np.int64], bits: int, lowest: int) -> NDArray[np.uint8]:
@@ -67,79 +126,115 @@ class ModelFacts:
 
 
 class LayerHeader(StrictModel):
-    """A layer without its tensors. activation_bits: of its output codes; None for the last layer."""
+    """A layer without its tensors, as written: what is left out is None, or has the geometry's default."""
 
-    name: str
-    shape: tuple[Count, Count] | tuple[Count, Count, Count, Count]
-    bits: Bits
-    quantizer: str
-    lowest: Annotated[int, Field(ge=-255, le=0)]
-    zero_point: Annotated[int, Field(ge=0, le=255)]
-    activation_bits: Bits | None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    shape: tuple[Count, Count] | tuple[Count, Count, Count, Count] | None = None
+    pixels: Count | None = None
+    stride: Count | tuple[Count, Count] = 1
+    padding: Padding | tuple[Padding, Padding] = 0
+    groups: Count = 1
+    pool: Count = 1
+    bits: Bits | None = None
+    quantizer: str | None = None
+    lowest: Annotated[int, Field(ge=-255, le=0)] | None = None
+    zero_point: Annotated[int, Field(ge=0, le=255)] | None = None
+    activation_bits: Bits | None = None
+    once: tuple[Literal["biases", "multipliers", "shifts"], ...] | None = None
 
     @property
-    def step(self) -> int:
-        return weight_grid(self.lowest, self.bits).step
-
-    @property
-    def count(self) -> int:
-        return int(np.prod(self.shape, dtype=object))
+    def kind(self) -> str:
+        """As in IntegerLayer and AverageLayer."""
+        return "average" if self.shape is None else "conv" if len(self.shape) == 4 else "linear"
 
 
 class Header(StrictModel):
-    """Everything in the metadata except the digest, which covers it."""
+    """The metadata."""
 
-    format_version: int
-    layers: Annotated[tuple[LayerHeader, ...], Field(min_length=1)]
+    digest: str
+    format_version: Literal[2]
+    input_shape: tuple[Count, Count, Count]
     logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    facts: ModelFacts
+    name: str
+    dataset: str
+    class_names: tuple[str, ...] | None = None
+    test_accuracy: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    layers: Annotated[tuple[LayerHeader, ...], Field(min_length=1)]
 
 
 def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
-    """The file's content: at most bits / 8 bytes per weight, 9 per channel, and about 3 KiB of names."""
-    layers: list[LayerHeader] = []
-    tensors: Tensors = {}
+    """The file's content. Raises ExportError for maps so large that no reader takes them."""
+    try:
+        _check_maps(model)
+    except ValueError as error:
+        raise ExportError(f"{error}; use smaller images, or larger strides") from None
+    layers: list[dict[str, Any]] = []
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("weights", *RANGES)}
+    before = dict(FIRST)
     for layer in model.layers:
-        entry = LayerHeader(
-            name=layer.name,
-            shape=layer.codes.shape,
-            bits=layer.bits,
-            quantizer=layer.quantizer,
-            lowest=layer.lowest,
-            zero_point=layer.zero_point,
-            activation_bits=layer.requantization.bits if layer.requantization else None,
-        )
-        layers.append(entry)
-        tensors[f"{layer.name}.weight"] = pack_codes(layer.numbers, layer.bits, 0)
-        tensors[f"{layer.name}.bias"] = _narrowed(layer.bias)
-        if layer.requantization:
-            tensors[f"{layer.name}.multiplier"] = _narrowed(layer.requantization.multiplier)
-            tensors[f"{layer.name}.shift"] = _narrowed(layer.requantization.shift)
-    header = Header(format_version=FORMAT_VERSION, layers=tuple(layers), logit_scale=model.logit_scale, facts=facts)
-    content: bytes = safetensors.numpy.save(tensors, {KEY: _metadata(header, tensors)})
-    return content
+        columns, carried = _columns(layer), {}
+        entry: dict[str, Any] = {"name": layer.name}
+        if isinstance(layer, AverageLayer):
+            entry["pixels"] = layer.pixels
+        else:
+            parts["weights"].append(pack_codes(layer.numbers, layer.bits, 0))
+            entry["shape"] = layer.codes.shape
+            geometry = {name: _shortest(getattr(layer, name)) for name in DEFAULTS}
+            entry |= {name: value for name, value in geometry.items() if value != DEFAULTS[name]}
+            carried = {name: getattr(layer, name) for name in ("bits", "quantizer", "lowest", "zero_point")}
+            equal = {name: (values == values[0]).all() for name, values in columns.items()}
+            carried["once"] = tuple(name for name in RANGES if equal.get(name, name in before["once"]))
+            columns = {name: values[:1] if equal[name] else values for name, values in columns.items()}
+        if layer.requantization is not None:
+            carried["activation_bits"] = layer.requantization.bits
+        layers.append(entry | {name: value for name, value in carried.items() if before.get(name) != value})
+        before |= carried
+        for name, values in columns.items():
+            parts[name].append(values)
+    numbers = tuple(map(str, range(model.classes)))
+    content = {
+        "digest": NO_DIGEST,
+        "format_version": FORMAT_VERSION,
+        "input_shape": model.input_shape,
+        "logit_scale": model.logit_scale,
+        "name": facts.name,
+        "dataset": facts.dataset,
+        "class_names": None if facts.class_names == numbers else facts.class_names,
+        "test_accuracy": facts.test_accuracy,
+        "layers": layers,
+    }
+    tensors = {name: _narrowed(np.concatenate(arrays)) for name, arrays in parts.items() if arrays}
+    return _signed({name: value for name, value in content.items() if value is not None}, tensors)
 
 
 def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
     """The network in a packed file, or in its bytes.
 
-    Raises CheckpointError if it is missing, truncated, altered, foreign, of another version, or inconsistent.
+    Raises CheckpointError if it is missing, truncated, altered, foreign, of a newer version, or inconsistent.
     """
     name = str(source) if isinstance(source, Path) else FILE_NAME
     with system_errors(CheckpointError, f"cannot read the packed file {name}", "give a readable file"):
         data = source.read_bytes() if isinstance(source, Path) else source
-    header, tensors = _verified(data, name)
+    content, tensors = _read(data, name)
     try:
-        layers, input_max = [], IMAGE_MAX
-        for layer_header in header.layers:
-            layers.append(_layer(layer_header, tensors, input_max))
-            input_max = 2 ** (layer_header.activation_bits or 0) - 1
-        model = IntegerModel(tuple(layers), header.logit_scale)
-        _check(model, header, tensors)
+        if content["format_version"] == packed_v1.FORMAT_VERSION:
+            content, tensors, intact = packed_v1.upgraded(content, tensors)
+            header = Header.model_validate_json(json.dumps(content))
+        else:
+            header = Header.model_validate_json(json.dumps(content))
+            intact = header.digest == _digest(data, header.digest)
+        if not intact:
+            raise CheckpointError(f"{name} was altered: its SHA-256 does not match; use a copy that is intact")
+        model = _network(header, tensors)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{name}: its metadata is not qattrain's: {where}: {first['msg']}") from None
     except (ValueError, KeyError) as error:
         reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{name} is not a valid network: {reason}; export it again") from None
-    return model, header.facts
+    names = header.class_names or tuple(map(str, range(model.classes)))
+    return model, ModelFacts(header.name, header.dataset, names, header.test_accuracy)
 
 
 def is_packed(path: Path) -> bool:
@@ -148,94 +243,167 @@ def is_packed(path: Path) -> bool:
         return path.suffix == Path(FILE_NAME).suffix or file.read(9)[8:] == b"{"
 
 
-def _narrowed(values: NDArray[np.int64]) -> NDArray[Any]:
+def _columns(layer: IntegerLayer | AverageLayer) -> dict[str, NDArray[np.int64]]:
+    columns = {"biases": layer.bias} if isinstance(layer, IntegerLayer) else {}
+    how = layer.requantization
+    return columns if how is None else columns | {"multipliers": how.multiplier, "shifts": how.shift}
+
+
+def _shortest(value: int | tuple[int, int]) -> int | tuple[int, int]:
+    return value[0] if isinstance(value, tuple) and value[0] == value[1] else value
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _narrowed(values: NDArray[Any]) -> NDArray[Any]:
     extremes = (int(values.min()), int(values.max()))
     types = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
     return values.astype(next(t for t in types if np.iinfo(t).min <= extremes[0] and extremes[1] <= np.iinfo(t).max))
 
 
-def _metadata(header: Header, tensors: Tensors) -> str:
-    content = header.model_dump()
-    digest = hashlib.sha256(json.dumps(content).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
-        digest.update(tensor.tobytes())
-    return json.dumps(content | {"digest": digest.hexdigest()})
+def _signed(content: dict[str, Any], tensors: Tensors) -> bytes:
+    """The file of these metadata and tensors, with its digest, which comes first in `content` and is all zeros."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    data: bytes = safetensors.numpy.save(dict(tensors), {KEY: text})
+    return data.replace(NO_DIGEST.encode(), _digest(data, NO_DIGEST).encode(), 1)
 
 
-def _verified(data: bytes, name: str) -> tuple[Header, Tensors]:
-    """Header and tensors of a file that is exactly as it was written. Raises CheckpointError."""
+def _digest(data: bytes, digest: str) -> str:
+    """SHA-256 of a file in which the first `digest` is replaced by zeros."""
+    return hashlib.sha256(data.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest()
+
+
+def _read(data: bytes, name: str) -> tuple[dict[str, Any], Tensors]:
+    """Metadata of a known version, and tensors. Raises CheckpointError."""
     length = int.from_bytes(data[:8], "little")
     try:
         tensors = safetensors.numpy.load(data)
-        text = json.loads(data[8 : 8 + length])["__metadata__"][KEY]
-        content = json.loads(text)
-        version, _ = content["format_version"], content.pop("digest")
+        content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
+        version, _ = content["format_version"], content["digest"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
             f"{name} ({len(data)} bytes) is not a complete packed file of qattrain: it is truncated, altered or from "
             f"another program ({reason[:120]}); give a {FILE_NAME} that qattrain wrote"
         ) from None
-    if version != FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{name} has format version {version!r}; this qattrain reads {FORMAT_VERSION}; use the one that wrote it"
+            f"{name} has format version {version}, newer than this qattrain, which reads {KNOWN}; update qattrain"
         )
-    try:
-        header = Header.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{name}: its metadata is not qattrain's: {where}: {first['msg']}") from None
-    if text != _metadata(header, tensors):
-        raise CheckpointError(f"{name} was altered: its SHA-256 does not match; use a copy that is intact")
-    return header, tensors
+    if type(version) is not int or version < packed_v1.FORMAT_VERSION:
+        raise CheckpointError(f"{name} has format version {version!r}; this qattrain reads {KNOWN}; export it again")
+    return content, tensors
 
 
-def _layer(header: LayerHeader, tensors: Tensors, input_max: int) -> IntegerLayer:
-    """Raises KeyError or ValueError where tensors and header do not agree."""
-    channels = header.shape[0]
+def _network(header: Header, tensors: Tensors) -> IntegerModel:
+    """Raises KeyError or ValueError where the header makes no sense, or the tensors do not agree with it."""
+    layers = _resolved(header.layers)
+    counts = [_counts(layer) for layer in layers]
+    totals = {name: sum(count.get(name, 0) for count in counts) for name in ("weights", *RANGES)}
+    expected = [name for name, total in totals.items() if total]
+    _require(set(tensors) <= set(expected), f"tensors {', '.join(sorted(tensors))} for {', '.join(expected)}")
+    parts = {}
+    for name in expected:
+        values = tensors[name]
+        _require(values.shape == (totals[name],), f"{name} has shape {values.shape}, not ({totals[name]},)")
+        _require(values.dtype == np.uint8 or (name in RANGES and values.dtype.kind in "iu"), f"{name}: {values.dtype}")
+        low, high = RANGES.get(name, (0, IMAGE_MAX))
+        _require(low <= values.min() and values.max() <= high, f"{name} has values outside {low}..{high}")
+        parts[name] = np.split(values, np.cumsum([count.get(name, 0) for count in counts])[:-1])
+    built: list[IntegerLayer | AverageLayer] = []
+    input_max = IMAGE_MAX
+    for i, layer in enumerate(layers):
+        built.append(_layer(layer, {name: parts[name][i] for name in counts[i]}, input_max))
+        input_max = 2 ** (layer.activation_bits or 0) - 1
+    model = IntegerModel(tuple(built), header.logit_scale, header.input_shape)
+    _check_maps(model)
+    bounds = {layer.name: layer.accumulator_bound for layer in built}
+    _require(max(bounds.values()) <= INT32_MAX, f"an accumulator is beyond int32: {bounds}")
+    classes = model.classes if header.class_names is None else len(header.class_names)
+    _require(classes == model.classes, f"{model.classes} logits for {classes} classes")
+    return model
 
-    def column(kind: str, low: int, high: int) -> NDArray[np.int64]:
-        values = tensors[f"{header.name}.{kind}"]
-        _require(values.shape == (channels,) and values.dtype.kind in "iu", f"{header.name}.{kind} has another shape")
-        _require(low <= values.min() and values.max() <= high, f"{header.name}.{kind} has values outside {low}..{high}")
-        return values.astype(np.int64)
 
-    packed = tensors[f"{header.name}.weight"]
-    expected = (-(-header.count * header.bits // 8),)
-    _require(packed.dtype == np.uint8 and packed.shape == expected, f"{header.name}.weight has another size")
-    stored = unpack_codes(packed, header.bits, 0, header.count).reshape(header.shape)
-    requantization = None
+def _resolved(entries: tuple[LayerHeader, ...]) -> list[LayerHeader]:
+    """The layers with what they take over from those before them. Raises ValueError."""
+    layers, carried = [], dict(FIRST)
+    for entry in entries:
+        carried |= {name: getattr(entry, name) for name in CARRIED if getattr(entry, name) is not None}
+        layer = entry.model_copy(update=carried | ({"activation_bits": None} if entry is entries[-1] else {}))
+        _require((layer.shape is None) != (layer.pixels is None), f"{layer.name} needs a shape or pixels")
+        plain = all(getattr(layer, name) == value for name, value in DEFAULTS.items())
+        _require(layer.kind == "conv" or plain, f"{layer.name} is no convolution, but has {', '.join(DEFAULTS)}")
+        needed = () if layer.kind == "average" else ("bits", "quantizer", "lowest")
+        for name in (*needed, *(() if entry is entries[-1] else ("activation_bits",))):
+            _require(getattr(layer, name) is not None, f"{layer.name} has no {name}")
+        layers.append(layer)
+    kinds = [layer.kind for layer in layers]
+    _require(kinds[-1] == "linear" and entries[-1].activation_bits is None, "its last layer does not give logits")
+    _require(set(kinds[kinds.index("linear") :]) == {"linear"}, "a layer that needs a map is behind a matrix product")
+    return layers
+
+
+def _counts(layer: LayerHeader) -> dict[str, int]:
+    """How many numbers each tensor has for this layer."""
+    if layer.shape is None:
+        return {"multipliers": 1, "shifts": 1}
+    assert layer.bits is not None
+    assert layer.once is not None
+    columns = ("biases",) if layer.activation_bits is None else tuple(RANGES)
+    bits = prod(layer.shape) * layer.bits
+    return {"weights": -(-bits // 8)} | {name: 1 if name in layer.once else layer.shape[0] for name in columns}
+
+
+def _layer(header: LayerHeader, parts: Tensors, input_max: int) -> IntegerLayer | AverageLayer:
+    """Raises ValueError for a code that is not on the grid. parts: the layer's part of every tensor."""
+    outputs = 1 if header.shape is None else header.shape[0]
+    columns = {name: np.resize(parts[name].astype(np.int64), outputs) for name in parts if name in RANGES}
+    how = None
     if header.activation_bits is not None:
-        columns = column("multiplier", 0, INT32_MAX), column("shift", 1, 62)
-        requantization = Requantization(*columns, header.activation_bits)
+        how = Requantization(columns["multipliers"], columns["shifts"], header.activation_bits)
+    if header.shape is None:
+        assert header.pixels is not None
+        assert how is not None
+        return AverageLayer(header.name, header.pixels, input_max, how)
+    assert header.bits is not None
+    assert header.quantizer is not None
+    assert header.lowest is not None
+    assert header.zero_point is not None
+    grid = weight_grid(header.lowest, header.bits)
+    codes = grid.start + grid.step * unpack_codes(parts["weights"], header.bits, 0, prod(header.shape))
+    _require(int(codes.max()) <= grid[-1], f"{header.name} has weights beyond {grid[-1]}")
     return IntegerLayer(
         header.name,
         "conv" if len(header.shape) == 4 else "linear",
-        header.lowest + header.step * stored,
+        codes.reshape(header.shape),
         header.bits,
         header.quantizer,
         header.lowest,
         header.zero_point,
-        column("bias", -INT32_MAX, INT32_MAX),
+        columns["biases"],
         input_max,
-        requantization,
+        how,
+        _pair(header.stride),
+        _pair(header.padding),
+        header.groups,
+        header.pool,
     )
 
 
-def _check(model: IntegerModel, header: Header, tensors: Tensors) -> None:
-    """Raises ValueError unless `model` can be run: the digest proves that nothing changed, not that it makes sense."""
-    *hidden, last = model.layers
-    names = [f"{layer.name}.{kind}" for layer in model.layers for kind in ("weight", "bias")]
-    names += [f"{layer.name}.{kind}" for layer in hidden for kind in ("multiplier", "shift")]
-    _require(sorted(names) == sorted(tensors), f"tensors {', '.join(sorted(tensors))} for {', '.join(sorted(names))}")
-    ends = last.requantization is None and last.kind == "linear"
-    _require(ends and all(layer.requantization for layer in hidden), "its last layer does not give logits")
-    bounds = {layer.name: layer.accumulator_bound for layer in model.layers}
-    _require(max(bounds.values()) <= INT32_MAX, f"an accumulator is beyond int32: {bounds}")
-    classes = model.run(np.zeros((1, 1, 28, 28), np.uint8)).shape[1]  # raises ValueError where shapes do not fit
-    _require(classes == len(header.facts.class_names), f"{classes} logits for {len(header.facts.class_names)} classes")
+def _check_maps(model: IntegerModel) -> None:
+    """Raises ValueError if layers do not fit each other, or if one image would take a gigabyte to compute."""
+    for layer, inputs in zip(model.layers, model.shapes, strict=False):
+        padding = layer.padding if isinstance(layer, IntegerLayer) else (0, 0)
+        numbers = inputs[0] * (inputs[1] + 2 * padding[0]) * (inputs[2] + 2 * padding[1])
+        copied = layer.working_set(inputs)
+        fits = numbers <= LARGEST_MAP and copied <= LARGEST_WORKING_SET
+        _require(
+            fits,
+            f"{layer.name} takes {numbers} numbers, {copied} with copies; allowed: {LARGEST_MAP}, "
+            f"{LARGEST_WORKING_SET}",
+        )
 
 
 def _require(fits: bool, problem: str) -> None:

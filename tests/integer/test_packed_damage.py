@@ -13,7 +13,7 @@ from integer_models import SMALL, random_model
 from qattrain.errors import CheckpointError
 from qattrain.export import EXPORTERS
 from qattrain.integer import ModelFacts
-from qattrain.integer.packed import FILE_NAME, KEY, Header, _metadata, load_packed
+from qattrain.integer.packed import FILE_NAME, KEY, _signed, load_packed
 
 FACTS = ModelFacts("lenet-nano", "digits", tuple("0123456789"), 0.987)
 DATA = EXPORTERS["packed"].write(random_model(widths=SMALL), FACTS, "")[FILE_NAME]
@@ -70,15 +70,14 @@ CONTENT = json.loads(json.loads(DATA[8:HEADER_BYTES])["__metadata__"][KEY])
 
 def forged(content: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> bytes:
     """A file with a valid digest over something that qattrain never writes."""
-    plain = {name: value for name, value in (CONTENT | (content or {})).items() if name != "digest"}
     kept = {name: tensor for name, tensor in (TENSORS | (tensors or {})).items() if tensor is not None}
-    text = _metadata(Header.model_validate_json(json.dumps(plain)), kept)
-    return safetensors.numpy.save(kept, {KEY: text})
+    return _signed(CONTENT | {"digest": "0" * 64} | (content or {}), kept)
 
 
 def layers(index: int, **changes: Any) -> dict[str, Any]:
     found = [dict(layer) for layer in CONTENT["layers"]]
     found[index] |= changes
+    found[index] = {name: value for name, value in found[index].items() if value is not None}
     return {"layers": found}
 
 
@@ -89,26 +88,51 @@ def test_forging_nothing_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("content", "tensors", "text"),
     [
-        ({}, {"conv1.weight": None}, "no tensor 'conv1.weight'"),
-        ({}, {"fc1.shift": None}, "no tensor 'fc1.shift'"),
+        ({}, {"weights": None}, "no tensor 'weights'"),
+        ({}, {"shifts": None}, "no tensor 'shifts'"),
         ({}, {"extra": np.zeros(1, np.uint8)}, "extra"),
-        ({}, {"conv1.bias": np.zeros(3, np.int8)}, "conv1.bias has another shape"),
-        ({}, {"conv1.bias": np.zeros(2, np.float32)}, "conv1.bias has another shape"),
-        ({}, {"conv1.bias": np.array([-(2**31), 0], np.int32)}, "conv1.bias has values outside"),
-        ({}, {"conv1.shift": np.array([0, 63], np.uint8)}, "conv1.shift has values outside 1..62"),
-        ({}, {"fc1.multiplier": np.full(5, -1, np.int8)}, "fc1.multiplier has values outside 0..2147483647"),
-        ({}, {"conv1.weight": np.zeros(24, np.uint8)}, "conv1.weight has another size"),
-        ({}, {"conv1.weight": np.zeros(25, np.int8)}, "conv1.weight has another size"),
-        ({}, {"fc2.bias": np.full(10, 2**31 - 1, np.int32)}, "beyond int32"),
+        ({}, {"biases": np.zeros(3, np.int8)}, "biases has shape (3,), not (20,)"),
+        ({}, {"biases": np.zeros((4, 5), np.int8)}, "biases has shape (4, 5), not (20,)"),
+        ({}, {"biases": np.zeros(20, np.float32)}, "biases: float32"),
+        ({}, {"biases": np.full(20, -(2**31), np.int32)}, "biases has values outside"),
+        ({}, {"shifts": np.full_like(TENSORS["shifts"], 63)}, "shifts has values outside 1..62"),
+        ({}, {"shifts": np.zeros_like(TENSORS["shifts"])}, "shifts has values outside 1..62"),
+        ({}, {"multipliers": np.full(10, -1, np.int8)}, "multipliers has values outside 0..2147483647"),
+        ({}, {"multipliers": np.full(10, 2**31, np.uint32)}, "multipliers has values outside 0..2147483647"),
+        ({}, {"weights": TENSORS["weights"][1:]}, "weights has shape"),
+        ({}, {"weights": TENSORS["weights"].astype(np.int8)}, "weights: int8"),
+        ({}, {"biases": np.full(20, 2**31 - 1, np.int32)}, "beyond int32"),
         (layers(0, shape=[2, 1, 25, 1]), {}, "is not a valid network"),
-        (layers(0, shape=[50, 1]), {}, "is not a valid network"),
-        (layers(0, shape=[10**400, 1, 5, 5]), {}, "conv1.weight has another size"),
-        (layers(0, name="conv2"), {}, "is not a valid network"),
+        (layers(0, shape=[50, 1], pool=None), {}, "is behind a matrix product"),
+        (layers(0, shape=[50, 1]), {}, "conv1 is no convolution, but has stride, padding, groups, pool"),
+        (layers(0, shape=[10**400, 1, 5, 5]), {}, "is not a valid network: weights has shape"),
+        (layers(0, shape=[2**31, 2**31, 5, 5]), {}, "is not a valid network: weights has shape"),
+        (layers(0, shape=None), {}, "conv1 needs a shape or pixels"),
+        (layers(0, pixels=3), {}, "conv1 needs a shape or pixels"),
         (layers(1, shape=[6, 1, 5, 5]), {}, "is not a valid network"),
-        (layers(2, activation_bits=None), {}, "does not give logits"),
-        (layers(3, shape=[5, 10], name="fc1", activation_bits=4), {}, "is not a valid network"),
+        (layers(0, bits=None), {}, "conv1 has no bits"),
+        (layers(0, quantizer=None), {}, "conv1 has no quantizer"),
+        (layers(0, lowest=None), {}, "conv1 has no lowest"),
+        (layers(0, activation_bits=None), {}, "conv1 has no activation_bits"),
+        (layers(3, activation_bits=4), {}, "does not give logits"),
+        (layers(3, shape=[10, 5, 1, 1]), {}, "does not give logits"),
+        (layers(2, once=["multipliers"]), {}, "multipliers has shape (10,), not (6,)"),
+        (layers(0, lowest=-7), {}, "has weights beyond 7"),
+        (layers(0, stride=2), {}, "is not a valid network: fc1 takes 48 inputs, not 3"),
+        (layers(0, stride=[1, 10**400]), {}, "is not a valid network: conv1 does not fit"),
+        (layers(0, padding=10**7, stride=869_566), {}, "conv1 takes 400001120000784 numbers"),
+        (layers(0, padding=[0, 10**400]), {}, "is not a valid network"),
+        (layers(0, groups=2), {}, "is not a valid network"),
+        (layers(0, pool=25), {}, "is not a valid network: conv1 does not fit"),
+        (layers(0, pool=3), {}, "is not a valid network"),
+        (
+            {"input_shape": [1, 10**9, 10**9]} | layers(0, stride=4 * 10**7),
+            {},
+            "conv1 takes 1000000000000000000 numbers",
+        ),
+        ({"input_shape": [3, 28, 28]}, {}, "is not a valid network"),
         ({"layers": CONTENT["layers"][:2]}, {}, "is not a valid network"),
-        ({"facts": CONTENT["facts"] | {"class_names": ["a", "b"]}}, {}, "10 logits for 2 classes"),
+        ({"class_names": ["a", "b"]}, {}, "10 logits for 2 classes"),
     ],
     ids=str,
 )
@@ -122,9 +146,15 @@ def rewritten(text: str) -> bytes:
     return safetensors.numpy.save(TENSORS, {KEY: text})
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, "1", None, True, 2.0])
 def test_another_version_is_named(version: Any) -> None:
-    refused(rewritten(json.dumps(CONTENT | {"format_version": version})), f"version {version!r}", "reads 1")
+    text = json.dumps(CONTENT | {"format_version": version})
+    refused(rewritten(text), f"version {version!r}", "reads versions 1 and 2")
+
+
+def test_a_newer_version_is_said_to_be_newer() -> None:
+    text = json.dumps({"format_version": 3, "digest": "", "anything": "else"})
+    refused(rewritten(text), "format version 3, newer than this qattrain", "reads versions 1 and 2", "update qattrain")
 
 
 @pytest.mark.parametrize(
@@ -132,15 +162,29 @@ def test_another_version_is_named(version: Any) -> None:
     [
         ({"logit_scale": float("nan")}, "logit_scale"),
         ({"logit_scale": 0.0}, "logit_scale"),
+        ({"test_accuracy": float("inf")}, "test_accuracy"),
         ({"layers": []}, "layers"),
         ({"more": 1}, "more"),
-        ({"facts": None}, "facts"),
+        ({"name": None}, "name"),
+        ({"input_shape": [1, 28]}, "input_shape"),
+        ({"input_shape": [1, 28, 0]}, "input_shape"),
         (layers(0, bits=9), "bits"),
         (layers(0, shape=[1, 2, 3]), "shape"),
+        (layers(0, shape=[0, 1, 5, 5]), "shape"),
+        (layers(0, stride=0), "stride"),
+        (layers(0, padding=-1), "padding"),
+        (layers(0, groups=1.5), "groups"),
+        (layers(0, pool=0), "pool"),
+        (layers(0, lowest=-256), "lowest"),
+        (layers(0, zero_point=256), "zero_point"),
+        (layers(0, once=["weights"]), "once"),
+        (layers(0, name=""), "name"),
+        (layers(0, more=1), "more"),
         (layers(0, shape=[10**400, 2]), "altered"),
         ({"logit_scale": 0.5}, "altered"),
         ({"digest": "0" * 64}, "altered"),
-        ({"digest": None}, "altered"),
+        ({"digest": ""}, "altered"),
+        ({"digest": None}, "digest"),
     ],
     ids=lambda value: str(value)[:40],
 )
