@@ -1,14 +1,19 @@
-"""What can be done with a CKPT: evaluate it on its dataset's test images, classify pictures, export it."""
+"""What can be done with a CKPT: evaluate it on its dataset's test images, classify pictures, export it.
 
+And `export_model`, for a network that somebody trained in a loop of their own.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from qattrain.data import Dataset, ImageSet, load_dataset
-from qattrain.errors import CheckpointError, pick
+from qattrain.errors import CheckpointError, ConfigError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
 from qattrain.evaluation.networks import (
     ENGINES,
@@ -18,12 +23,16 @@ from qattrain.evaluation.networks import (
     Trained,
     compare_with_integers,
     load_network,
+    torch_predictor,
 )
 from qattrain.export import EXPORTERS
-from qattrain.export.base import Exported, check_folder, export_model, settled_layout
+from qattrain.export.base import Exported, check_folder, settled_layout, write_verified
+from qattrain.integer import IntegerModel, ModelFacts, Shape
+from qattrain.integer.lowering import lower
 from qattrain.runs.environment import pick_device
 
 EXPORT_FOLDER = "export"
+OWN_DATA = "own images"  # the dataset of a network that no run trained
 
 
 @dataclass(frozen=True)
@@ -134,9 +143,72 @@ def export_network(
     network = load_network(path)
     integers = network.integers()
     images = load_test_data(network, path, data_dir).test.head(verify_images).images.numpy() if verify else None
-    return network, export_model(exporter, integers, network.facts, layout, images, folder, force)
+    return network, write_verified(exporter, integers, network.facts, layout, images, folder, force)
 
 
 def default_folder(path: Path) -> Path:
     """`<run>/export` for a checkpoint in `<run>` and for a packed file in `<run>/export`."""
     return path.parent if path.parent.name == EXPORT_FOLDER else path.parent / EXPORT_FOLDER
+
+
+@dataclass(frozen=True)
+class ExportedModel(Exported):
+    """What was written, and the integers in it. mismatches: of torch's evaluation with them; None without images."""
+
+    integers: IntegerModel
+    mismatches: Mismatches | None
+
+
+def export_model(
+    net: nn.Module,
+    to: str,
+    folder: Path | str,
+    images: Tensor | NDArray[np.uint8] | None = None,
+    input_shape: Shape | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "network",
+    layout: str | None = None,
+    force: bool = False,
+) -> ExportedModel:
+    """Lower a trained `net`, verify the files, then write them into `folder`; `net` is put into evaluation mode.
+
+    net: a chain of layers that `lower` takes. to: packed, onnx or c. images: uint8 (N, C, H, W), tensor or array: every
+    logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is counted.
+    input_shape: (C, H, W), needed without images. class_names: one per logit; None: "0", "1", ... name: of the network,
+    for the files' documentation. layout: one of the exporter's; None: its default. force: write even into a folder that
+    holds other files. Writes nothing if it raises ConfigError or ExportError.
+    """
+    exporter, folder = pick(EXPORTERS, to, "to ="), Path(folder)
+    # Refuse early what can be refused: verifying takes seconds.
+    settled_layout(exporter, layout)
+    check_folder(folder, force)
+    pixels, shape = _pixels(images, input_shape)
+    integers = lower(net, shape)
+    names = tuple(map(str, range(integers.classes))) if class_names is None else tuple(class_names)
+    if len(names) != integers.classes:
+        raise ConfigError(f"class_names has {len(names)} names, the network {integers.classes} logits; name each")
+    mismatches = None
+    if len(pixels):
+        mismatches = compare_with_integers(torch_predictor(net), integers, torch.tensor(pixels), net)
+    facts = ModelFacts(name, OWN_DATA, names, None)
+    exported = write_verified(exporter, integers, facts, layout, pixels, folder, force)
+    return ExportedModel(**vars(exported), integers=integers, mismatches=mismatches)
+
+
+def _pixels(images: Tensor | NDArray[np.uint8] | None, input_shape: Shape | None) -> tuple[NDArray[np.uint8], Shape]:
+    """The images as an array, without images (0, C, H, W), and the shape of one. Raises ConfigError."""
+    if images is None:
+        if input_shape is None:
+            raise ConfigError("export_model needs images, or input_shape=(C, H, W)")
+        if len(input_shape) != 3 or min(input_shape) < 1:
+            raise ConfigError(f"input_shape = {input_shape}; allowed: three numbers (C, H, W) of at least 1")
+        return np.zeros((0, *input_shape), np.uint8), input_shape
+    pixels = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise ConfigError(
+            f"images: {pixels.dtype} of shape {pixels.shape}; allowed: uint8 (N, C, H, W), pixels 0..255 as they are"
+        )
+    channels, height, width = pixels.shape[1:]
+    if input_shape not in (None, (channels, height, width)):
+        raise ConfigError(f"input_shape = {input_shape}, but images have {pixels.shape[1:]}; leave input_shape out")
+    return np.ascontiguousarray(pixels), (channels, height, width)

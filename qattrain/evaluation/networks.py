@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from qattrain.export.base import Exporter, Runner, settled_layout
 from qattrain.integer import IntegerModel, ModelFacts, Shape
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import is_packed, load_packed
-from qattrain.layers.network import activation_layers, watched_activations
+from qattrain.layers.quantized import QuantAvgPool2d, WeightLayer
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 
 
@@ -193,18 +192,18 @@ def compare_with_integers(
     """
     codes = different = 0
     found_classes, expected_classes = [], []
-    watching: AbstractContextManager[Any] = nullcontext() if shown is None else watched_activations(shown)
+    watching: AbstractContextManager[list[Tensor]] = nullcontext([]) if shown is None else _watched_codes(shown)
     with watching as seen:
         for batch in images.split(EVALUATION_BATCH):
+            seen.clear()
             *hidden, logits = (torch.from_numpy(values) for values in integers.trace(batch.cpu().numpy()))
             # Engines return accumulators times the scale: dividing by it gives the integers back.
             found = torch.round(predict(batch).double().cpu() / integers.logit_scale).long()
             different += int((found != logits).any(1).sum())
             found_classes.append(found.argmax(1))
             expected_classes.append(logits.argmax(1))
-            if shown is not None:
-                for name, expected in zip(activation_layers(shown), hidden, strict=True):
-                    codes += int((seen[name][1].codes.long().cpu() != expected).sum())
+            for given, expected in zip(seen[1:], hidden, strict=shown is not None):  # the first are the pixels
+                codes += int((given.long().cpu().reshape(expected.shape) != expected).sum())
     integer_predictions = torch.cat(expected_classes)
     return Mismatches(
         predictions=int((torch.cat(found_classes) != integer_predictions).sum()),
@@ -212,3 +211,16 @@ def compare_with_integers(
         logits=different,
         integer_predictions=integer_predictions,
     )
+
+
+@contextmanager
+def _watched_codes(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, every call of `model` appends the codes that each of its layers is given: pooled, if they are."""
+    seen: list[Tensor] = []
+    layers = [module for module in model.modules() if isinstance(module, WeightLayer | QuantAvgPool2d)]
+    handles = [layer.register_forward_pre_hook(lambda _layer, given: seen.append(given[0].codes)) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

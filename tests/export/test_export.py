@@ -13,7 +13,7 @@ from integer_models import KINDS, SMALL, random_images, random_model
 
 from qattrain.errors import ConfigError, ExportError
 from qattrain.export import EXPORTERS
-from qattrain.export.base import MARK, MARKED_BYTES, NOISE_IMAGES, Exporter, Files, Runner, export_model, noise_images
+from qattrain.export.base import MARK, MARKED_BYTES, NOISE_IMAGES, Exporter, Files, Runner, noise_images, write_verified
 from qattrain.integer import ModelFacts
 
 MODEL, IMAGES = random_model(widths=SMALL), random_images(10)
@@ -32,7 +32,7 @@ def exporter(change: Callable[[Any], Any] = lambda logits: logits, files: Files 
 
 
 def export(folder: Path, given: Exporter | None = None, images: Any = IMAGES, force: bool = False) -> Any:
-    return export_model(given or exporter(), MODEL, FACTS, None, images, folder, force)
+    return write_verified(given or exporter(), MODEL, FACTS, None, images, folder, force)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -48,22 +48,23 @@ def test_every_exporters_files_equal_the_integers_and_carry_the_mark(
     facts = dataclasses.replace(FACTS, class_names=tuple(str(label) for label in range(model.classes)))
     for layout in EXPORTERS[name].layouts or (None,):
         folder = tmp_path / f"{name}-{layout}"
-        exported = export_model(EXPORTERS[name], model, facts, layout, IMAGES, folder)
+        exported = write_verified(EXPORTERS[name], model, facts, layout, IMAGES, folder)
         assert exported.verified_images == len(IMAGES) + NOISE_IMAGES
         assert exported.sizes == {path.name: path.stat().st_size for path in folder.iterdir()}
         assert all(MARK in content[:MARKED_BYTES] for content in contents(folder).values())
         before = contents(folder)
-        export_model(EXPORTERS[name], model, facts, layout, None, folder)
+        write_verified(EXPORTERS[name], model, facts, layout, None, folder)
         assert contents(folder) == before  # the same network gives the same bytes, over what it wrote before
 
 
-def test_noise_holds_the_ends_and_is_always_the_same() -> None:
-    images = noise_images()
-    assert (images.shape, images.dtype) == ((NOISE_IMAGES, 1, 28, 28), np.uint8)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 12)])
+def test_noise_holds_the_ends_and_is_always_the_same(shape: tuple[int, int, int]) -> None:
+    images = noise_images(shape)
+    assert (images.shape, images.dtype) == ((NOISE_IMAGES, *shape), np.uint8)
     assert (images[0].max(), images[1].min()) == (0, 255)
     assert set(np.unique(images[2])) == {0, 255}
     assert len(np.unique(images[3::2])) == 256
-    assert np.array_equal(images, noise_images())
+    assert np.array_equal(images, noise_images(shape))
 
 
 def refused(folder: Path, *texts: str, error: type[Exception] = ExportError, **arguments: Any) -> None:
@@ -117,12 +118,12 @@ def test_the_layout_is_the_first_unless_given_and_another_is_refused(tmp_path: P
     written: list[str] = []
     noting = dataclasses.replace(exporter(), write=lambda _model, _facts, layout: (written.append(layout), FILES)[1])
     for layout in (None, "two"):
-        export_model(noting, MODEL, FACTS, layout, None, tmp_path / "out")
+        write_verified(noting, MODEL, FACTS, layout, None, tmp_path / "out")
     assert written == ["one", "two"]
     with pytest.raises(ConfigError, match=r"'three'.*one, two"):
-        export_model(noting, MODEL, FACTS, "three", None, tmp_path / "other")
+        write_verified(noting, MODEL, FACTS, "three", None, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"'one'.*none: leave it out"):
-        export_model(EXPORTERS["packed"], MODEL, FACTS, "one", None, tmp_path / "other")
+        write_verified(EXPORTERS["packed"], MODEL, FACTS, "one", None, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
