@@ -18,6 +18,7 @@ from qattrain.files import write_atomically
 from qattrain.layers.network import build_model
 from qattrain.runs.checkpoint import (
     _CHECKS,
+    ADDED,
     DIGEST_BYTES,
     FORMAT_VERSION,
     MAGIC,
@@ -195,7 +196,7 @@ def test_another_format_version_is_refused_by_number(saved: Path, tmp_path: Path
     refused(path, repr(version), str(FORMAT_VERSION))
 
 
-@pytest.mark.parametrize("field", _CHECKS)
+@pytest.mark.parametrize("field", [field for field in _CHECKS if field not in ADDED])
 def test_a_missing_field_is_refused_by_name(saved: Path, tmp_path: Path, field: str) -> None:
     fields = fields_of(saved)
     del fields[field]

@@ -9,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from qattrain.config import DistillConfig
 from qattrain.errors import CheckpointError, ConfigError
-from qattrain.layers.network import LeNet
 from qattrain.report.display import describe
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model, save_checkpoint
@@ -94,7 +94,7 @@ def test_a_teacher_asked_once_is_not_asked_again_for_the_same_images(
     assert len(kept) == 4  # two epochs of two seeds
     asked = Mock(side_effect=AssertionError("asked again"))
     with monkeypatch.context() as silenced:
-        silenced.setattr(LeNet, "requires_grad_", lambda model, _: setattr(model, "forward", asked) or model)
+        silenced.setattr(nn.Sequential, "requires_grad_", lambda model, _: setattr(model, "forward", asked) or model)
         assert_same(everything(first), everything(tiny(settings)), ignore=MEASURED)
         assert_same(everything(other_seed), everything(tiny(settings | {"seed": 1})), ignore=MEASURED)
         tiny(settings | {"quant.bits": 2, "model.widths": [2, 3, 4]})
