@@ -151,8 +151,8 @@ def test_a_teacher_that_is_none_is_refused_and_leaves_no_folder(source: RunResul
         tiny({"distill.teacher": "nosuch"})
     with pytest.raises(ConfigError, match="other classes"):
         Teacher(source.checkpoint, source.run_dir / runs.LAST_FILE, source.checkpoint.config, dataset_of(("a", "b")))
+    path = source.run_dir / runs.LAST_FILE
     with pytest.raises(ConfigError, match="other image sizes"):
-        path = source.run_dir / runs.LAST_FILE
         Teacher(source.checkpoint, path, source.checkpoint.config, dataset_of(source.checkpoint.class_names, 32))
     assert sorted((tmp_path / "runs").iterdir()) == before
 
