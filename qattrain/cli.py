@@ -31,14 +31,15 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train a small LeNet on MNIST with quantization-aware training at 1 to 8 bits, and export exactly the integers it
-    was trained with.
+    """Train a small network with quantization-aware training at 1 to 8 bits, by default a LeNet on MNIST, and export
+    exactly the integers it was trained with.
 
     \b
     Examples:
       qattrain train --bits 4 --epochs 10       train a 4-bit network (about a minute)
       qattrain eval lenet-w4a4-lsq-mnist-s0     evaluate it
       qattrain compare fp32 vs ptq vs qat       compare float, PTQ and QAT
+      qattrain train --model 'conv 16 3x3 bn, pool 2, fc 32, fc' --dataset folder:pets --image-size 32x32
     """
 
 

@@ -16,12 +16,12 @@ import pytest
 from qattrain import __version__
 from qattrain.commands import COMMANDS
 from qattrain.commands.options import listed
+from qattrain.config.chain import PRESETS
 from qattrain.data import AUGMENTATIONS, DATASETS
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import ENGINES
 from qattrain.explain import TOPICS
 from qattrain.export import EXPORTERS
-from qattrain.layers.network import PRESETS
 from qattrain.quant import QUANTIZERS
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint
@@ -251,7 +251,7 @@ def test_help_names_everything_there_is_to_choose_from(main: Callable[..., Any])
     [
         ("quant/__init__.py", "QUANTIZERS", QUANTIZERS, "train"),
         ("quant/__init__.py", "QUANTIZERS", QUANTIZERS, "ptq"),
-        ("layers/network.py", "PRESETS", PRESETS, "train"),
+        ("config/chain.py", "PRESETS", PRESETS, "train"),
         ("data/__init__.py", "DATASETS", DATASETS, "compare"),
         ("data/augment.py", "AUGMENTATIONS", AUGMENTATIONS, "sweep"),
         ("training/ptq.py", "CALIBRATIONS", CALIBRATIONS, "ptq"),

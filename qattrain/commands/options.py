@@ -53,7 +53,7 @@ SETTINGS: dict[str, Setting] = {
     "layer_bits": Setting(
         "quant.layer_bits",
         str,
-        "Bits of single layers: conv1 conv2 fc1 fc2 (weights), act1 act2 act3 (activations).",
+        "Bits of single layers by name: conv1, dw1, fc1 (weights), act1, avg1 (activations), counted by kind.",
         "L=N,...",
     ),
     "quantizer": Setting("quant.quantizer", str, f"{QUANTIZERS}. [default: lsq]", "Q"),

@@ -35,13 +35,17 @@ def train(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Train a quantized LeNet, evaluating and saving it after every epoch.
+    """Train a quantized network, evaluating and saving it after every epoch.
+
+    The network is a preset or a chain of layers: conv D KxK [stride S] [pad P] [groups G] [bn], dw KxK [stride S]
+    [pad P] [bn], pool K, avgpool, fc D [bn], and a bare fc at the end.
 
     \b
     Examples:
       qattrain train --bits 4 --epochs 10
       qattrain train --bits 32                               the float baseline
       qattrain train --bits 2 --layer-bits conv1=8,act2=4    other bits for some layers
+      qattrain train --model 'conv 8 3x3 stride 2 bn, dw 3x3 bn, conv 16 1x1 bn, avgpool, fc'
       qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        continue where it stopped

@@ -5,6 +5,7 @@ resuming and comparing never guess again. Names of quantizers, datasets and the 
 that define them are beside the code they name, and names are checked when the experiment is resolved.
 """
 
+import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -199,6 +200,11 @@ class ExperimentConfig(StrictModel):
         return name
 
 
+def model_label(model: ModelConfig) -> str:
+    """A short name: the preset's, or `chain-` and 8 hexadecimal digits that stand for the chain."""
+    return model.name if model.is_preset else f"chain-{hashlib.sha256(model.name.encode()).hexdigest()[:8]}"
+
+
 Section = TypeVar("Section", bound=StrictModel)
 
 
@@ -220,6 +226,8 @@ def validated(section: type[Section], values: dict[str, Any], source: str) -> Se
         also = any(other["type"] == "literal_error" and other["loc"][:-1] == first["loc"][:-1] for other in others)
         message = _explain(first, section) + (" or 'auto'" if also else "")
         raise ConfigError(f"{source}: {message}") from None
+    except ConfigError as error:  # of the chain, or of a layer that it does not have
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _explain(detail: Any, section: Any) -> str:

@@ -183,7 +183,7 @@ def parse_chain(text: str) -> Chain:
     if text in PRESETS:
         return parse_chain(PRESETS[text])
     parts = [part.strip() for part in text.split(",")]
-    if text.split()[:1] == [] or parts[0].split()[:1] not in [[word] for word in EXAMPLES]:
+    if not is_chain(text):
         raise ConfigError(f"model {text!r}: allowed: {', '.join(PRESETS)}, or a chain of layers such as '{EXAMPLE}'")
     if len(parts) > MAX_LAYERS:
         raise ConfigError(f"--model: a chain of {len(parts)} parts; allowed: at most {MAX_LAYERS}")
@@ -192,6 +192,11 @@ def parse_chain(text: str) -> Chain:
     for number, part in enumerate(parts, start=1):
         _add(layers, names, _Part(part, number, is_last=number == len(parts)))
     return Chain(tuple(layers))
+
+
+def is_chain(text: str) -> bool:
+    """Whether `text` is meant as a chain: it begins with one of the grammar's words."""
+    return text.replace(",", " ").split()[:1] in [[word] for word in EXAMPLES]
 
 
 def canonical_name(text: str) -> str:

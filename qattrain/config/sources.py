@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.config import ExperimentConfig, parse_config
+from qattrain.config.chain import PRESETS, is_chain
 from qattrain.errors import ConfigError, reason
 
 
@@ -44,7 +45,16 @@ def parse_assignment(text: str) -> tuple[list[str], Any]:
 
 
 def parse_values(text: str, name: str) -> list[Any]:
-    """`1,2,4` -> [1, 2, 4]; each value is TOML, or else a plain string. Raises ConfigError if one is empty."""
+    """`1,2,4` -> [1, 2, 4]; each value is TOML, or else a plain string; or all of it is a TOML list, for values with
+    commas of their own. Raises ConfigError if one is empty, or if it is a chain that is not in a list.
+    """
+    if text.lstrip().startswith("["):
+        values = _parse_value(text)
+        if not isinstance(values, list):
+            raise ConfigError(f"--{name} {text!r}: not a valid list; give it as in ['conv 8 3x3, fc', 'lenet']")
+        return values
+    if name == "model" and text not in PRESETS and is_chain(text):
+        raise ConfigError(f"--model {text!r}: chains have commas; give them as a list: --model \"['{text}']\"")
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise ConfigError(f"--{name.replace('_', '-')} {text!r}: a value is missing; give them as in 1,2,4")

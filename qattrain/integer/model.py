@@ -235,7 +235,7 @@ class IntegerModel:
         assert images.shape[1:] == self.input_shape, (images.shape, self.input_shape)
         x, results = images.astype(np.int64), []
         for layer in self.layers:
-            acc = layer.accumulate(x.reshape(len(x), -1) if layer.kind == "linear" else x)
+            acc = layer.accumulate(x.reshape(len(x), prod(x.shape[1:])) if layer.kind == "linear" else x)
             x = acc if layer.requantization is None else layer.requantization.apply(acc)
             results.append(x)
         return results

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import ExperimentConfig, parse_config
+from qattrain.config import ExperimentConfig, model_label, parse_config
 from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason, system_errors
 from qattrain.files import write_atomically
 
@@ -22,10 +22,13 @@ CELLS_FOLDER, COMPARISON_FILE = "cells", "compare.json"  # of a sweep, of a comp
 
 
 def default_name(config: ExperimentConfig) -> str:
-    """`lenet-w4a4-lsq-mnist-s0`; `float` instead of the quantizer, or `lsq-ptq`, as the method is. config: settled."""
+    """`lenet-w4a4-lsq-mnist-s0`, or `chain-1a2b3c4d-...` for a chain. config: settled.
+
+    `float` stands in place of the quantizer, or `lsq-ptq`, as the method is.
+    """
     quant = config.quant
     how = {"float": "float", "qat": quant.quantizer, "ptq": f"{quant.quantizer}-ptq"}[config.method]
-    return f"{config.model.name}-w{quant.bits}a{quant.act_bits}-{how}-{config.data.dataset}-s{config.seed}"
+    return f"{model_label(config.model)}-w{quant.bits}a{quant.act_bits}-{how}-{config.data.dataset}-s{config.seed}"
 
 
 def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:

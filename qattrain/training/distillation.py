@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qattrain.config import DistillConfig, ExperimentConfig, bits_by_layer
+from qattrain.data import Dataset
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import write_atomically
 from qattrain.layers import BatchNorm
@@ -31,21 +32,23 @@ ANSWERS_FOLDER = "answers"
 class Teacher:
     """A float network that is evaluated, not trained.
 
-    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches. class_names: of
-    that run; they must be the teacher's. `digest`: SHA-256 of its weights, to recognise it when a run is resumed.
+    source: its checkpoint, read from `path`. student: the settled configuration of the run it teaches. dataset: of that
+    run; its classes and image size must be the teacher's. `digest`: SHA-256 of its weights, to recognise it when a run
+    is resumed.
     Raises ConfigError if the checkpoint is quantized or was trained for other classes.
     """
 
-    def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, class_names: tuple[str, ...]) -> None:
+    def __init__(self, source: Checkpoint, path: Path, student: ExperimentConfig, dataset: Dataset) -> None:
         if source.config.method != "float":
             bits = min(bits_by_layer(source.config.quant, source.config.model.chain).values())
             raise ConfigError(
                 f"distill.teacher: {path} is quantized ({bits} bits); a teacher is a float network: train one with "
                 "--bits 32"
             )
-        if source.class_names != class_names:
+        if (source.class_names, source.input_shape) != (dataset.class_names, dataset.shape):
+            what = "classes" if source.class_names != dataset.class_names else "image sizes"
             raise ConfigError(
-                f"distill.teacher: {path} was trained on {source.config.data.dataset}, which has other classes; give "
+                f"distill.teacher: {path} was trained on {source.config.data.dataset}, which has other {what}; give "
                 "one trained on the same dataset"
             )
         weights = b"".join(key.encode() + value.contiguous().numpy().tobytes() for key, value in source.model.items())
@@ -57,7 +60,7 @@ class Teacher:
                 module.eval()
         set_compute_dtype(self.model, torch.bfloat16 if student.train.precision == "bf16" else None)
         self.folder = path.parent / ANSWERS_FOLDER / _views_key(self.digest, student)
-        self.config, self.classes = student.distill, len(class_names)
+        self.config, self.classes = student.distill, dataset.classes
         self.epoch: int | None = None  # whose logits are loaded
         self.answers, self.missing = torch.empty(0), 0
 

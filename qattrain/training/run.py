@@ -302,7 +302,7 @@ def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teac
     if name is None:
         return None
     path = runs.find_checkpoint(name, runs_dir)
-    return Teacher(load_checkpoint(path), path, config, dataset.class_names)
+    return Teacher(load_checkpoint(path), path, config, dataset)
 
 
 def prepare_torch(config: ExperimentConfig) -> None:

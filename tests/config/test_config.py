@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, parse_config
+from qattrain.config import ExperimentConfig, ModelConfig, parse_config
 from qattrain.config.sources import (
     assigned_settings,
     build_config,
@@ -22,6 +22,8 @@ from qattrain.config.sources import (
 )
 from qattrain.errors import ConfigError
 from qattrain.files import cache_dir
+
+WEIGHT_LAYERS, ACTIVATION_LAYERS = ModelConfig().chain.weight_layers, ModelConfig().chain.activation_layers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = {"fp32", "w8a8", "w4a4", "w2a2", "w1a2", "pow2-4bit", "affine-8bit"}

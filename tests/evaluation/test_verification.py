@@ -5,20 +5,20 @@ from typing import Any
 import pytest
 import torch
 from integer_models import random_images
-from torch import Tensor
+from torch import Tensor, nn
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.evaluation.metrics import EVALUATION_BATCH
 from qattrain.evaluation.networks import compare_with_integers, torch_predictor
 from qattrain.integer import IntegerModel
 from qattrain.integer.lowering import lower
-from qattrain.layers.network import LeNet, build_model
+from qattrain.layers.network import build_model
 
 IMAGES = torch.from_numpy(random_images(20, 1))
 
 
 @pytest.fixture
-def net() -> LeNet:
+def net() -> nn.Sequential:
     torch.manual_seed(0)
     net = build_model(ModelConfig(name="lenet-nano"), QuantConfig(quantizer="pow2"), 10)
     net(IMAGES)
@@ -36,7 +36,7 @@ def shifted(integers: IntegerModel, change: Any) -> Any:
     return predict
 
 
-def test_equal_networks_have_no_mismatches_and_the_integers_predictions(net: LeNet) -> None:
+def test_equal_networks_have_no_mismatches_and_the_integers_predictions(net: nn.Sequential) -> None:
     integers = lower(net)
     found = compare_with_integers(torch_predictor(net), integers, IMAGES, net)
     assert (found.predictions, found.codes, found.logits) == (0, 0, 0)
@@ -44,11 +44,11 @@ def test_equal_networks_have_no_mismatches_and_the_integers_predictions(net: LeN
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_codes_are_counted_only_where_a_model_shows_them(net: LeNet) -> None:
+def test_codes_are_counted_only_where_a_model_shows_them(net: nn.Sequential) -> None:
     assert compare_with_integers(torch_predictor(net), lower(net), IMAGES).codes is None
 
 
-def test_every_differing_code_and_logit_is_counted(net: LeNet) -> None:
+def test_every_differing_code_and_logit_is_counted(net: nn.Sequential) -> None:
     integers = lower(net)
     expected = integers.trace(IMAGES.numpy())
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_every_differing_code_and_logit_is_counted(net: LeNet) -> None:
     assert found.predictions == (expected[-1].argmax(1) != changed[-1].argmax(1)).sum()
 
 
-def test_one_logit_of_one_image_in_a_later_batch_is_found(net: LeNet) -> None:
+def test_one_logit_of_one_image_in_a_later_batch_is_found(net: nn.Sequential) -> None:
     integers = lower(net)
     images = IMAGES[:1].repeat(EVALUATION_BATCH + 3, 1, 1, 1)
     images[-1] = IMAGES[5]
@@ -74,7 +74,7 @@ def test_one_logit_of_one_image_in_a_later_batch_is_found(net: LeNet) -> None:
     assert (found.predictions, found.codes, found.logits) == (0, None, 1)
 
 
-def test_a_prediction_differs_only_if_the_class_does(net: LeNet) -> None:
+def test_a_prediction_differs_only_if_the_class_does(net: nn.Sequential) -> None:
     integers = lower(net)
 
     def change(_batch: Tensor, logits: Tensor) -> None:
@@ -85,12 +85,12 @@ def test_a_prediction_differs_only_if_the_class_does(net: LeNet) -> None:
     assert (found.predictions, found.logits) == (1, 6)
 
 
-def test_no_images_have_no_mismatches(net: LeNet) -> None:
+def test_no_images_have_no_mismatches(net: nn.Sequential) -> None:
     found = compare_with_integers(torch_predictor(net), lower(net), IMAGES[:0], net)
     assert (found.predictions, found.codes, found.logits, len(found.integer_predictions)) == (0, 0, 0, 0)
 
 
-def test_hooks_are_gone_after_a_failure(net: LeNet) -> None:
+def test_hooks_are_gone_after_a_failure(net: nn.Sequential) -> None:
     def fail(_images: Tensor) -> Tensor:
         raise RuntimeError
 

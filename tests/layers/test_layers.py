@@ -90,7 +90,8 @@ class Reference(nn.Module):
     def centered(self, x: Tensor, quantizer: Quantizer | None) -> tuple[Tensor, Tensor]:
         if quantizer is None:
             return x, torch.tensor(1.0)
-        _, scale, z = quantizer(x.detach())
+        q = quantizer(x.detach())
+        scale, z = q.scale, q.zero_point
         return straight_through(x / scale, quantizer.qmin - z, quantizer.qmax - z), scale
 
     def forward(self, x: Tensor) -> Tensor:

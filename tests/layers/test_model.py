@@ -12,8 +12,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 
 from qattrain.config import ModelConfig, QuantConfig
+from qattrain.config.chain import PRESETS
 from qattrain.errors import ConfigError
-from qattrain.layers.network import INITIALIZERS, PRESETS, LeNet, build_model, plan_layers
+from qattrain.layers.network import INITIALIZERS, build_model, plan_layers
 from qattrain.quant import QUANTIZERS, SURROGATES, Quantizer
 from qattrain.quant.quantizers import RangeQuantizer
 
@@ -29,7 +30,7 @@ def _one_thread() -> Iterator[None]:  # these tensors are small: several threads
     torch.set_num_threads(threads)
 
 
-def build(name: str = "lenet-nano", classes: int = 10, model: Any = None, **quant: Any) -> LeNet:
+def build(name: str = "lenet-nano", classes: int = 10, model: Any = None, **quant: Any) -> nn.Sequential:
     torch.manual_seed(0)
     return build_model(ModelConfig(name=name, **(model or {})), QuantConfig(**quant), classes)
 
@@ -40,7 +41,7 @@ def images(n: int, seed: int = 0) -> Tensor:
     return patches.repeat_interleave(7, 2).repeat_interleave(7, 3)
 
 
-def train(net: LeNet, steps: int, batch: int = 16, lr: float = 0.02, classes: int = 10) -> list[float]:
+def train(net: nn.Sequential, steps: int, batch: int = 16, lr: float = 0.02, classes: int = 10) -> list[float]:
     optimizer, losses = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9), []
     for step in range(steps):
         loss = F.cross_entropy(net(images(batch, seed=step % 4)), torch.arange(batch) % classes)
@@ -73,15 +74,15 @@ def test_dropout_zeroes_its_share_of_what_enters_fc2_in_training_alone() -> None
     shown = images(50)
     net(shown)
     with_dropout = entered[-1]
-    net.dropout = 0.0
+    net.dropout.p = 0.0
     net(shown)
     kept = with_dropout != 0
     assert torch.allclose(with_dropout[kept], entered[-1][kept] / 0.75)
     assert (~kept & (entered[-1] != 0)).sum() / (entered[-1] != 0).sum() == pytest.approx(0.25, abs=0.02)
-    net.dropout = 0.25
+    net.dropout.p = 0.25
     net.eval()
     net(shown)
-    net.dropout = 0.0
+    net.dropout.p = 0.0
     net(shown)
     assert torch.equal(entered[-2], entered[-1])
 
@@ -89,11 +90,11 @@ def test_dropout_zeroes_its_share_of_what_enters_fc2_in_training_alone() -> None
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_all_layers_have_the_default_bits_unless_asked_otherwise(quantizer: str) -> None:
     bits, ran = {"ternary": 2, "binary": 1}.get(quantizer, 4), "dorefa" if quantizer == "pact" else quantizer
-    plan = plan_layers(QuantConfig(quantizer=quantizer))
+    plan = plan_layers(ModelConfig(), QuantConfig(quantizer=quantizer))
     assert plan.layer_bits == dict.fromkeys(LAYERS + ACTS, bits)
     assert (plan.quant.bits, plan.quant.act_bits) == (bits, bits)
     assert (plan.quant.quantizer, plan.weight_quantizer) == (quantizer, ran)
-    plan = plan_layers(QuantConfig(quantizer=quantizer, act_bits=7))
+    plan = plan_layers(ModelConfig(), QuantConfig(quantizer=quantizer, act_bits=7))
     assert plan.layer_bits == dict.fromkeys(LAYERS, bits) | dict.fromkeys(ACTS, 7)
 
 
@@ -117,7 +118,7 @@ def test_exempt_layers_alone_have_other_bits_and_the_network_is_built_so() -> No
     ],
 )
 def test_what_runs_is_recorded_beside_what_was_asked(quant: dict[str, Any], expected: str) -> None:
-    plan = plan_layers(QuantConfig(**quant))
+    plan = plan_layers(ModelConfig(), QuantConfig(**quant))
     assert (plan.quant.quantizer, plan.weight_quantizer) == (quant.get("quantizer", "lsq"), expected)
 
 
@@ -236,7 +237,7 @@ def test_evaluation_equals_integer_arithmetic(name: str, quant: dict[str, Any]) 
     x, s_x, different = pixels.numpy().astype(np.int64), 2.0**-8, 0
     for layer, act in zip(LAYERS, ACTS, strict=False):
         acc, unit = accumulate(getattr(net, layer), x, s_x)
-        codes, s_y, z_y = outputs[act]
+        codes, s_y, z_y = outputs[act].codes, outputs[act].scale, outputs[act].zero_point
         assert int(z_y) == 0
         v = acc * (unit / s_y.item()).reshape(-1, *(1,) * (acc.ndim - 2))
         expected = np.clip(np.floor(v + 0.5), 0, 2 ** getattr(net, act).bits - 1).astype(np.int64)

@@ -197,7 +197,7 @@ def test_another_format_version_is_refused_by_number(saved: Path, tmp_path: Path
     refused(path, repr(version), str(FORMAT_VERSION))
 
 
-@pytest.mark.parametrize("field", sorted(_CHECKS.keys() - ADDED.keys()))
+@pytest.mark.parametrize("field", [field for field in _CHECKS if field not in ADDED])
 def test_a_missing_field_is_refused_by_name(saved: Path, tmp_path: Path, field: str) -> None:
     fields = fields_of(saved)
     del fields[field]

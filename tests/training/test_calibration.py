@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, PtqConfig, QuantConfig
+from qattrain.config import ModelConfig, PtqConfig, QuantConfig
 from qattrain.data import load_dataset
 from qattrain.errors import ConfigError
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
@@ -22,6 +22,8 @@ from qattrain.runs.folder import LAST_FILE, list_runs
 from qattrain.training import run as experiment
 from qattrain.training.ptq import CALIBRATIONS, mse, percentile, quantize_after_training
 from qattrain.training.run import RunResult
+
+WEIGHT_LAYERS, ACTIVATION_LAYERS = ModelConfig().chain.weight_layers, ModelConfig().chain.activation_layers
 
 FREE = ("lsq", "affine", "pow2")  # quantizers whose range can be set; the others' scale is a closed form
 

@@ -9,10 +9,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from qattrain.config import DistillConfig
+from qattrain.data import Dataset
 from qattrain.errors import CheckpointError, ConfigError
-from qattrain.layers.network import LeNet
 from qattrain.report.display import describe
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model, save_checkpoint
@@ -25,6 +26,11 @@ MEASURED = ("seconds", "epoch_seconds", "images_per_second")
 FLOAT = {"quant.bits": 32, "train.epochs": 1, "model.widths": [3, 4, 5], "model.dropout": 0.5}  # other widths will do
 
 
+def dataset_of(class_names: tuple[str, ...], side: int = 28) -> Dataset:
+    """A dataset of which only the classes and the image size are used."""
+    return Dataset("x", class_names, Mock(), Mock(), (1, side, side))
+
+
 @pytest.fixture
 def source(tiny: Tiny) -> RunResult:
     return tiny(FLOAT)
@@ -34,7 +40,7 @@ def source(tiny: Tiny) -> RunResult:
 def teacher(source: RunResult, tiny_config: Any) -> Teacher:
     path = source.run_dir / runs.LAST_FILE
     student = tiny_config({"train.precision": "fp32", "train.device": "cpu"})
-    return Teacher(source.checkpoint, path, student, source.checkpoint.class_names)
+    return Teacher(source.checkpoint, path, student, dataset_of(source.checkpoint.class_names))
 
 
 def noise(count: int = 6) -> torch.Tensor:
@@ -94,7 +100,7 @@ def test_a_teacher_asked_once_is_not_asked_again_for_the_same_images(
     assert len(kept) == 4  # two epochs of two seeds
     asked = Mock(side_effect=AssertionError("asked again"))
     with monkeypatch.context() as silenced:
-        silenced.setattr(LeNet, "requires_grad_", lambda model, _: setattr(model, "forward", asked) or model)
+        silenced.setattr(nn.Sequential, "requires_grad_", lambda model, _: setattr(model, "forward", asked) or model)
         assert_same(everything(first), everything(tiny(settings)), ignore=MEASURED)
         assert_same(everything(other_seed), everything(tiny(settings | {"seed": 1})), ignore=MEASURED)
         tiny(settings | {"quant.bits": 2, "model.widths": [2, 3, 4]})
@@ -144,7 +150,10 @@ def test_a_teacher_that_is_none_is_refused_and_leaves_no_folder(source: RunResul
     with pytest.raises(CheckpointError, match="nosuch"):
         tiny({"distill.teacher": "nosuch"})
     with pytest.raises(ConfigError, match="other classes"):
-        Teacher(source.checkpoint, source.run_dir / runs.LAST_FILE, source.checkpoint.config, ("a", "b"))
+        Teacher(source.checkpoint, source.run_dir / runs.LAST_FILE, source.checkpoint.config, dataset_of(("a", "b")))
+    path = source.run_dir / runs.LAST_FILE
+    with pytest.raises(ConfigError, match="other image sizes"):
+        Teacher(source.checkpoint, path, source.checkpoint.config, dataset_of(source.checkpoint.class_names, 32))
     assert sorted((tmp_path / "runs").iterdir()) == before
 
 
