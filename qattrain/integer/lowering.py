@@ -72,6 +72,7 @@ def lower(net: nn.Module, input_shape: Shape = (1, 28, 28)) -> IntegerModel:
 class _Open:
     """A product whose activation has not come yet. scales: float64 (C,) or (1,), of its sums, bias included."""
 
+    path: str
     module: QuantConv2d | QuantLinear
     layer: IntegerLayer
     joint: Tensor  # s_x s_w, float32
@@ -167,7 +168,7 @@ class _Builder:
         if isinstance(module, QuantConv2d):
             stride, padding = self._geometry(module)
             layer = replace(layer, stride=stride, padding=padding, groups=module.groups, pool=module.pool)
-        self.open = _Open(module, layer, joint, scales)
+        self.open = _Open(self.path, module, layer, joint, scales)
         self.names.append(name)
 
     def _geometry(self, conv: QuantConv2d) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -251,7 +252,8 @@ class _Builder:
         return scale.cpu()
 
     def _close(self, layer: IntegerLayer | AverageLayer) -> None:
-        """Adds a layer that is complete."""
+        """Adds a layer that is complete; errors name the product, not the module that completed it."""
+        self.path = self.path if self.open is None else self.open.path
         try:
             self.shape = layer.output_shape(self.shape)
         except ValueError as error:

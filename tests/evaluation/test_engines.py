@@ -53,7 +53,7 @@ def test_a_packed_file_runs_on_every_engine_but_torch(network: Trained) -> None:
 def test_a_float_network_has_no_integer_engine(tiny: Callable[..., Any]) -> None:
     network = load_network(tiny({"quant.bits": 32, "train.epochs": 1}).run_dir / LAST_FILE)
     assert not network.quantized
-    with pytest.raises(ExportError, match="conv1 has 32 bits"), ENGINES["integer"](network):
+    with pytest.raises(ExportError, match=r"'conv1' \(QuantConv2d\): 32 bits"), ENGINES["integer"](network):
         pass
 
 
@@ -95,7 +95,7 @@ def test_eval_of_a_float_network_counts_nothing_and_has_no_integers(
     counted = json.loads(main("eval", run_dir, "--json").stdout)
     assert [counted[f"{kind}_mismatches"] for kind in ("prediction", "code", "logit")] == [None] * 3
     refused = main("eval", run_dir, "--engine", "integer")
-    assert (refused.rc, "conv1 has 32 bits" in refused.error) == (1, True)
+    assert (refused.rc, "'conv1' (QuantConv2d): 32 bits" in refused.error) == (1, True)
 
 
 def test_an_unknown_engine_is_refused(tiny: Callable[..., Any], main: Callable[..., Any]) -> None:
