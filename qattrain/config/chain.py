@@ -182,7 +182,7 @@ def parse_chain(text: str) -> Chain:
     """The chain that `text` describes: a preset's name, or the line itself. Raises ConfigError."""
     if text in PRESETS:
         return parse_chain(PRESETS[text])
-    parts = [part.strip() for part in text.split(",")]
+    parts = [" ".join(part.split()) for part in text.split(",")]
     if not is_chain(text):
         raise ConfigError(f"model {text!r}: allowed: {', '.join(PRESETS)}, or a chain of layers such as '{EXAMPLE}'")
     if len(parts) > MAX_LAYERS:
@@ -244,7 +244,10 @@ def _add(layers: list[Layer], names: Counter[str], part: _Part) -> None:
             part.fail("pool follows conv or dw")
         if len(rest) != 1:
             part.fail("expected one number, the side of the windows")
-        layers[-1] = replace(layers[-1], pool=layers[-1].pool * part.count(rest[0], "a side", 1, LARGEST["pool"]))
+        pool = layers[-1].pool * part.count(rest[0], "a side", 1, LARGEST["pool"])
+        if pool > LARGEST["pool"]:
+            part.fail(f"'{rest[0]}' makes windows of {pool}; allowed: at most {LARGEST['pool']}")
+        layers[-1] = replace(layers[-1], pool=pool)
         return
     kind: Kind = {"conv": "conv", "dw": "dw", "avgpool": "avg"}.get(word, "fc")  # type: ignore[assignment]
     names[kind] += 1
