@@ -102,7 +102,8 @@ def _refused_operator(name: str) -> Callable[..., NoReturn]:
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
 for _name in (
-    *("getitem", "iter", "len", "contains", "neg", "abs", "bool", "float", "int", "array"),
+    *("getitem", "setitem", "iter", "len", "contains", "neg", "abs", "bool", "float", "int", "array"),
+    *("lt", "le", "gt", "ge", "and", "or", "xor", "invert", "round"),
     *(side + operator for operator in _OPERATORS for side in ("", "r", "i")),
 ):
     setattr(QTensor, f"__{_name}__", _refused_operator(f"__{_name}__"))
@@ -123,7 +124,7 @@ def _max_pooled(
             f"max_pool2d on codes with padding={padding}, ceil_mode={ceil_mode}, return_indices={return_indices}: "
             "allowed: padding=0, ceil_mode=False, return_indices=False"
         )
-    return replace(q, codes=F.max_pool2d(q.codes, kernel_size, stride, padding, dilation))
+    return replace(q, codes=F.max_pool2d(_floating(q.codes), kernel_size, stride, padding, dilation))
 
 
 def _average_pooled(
@@ -142,8 +143,8 @@ def _average_pooled(
             "allowed: padding=0, ceil_mode=False, no divisor_override"
         )
     sums = F.avg_pool2d(widened(q.codes), kernel_size, stride, divisor_override=1)
-    height, width = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
-    return _summed(q, sums, height * width)
+    sides = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,)
+    return _summed(q, sums, sides[0] * sides[-1])
 
 
 def _averaged(q: QTensor, output_size: Any) -> QTensor:
@@ -160,7 +161,12 @@ def _summed(q: QTensor, sums: Tensor, pixels: int) -> QTensor:
 
 
 def _dropped_out(q: QTensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> QTensor:  # noqa: ARG001
-    return replace(q, codes=F.dropout(q.codes, p, training))
+    return replace(q, codes=F.dropout(_floating(q.codes), p, training))
+
+
+def _floating(codes: Tensor) -> Tensor:
+    """Pixels are uint8, for which torch has neither max-pooling nor dropout."""
+    return codes if codes.is_floating_point() else codes.float()
 
 
 CODE_FUNCTIONS: dict[str, Callable[..., Any]] = {
