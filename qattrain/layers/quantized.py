@@ -79,6 +79,15 @@ class WeightLayer(nn.Module, ABC):
         """The weights as codes and scale; scale None at 32 bits."""
         return self.weight_quantizer(self.weight) if self.weight_quantizer else QTensor(self.weight, None)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Raises ConfigError for a bias that this layer does not have, and its BatchNorm would not know of."""
+        if self.bn and f"{prefix}bias" in state_dict:
+            raise ConfigError(
+                f"{prefix}bias: a layer with bn=True has no bias, so it would be lost; load the weights into the float "
+                "network and use quantize_model, which moves it into the batch normalization"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     @abstractmethod
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         """The sums over codes, without bias."""
