@@ -19,7 +19,7 @@ from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, ExportError
 from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization
 from qattrain.layers import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
-from qattrain.layers.conversion import leaves
+from qattrain.layers.conversion import leaves, runs_in_order
 from qattrain.layers.quantized import PIXEL_SCALE, joint_scale
 from qattrain.quant import Quantizer
 from qattrain.quant.kernels import bias_codes
@@ -58,8 +58,11 @@ def lower(net: nn.Module, input_shape: Shape = (1, 28, 28)) -> IntegerModel:
     converted. input_shape: (C, H, W) of its images. The last layer must be a QuantLinear with per_channel=False.
     Raises ExportError, naming the module, for anything else, for float layers, and where sums could leave int32.
     """
-    if not isinstance(net, nn.Sequential):
-        raise ExportError(f"{type(net).__name__} is no nn.Sequential: only chains of layers have an integer form")
+    if not runs_in_order(net):
+        raise ExportError(
+            f"{type(net).__name__} is no nn.Sequential, or has a forward of its own: only chains of layers have an "
+            "integer form"
+        )
     net.eval()
     builder = _Builder(input_shape)
     for path, module in leaves(net):
@@ -185,6 +188,10 @@ class _Builder:
     def _take_norm(self, module: BatchNorm | nn.BatchNorm2d | nn.BatchNorm1d) -> None:
         if self.open is None or self.open.layer.pool > 1 or self.open.is_normalized:
             raise self.fail("batch normalization stands directly behind QuantConv2d or QuantLinear")
+        is_ours = isinstance(module, BatchNorm)
+        if is_ours != self.open.module.bn:
+            wanted = "bn=True" if is_ours else "bn=False, or use qattrain's BatchNorm here"
+            raise self.fail(f"it would not get what it takes; give the layer before it {wanted}")
         bias = None
         if not isinstance(module, BatchNorm):
             if self.open.module.bias is not None:

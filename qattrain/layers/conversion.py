@@ -11,6 +11,7 @@ from qattrain.errors import ConfigError
 from qattrain.layers.quantized import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
 
 KEPT = (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+PIXELS = "pixels"  # name of the first layer
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 ALLOWED = "Conv2d, Linear, ReLU, BatchNorm2d, MaxPool2d, AdaptiveAvgPool2d(1), Flatten, Dropout"
 
@@ -26,7 +27,8 @@ def quantize_model(
 
     Conv2d, Linear, BatchNorm2d, BatchNorm1d, ReLU and AdaptiveAvgPool2d(1) become our layers, in nested Sequentials
     too; MaxPool2d, Flatten, Dropout and Identity are copied. Names stay, so a state dict of `net` can be loaded into
-    the result; only `pixels`, a PixelInput, comes first. It gives the network pixels / 256: train `net` on that.
+    the result, unless a layer before a batch normalization has a bias, which is moved into its running mean; only
+    `pixels`, a PixelInput, comes first. It gives the network pixels / 256: train `net` on that.
     bits: of the weights; act_bits: of the activations (as `bits` if None; averages have 8). quantizer, surrogate: keys
     of QUANTIZERS and SURROGATES. Raises ConfigError, naming the module, for any other.
     """
@@ -35,6 +37,8 @@ def quantize_model(
     flat = list(leaves(net))
     if not flat:
         raise ConfigError(f"quantize_model: {type(net).__name__} has no layers; allowed: an nn.Sequential of {ALLOWED}")
+    if PIXELS in net._modules:
+        raise ConfigError(f"quantize_model: a layer is called {PIXELS!r}, the name of the PixelInput; rename it")
     last = max((i for i, (_, module) in enumerate(flat) if isinstance(module, nn.Linear)), default=-1)
     new: dict[int, nn.Module] = {}
     for i, (path, module) in enumerate(flat):
@@ -57,24 +61,29 @@ def quantize_model(
             where = "; it must come directly behind Conv2d or Linear" if isinstance(module, NORMS) else ""
             raise ConfigError(f"quantize_model: '{path}' is a {module}; allowed: {ALLOWED}{where}")
     result = _rebuilt(net, new)
-    layers = [("pixels", PixelInput()), *_children(result)]
+    layers = [(PIXELS, PixelInput()), *_children(result)]
     device = next((p.device for p in net.parameters()), "cpu")
     return nn.Sequential(OrderedDict(layers)).to(device).train(net.training)
 
 
+def runs_in_order(net: nn.Module) -> bool:
+    """Whether it is an nn.Sequential, and no subclass that computes something else than its layers in turn."""
+    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
+
+
 def leaves(net: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Every module that is no nn.Sequential, in the order in which they run, with its path such as `2.conv`."""
-    for name, module in _children(net) if isinstance(net, nn.Sequential) else ():
-        if isinstance(module, nn.Sequential):
+    for name, module in _children(net) if runs_in_order(net) else ():
+        if runs_in_order(module):
             yield from leaves(module, f"{path}{name}.")
         else:
             yield f"{path}{name}", module
 
 
-def _rebuilt(net: nn.Sequential, new: dict[int, nn.Module]) -> nn.Sequential:
-    children = [(name, _rebuilt(m, new) if isinstance(m, nn.Sequential) else new[id(m)]) for name, m in _children(net)]
+def _rebuilt(net: nn.Module, new: dict[int, nn.Module]) -> nn.Sequential:
+    children = [(name, _rebuilt(m, new) if runs_in_order(m) else new[id(m)]) for name, m in _children(net)]
     return nn.Sequential(OrderedDict(children))
 
 
-def _children(net: nn.Sequential) -> list[tuple[str, nn.Module]]:
+def _children(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(net._modules.items())  # type: ignore[arg-type]  # named_children leaves out repeated modules
