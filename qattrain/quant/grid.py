@@ -56,7 +56,7 @@ class QTensor:
         return self._reshaped(self.codes.flatten(start_dim, end_dim), "flatten")
 
     def view(self, *shape: Any) -> "QTensor":
-        return self._reshaped(self.codes.view(*shape), "view")
+        return self._reshaped(self.codes.reshape(*shape), "view")  # codes are channels-last, which view refuses
 
     def reshape(self, *shape: Any) -> "QTensor":
         return self._reshaped(self.codes.reshape(*shape), "reshape")
