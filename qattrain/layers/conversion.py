@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from qattrain.config import AVERAGE_BITS, FLOAT_BITS
 from qattrain.errors import ConfigError
 from qattrain.layers.quantized import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
 
@@ -32,8 +33,9 @@ def quantize_model(
     bits: of the weights; act_bits: of the activations (as `bits` if None; averages have 8). quantizer, surrogate: keys
     of QUANTIZERS and SURROGATES. Raises ConfigError, naming the module, for any other.
     """
+    act_bits = bits if act_bits is None else act_bits
     common: dict[str, Any] = {"quantizer": quantizer, "surrogate": surrogate}
-    weights = common | {"bits": bits, "act_bits": 32}  # every layer gets codes: none has an input quantizer
+    weights = common | {"bits": bits, "act_bits": FLOAT_BITS}  # every layer gets codes: none has an input quantizer
     flat = list(leaves(net))
     if not flat:
         raise ConfigError(f"quantize_model: {type(net).__name__} has no layers; allowed: an nn.Sequential of {ALLOWED}")
@@ -52,9 +54,9 @@ def quantize_model(
         elif isinstance(module, NORMS) and isinstance(before, nn.Conv2d | nn.Linear):
             new[id(module)] = BatchNorm.from_float(module, before.bias)
         elif type(module) is nn.ReLU:
-            new[id(module)] = QuantReLU(bits if act_bits is None else act_bits, **common)
+            new[id(module)] = QuantReLU(act_bits, **common)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            new[id(module)] = QuantAvgPool2d(32 if act_bits == 32 else 8, **common)
+            new[id(module)] = QuantAvgPool2d(FLOAT_BITS if act_bits == FLOAT_BITS else AVERAGE_BITS, **common)
         elif type(module) in KEPT:
             new[id(module)] = copy.deepcopy(module)
         else:
