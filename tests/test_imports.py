@@ -144,3 +144,28 @@ def test_help_takes_at_most_a_quarter_of_the_time_of_importing_torch() -> None:
         subprocess.run([sys.executable, *arguments], capture_output=True, timeout=120, check=True)
         seconds[name].append(time.perf_counter() - start)
     assert statistics.median(seconds["help"]) <= statistics.median(seconds["torch"]) / 4, seconds
+
+
+def test_the_front_door_offers_its_names_and_loads_torch_only_when_one_is_asked_for() -> None:
+    code = (
+        "import sys, qattrain\n"
+        "names = [name for name in dir(qattrain) if name in qattrain.__all__]\n"
+        "assert sorted(names) == sorted(qattrain.__all__), names\n"
+        "assert qattrain.__version__\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+        "try:\n"
+        "    qattrain.nonsense\n"
+        "except AttributeError as error:\n"
+        "    assert \"no attribute 'nonsense'\" in str(error)\n"
+        "else:\n"
+        "    raise SystemExit('nonsense exists')\n"
+        "from qattrain import *\n"
+        "from qattrain import export_model, layers, lower\n"
+        "assert 'torch' in sys.modules\n"
+        "assert qattrain.QuantConv2d is layers.QuantConv2d is QuantConv2d\n"
+        "assert (export_model.__module__, lower.__module__) == "
+        "('qattrain.evaluation.checkpoints', 'qattrain.integer.lowering')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

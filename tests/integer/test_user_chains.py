@@ -212,15 +212,15 @@ START = (P(), C(3, 4, 3))
         ((P(), C(1, 4, 3), R(), *FLAT), r"'1' \(QuantConv2d\): it does not fit images of 3x14x14"),
         (
             (*START, R(), nn.Flatten(), Linear(7, 5, per_channel=False)),
-            r"'4' \(QuantLinear\): it does not fit .*7 inpu",
+            r"'4' \(QuantLinear\): it does not fit .*7 ",
         ),
         (
             (P(), C(3, 4, 3, dilation=2), R(), *FLAT),
-            r"'1' \(QuantConv2d\): dilation=\(2, 2\), padding_mode='zeros'; all",
+            r"'1' \(QuantConv2d\): dilation=\(2, 2\), padding_mode='zeros'",
         ),
         (
             (P(), C(3, 4, 3, padding=1, padding_mode="reflect"), R(), *FLAT),
-            r"padding_mode='reflect'; allowed: 1 and 'z",
+            r"padding_mode='reflect'; allowed: 1 and",
         ),
         ((P(), C(3, 4, 2, padding="same"), R(), *FLAT), r"padding='same' with an even kernel pads two sides differ"),
         ((P(), C(3, 4, 3, bits=32), R(), *FLAT), r"'1' \(QuantConv2d\): 32 bits: a float layer has no integer form"),
@@ -228,11 +228,11 @@ START = (P(), C(3, 4, 3))
         ((*START, R(), QuantAvgPool2d(32), *FLAT), r"'3' \(QuantAvgPool2d\): 32 bits: it has no integer form"),
         (
             (*START, R(), nn.Flatten(), Linear(576, 5)),
-            r"'4' \(QuantLinear\): the last layer needs one scale, .*per_chan",
+            r"'4' \(QuantLinear\): the last layer needs one scale",
         ),
         (
             (*START, R(), nn.Flatten(), Linear(576, 5, per_channel=False, bn=True), BatchNorm(5)),
-            "no batch normalizatio",
+            "no batch normal",
         ),
         ((*START, R(), *FLAT, R()), "the network does not end in a QuantLinear, whose sums are the logits"),
         ((*START, R()), "the network does not end in a QuantLinear"),
@@ -241,13 +241,13 @@ START = (P(), C(3, 4, 3))
         ((*START, R(), BatchNorm(4), *FLAT), r"'3' \(BatchNorm\): batch normalization stands directly behind"),
         (
             (*START, nn.MaxPool2d(2), nn.BatchNorm2d(4), R(), *FLAT),
-            r"'3' \(BatchNorm2d\): batch norm.* directly behind",
+            r"'3' \(BatchNorm2d\): batch norm.* directly",
         ),
         ((*START, nn.BatchNorm2d(4), nn.BatchNorm2d(4), R(), *FLAT), r"'3' \(BatchNorm2d\): batch norm.* directly beh"),
         ((*START, BatchNorm(4), R(), *FLAT), r"'2' \(BatchNorm\): .*; give the layer before it bn=True"),
         (
             (P(), C(3, 4, 3, bn=True), nn.BatchNorm2d(4), R(), *FLAT),
-            r"'2' \(BatchNorm2d\): .*before it bn=False, or use",
+            r"'2' \(BatchNorm2d\): .*before it bn=False",
         ),
         ((*START, nn.BatchNorm2d(4, affine=False), R(), *FLAT), r"'2' \(BatchNorm2d\): .*lacks running statistics"),
     ],
