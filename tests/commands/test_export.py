@@ -126,7 +126,7 @@ def test_what_cannot_be_exported_is_one_clear_line_and_leaves_nothing(
         ([last, "--to", "packed", "--verify-images", "0"], 2, ("--verify-images", "0")),
         ([last, "--to", "packed", "--verify-images", "5", "--no-verify"], 1, ("--verify-images 5", "--no-verify")),
         (["nosuch", "--to", "packed"], 1, ("nosuch",)),
-        ([float_run, "--to", "packed"], 1, ("fc1 has 32 bits",)),
+        ([float_run, "--to", "packed"], 1, ("'fc1' (QuantLinear): 32 bits",)),
         ([packed, "--to", "packed"], 1, ("model.safetensors", "truncated")),
         ([tmp_path / "flipped.bin", "--to", "packed"], 1, ("flipped.bin", "altered")),
     ]
