@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import ExperimentConfig, parse_config
+from qattrain.config import ExperimentConfig, parse_config, short_name
 from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason, system_errors
 from qattrain.files import write_atomically
 
@@ -25,7 +25,7 @@ def default_name(config: ExperimentConfig) -> str:
     """`lenet-w4a4-lsq-mnist-s0`; `float` instead of the quantizer, or `lsq-ptq`, as the method is. config: settled."""
     quant = config.quant
     how = {"float": "float", "qat": quant.quantizer, "ptq": f"{quant.quantizer}-ptq"}[config.method]
-    return f"{config.model.name}-w{quant.bits}a{quant.act_bits}-{how}-{config.data.dataset}-s{config.seed}"
+    return f"{config.model.name}-w{quant.bits}a{quant.act_bits}-{how}-{short_name(config.data.dataset)}-s{config.seed}"
 
 
 def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:

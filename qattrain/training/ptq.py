@@ -110,7 +110,7 @@ def quantize_after_training(
     """
     source = load_checkpoint(path)
     config = settle_ptq(source.config, len(source.history), str(path), quant, ptq, name)
-    return quantize(source, path, config, load_dataset(config.data.dataset, data_dir), runs_dir)
+    return quantize(source, path, config, load_dataset(config.data.spec, data_dir), runs_dir)
 
 
 def quantize(

@@ -18,7 +18,16 @@ import torch
 
 from qattrain.config import ExperimentConfig
 from qattrain.config.sources import lookup
-from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dataset, split_validation
+from qattrain.data import (
+    AUTO_NAME,
+    Dataset,
+    ImageSet,
+    check_identity,
+    choose_dataset,
+    load_dataset,
+    settle_data,
+    split_validation,
+)
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
@@ -94,7 +103,9 @@ class Session:
         self.test = dataset.test.head(config.data.limit_test).to(device)
         self.model = model.to(device)
         self.predict = torch_predictor(self.model)
-        self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed, teacher)
+        self.trainer = Trainer(
+            self.model, train.to(device), config.train, config.data.augment, config.seed, teacher, config.data.flip
+        )
         self.config, self.notice, self.class_names = config, notice, dataset.class_names
         self.history: list[dict[str, Any]] = []
 
@@ -183,7 +194,8 @@ def resolve(
     name, notice = config.data.dataset, None
     if name == AUTO_NAME:
         name, notice = choose_dataset(data_dir)
-    dataset = load(name, data_dir)
+    asked = config.data.model_copy(update={"dataset": name})
+    dataset = load(asked.spec, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
     train = settle_training(config.train, quant, images).model_copy(
         update={
@@ -193,7 +205,7 @@ def resolve(
             "compile": pick_compile(config.train.compile, device, images * config.train.epochs),
         }
     )
-    data = config.data.model_copy(update={"dataset": name})
+    data = settle_data(asked, dataset)
     return config.model_copy(update={"train": train, "quant": quant, "data": data}), dataset, notice
 
 
@@ -280,7 +292,8 @@ def continue_run(
     device = pick_device(config.train.device)
     pick_precision(config.train.precision, device)
     pick_compile(config.train.compile, device, 0)
-    dataset = load(config.data.dataset, data_dir)
+    dataset = load(config.data.spec, data_dir)
+    check_identity(dataset, str(path), checkpoint.class_names, dataset.shape, config.data.digest)
     prepare_torch(config)
     teacher = _teacher(config, dataset, path.parent.parent)
     session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)), teacher)
