@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, ExperimentConfig, PtqConfig, QuantConfig, is_float
-from qattrain.data import Dataset, load_dataset
+from qattrain.data import Dataset, check_identity, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
@@ -118,6 +118,7 @@ def quantize(
 ) -> tuple[RunResult, float]:
     """As `quantize_after_training`; source: read from `path`, config: what `settle_ptq` returned for it."""
     assert config.ptq is not None, config
+    check_identity(dataset, str(path), source.class_names, dataset.shape, config.data.digest)
     prepare_torch(config)
     model = build_model(config.model, config.quant, len(source.class_names))
     copy_weights(source.model, model, str(path))

@@ -76,10 +76,16 @@ def test_the_same_images_as_arrays_and_as_pictures_are_the_same_run(
 
 
 def test_changed_and_missing_images_are_refused_by_name(working_folder: Path, main: Callable[..., Any]) -> None:
-    asked = (*TRAIN, "folder:pets", "--image-size", "28x28", "--epochs", "2", "--json")
-    run = ok(main(*asked, "--stop-after", "1"))["run_dir"]
+    asked = (*TRAIN, "folder:pets", "--image-size", "28x28", "--epochs", "2", "--json", "--stop-after", "1")
+    run = ok(main(*asked))["run_dir"]
+    float_run = ok(main(*asked, "--bits", "32"))["run_dir"]
     (working_folder / "pets" / "cat" / "0.jpg").rename(working_folder / "cat.jpg")
-    for command in (("eval", run), ("train", "--resume", run), ("export", run, "--to", "packed")):
+    for command in (
+        ("eval", run),
+        ("train", "--resume", run),
+        ("export", run, "--to", "packed"),
+        ("ptq", float_run, "--bits", "8"),
+    ):
         done = main(*command)
         assert done.rc == 1, done
         assert all(text in done.error for text in ("folder:pets has changed since", "last.pt was trained on it"))
