@@ -1,6 +1,5 @@
 """`qattrain predict`: a digit for each picture, by checkpoints, float ones too, or packed files; and from a pipe."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,10 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from qattrain.data import load_dataset
-from qattrain.evaluation import checkpoints
+from qattrain.evaluation import checkpoints, networks
 from qattrain.training import run as experiment
-
-predict_module = importlib.import_module("qattrain.commands.predict")  # the package has a function of that name
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +138,7 @@ def test_pictures_get_the_shape_and_colours_that_the_network_takes(
         return [[("dark", 0.75), ("bright", 0.25)]]
 
     monkeypatch.setattr(checkpoints, "rank_classes", rank)
-    monkeypatch.setattr(predict_module, "input_shape_of", lambda _: (3, 33, 90))
+    monkeypatch.setattr(networks.Trained, "input_shape", (3, 33, 90))
     done = main("predict", classifier, shapes / "dark" / "3.png")
     assert done.rc == 0, done
     assert asked == [(1, 3, 33, 90)]
