@@ -57,13 +57,14 @@ def test_every_exporters_files_equal_the_integers_and_carry_the_mark(
         assert contents(folder) == before  # the same network gives the same bytes, over what it wrote before
 
 
-def test_noise_holds_the_ends_and_is_always_the_same() -> None:
-    images = noise_images()
-    assert (images.shape, images.dtype) == ((NOISE_IMAGES, 1, 28, 28), np.uint8)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 12)])
+def test_noise_holds_the_ends_and_is_always_the_same(shape: tuple[int, int, int]) -> None:
+    images = noise_images(shape)
+    assert (images.shape, images.dtype) == ((NOISE_IMAGES, *shape), np.uint8)
     assert (images[0].max(), images[1].min()) == (0, 255)
     assert set(np.unique(images[2])) == {0, 255}
     assert len(np.unique(images[3::2])) == 256
-    assert np.array_equal(images, noise_images())
+    assert np.array_equal(images, noise_images(shape))
 
 
 def refused(folder: Path, *texts: str, error: type[Exception] = ExportError, **arguments: Any) -> None:
