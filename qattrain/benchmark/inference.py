@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
-from qattrain.benchmark.training import PlainLeNet, timed
+from qattrain.benchmark.training import plain_net, timed
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.errors import ExportError, optional_package
 from qattrain.export import EXPORTERS
@@ -22,7 +23,7 @@ from qattrain.export.c_export import c_sources
 from qattrain.export.onnx_export import open_session
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
-from qattrain.layers.network import build_model
+from qattrain.layers.network import MNIST_SHAPE, build_model
 
 OPSET = 17
 ORDERS = ("relu, then pool", "pool, then relu")  # equal results; which is faster depends on what the runtime fuses
@@ -36,8 +37,8 @@ Predict = Callable[[NDArray[Any]], object]
 needs_onnx = partial(optional_package, "onnx", "onnx", ExportError)
 
 
-def float_onnx(net: PlainLeNet, order: str) -> bytes:
-    """`image` float32 (N, 1, 28, 28) -> `logits` float32 (N, classes). Raises ExportError without onnx."""
+def float_onnx(net: nn.Sequential, order: str) -> bytes:
+    """`image` float32 (N, C, H, W) -> `logits` float32 (N, classes). Raises ExportError without onnx."""
     with needs_onnx():
         import onnx
         from onnx import TensorProto, helper, numpy_helper
@@ -49,19 +50,26 @@ def float_onnx(net: PlainLeNet, order: str) -> bytes:
         nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    x = "image"
-    for layer in ("conv1", "conv2"):
-        x = add("Conv", [x, f"{layer}.weight", f"{layer}.bias"])
-        pool: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
-        steps = [("Relu", {}), ("MaxPool", pool)]
-        for operator, attributes in steps if order == ORDERS[0] else reversed(steps):
-            x = add(operator, [x], **attributes)
-    x = add("Gemm", [add("Flatten", [x], axis=1), "fc1.weight", "fc1.bias"], transB=1)
-    x = add("Gemm", [add("Relu", [x]), "fc2.weight", "fc2.bias"], transB=1)
+    x, layers = "image", list(net.named_children())  # convolution, pooling, ReLU, ...
+    if order == ORDERS[0]:
+        for number in [n for n, (_, module) in enumerate(layers) if isinstance(module, nn.MaxPool2d)]:
+            layers[number], layers[number + 1] = layers[number + 1], layers[number]
+    for name, module in layers:
+        match module:
+            case nn.Conv2d():
+                x = add("Conv", [x, f"{name}.weight", f"{name}.bias"])
+            case nn.Linear():
+                x = add("Gemm", [x, f"{name}.weight", f"{name}.bias"], transB=1)
+            case nn.MaxPool2d():
+                side = int(module.kernel_size)  # type: ignore[arg-type]
+                x = add("MaxPool", [x], kernel_shape=[side, side], strides=[side, side])
+            case nn.Flatten():
+                x = add("Flatten", [x], axis=1)
+            case _:
+                x = add("Relu", [x])
     nodes[-1].output[0] = "logits"
-    classes = net.fc2.out_features
-    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 28, 28])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *MNIST_SHAPE])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])]
     graph = helper.make_graph(nodes, "lenet", inputs, outputs, weights)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
@@ -69,7 +77,7 @@ def float_onnx(net: PlainLeNet, order: str) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, bytes]:
+def static_int8_onnx(net: nn.Sequential, images: NDArray[np.float32]) -> dict[str, bytes]:
     """The float net quantized to int8 in every promising form, by description. images: to calibrate the ranges.
 
     Raises ExportError without onnx and onnxruntime.
@@ -117,11 +125,6 @@ def static_int8_onnx(net: PlainLeNet, images: NDArray[np.float32]) -> dict[str, 
     return made
 
 
-def plain_net() -> PlainLeNet:
-    torch.manual_seed(SEED)
-    return PlainLeNet().eval()
-
-
 def integers(workload: Workload) -> IntegerModel:
     """A fresh W4A4 network that saw one batch, for its scales: training it further would not change its speed."""
     torch.manual_seed(SEED)
@@ -140,7 +143,7 @@ def real_pixels(workload: Workload) -> NDArray[np.float32]:
 
 
 def classify(predict: Predict, images: Any, batch: int) -> float:
-    """Images per second: `predict` on all images (N, 1, 28, 28), `batch` at a time."""
+    """Images per second: `predict` on all images (N, C, H, W), `batch` at a time."""
     batches = [images[start : start + batch] for start in range(0, len(images), batch)]
 
     def work() -> None:

@@ -19,7 +19,7 @@ from qattrain.config import FLOAT_BITS, DataConfig, ModelConfig, QuantConfig, Tr
 from qattrain.data import ImageSet, batch_slices
 from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import optional_package
-from qattrain.layers.network import build_model, plan_layers
+from qattrain.layers.network import MNIST_SHAPE, build_model, plan_layers
 from qattrain.quant import QUANTIZERS, native
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH, OPTIMIZERS, settle_training
@@ -28,22 +28,25 @@ EXAMPLE_BATCH = 64
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST, as in every example
 
 
-class PlainLeNet(nn.Module):
-    """The preset `lenet` from torch's own layers: float32 (N, 1, 28, 28) -> logits (N, classes)."""
+def built_of(conv: Callable[..., nn.Module], relu: Callable[[], nn.Module], linear: Callable[..., nn.Module]) -> Any:
+    """The preset `lenet` as an nn.Sequential of such layers: float32 (N, 1, 28, 28) -> logits (N, classes)."""
+    modules: list[nn.Module] = []
+    for placed in ModelConfig().chain.place(MNIST_SHAPE, CLASSES):
+        outputs, inputs, *kernel = placed.weight_shape
+        if kernel:
+            modules += [conv(inputs, outputs, kernel[0]), nn.MaxPool2d(placed.layer.pool)]
+        else:
+            modules += [] if any(isinstance(module, nn.Flatten) for module in modules) else [nn.Flatten()]
+            modules.append(linear(inputs, outputs))
+        modules += [relu()] if placed.layer.activation else []
+    return nn.Sequential(*modules)
 
-    def __init__(self) -> None:
-        super().__init__()
-        c1, c2, features = ModelConfig().chain.widths
-        self.conv1 = nn.Conv2d(1, c1, 5)
-        self.conv2 = nn.Conv2d(c1, c2, 5)
-        self.fc1 = nn.Linear(c2 * 4 * 4, features)
-        self.fc2 = nn.Linear(features, CLASSES)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
-        return logits
+def plain_net() -> nn.Sequential:
+    """LeNet from torch's own layers, with random weights."""
+    torch.manual_seed(SEED)
+    net: nn.Sequential = built_of(nn.Conv2d, nn.ReLU, nn.Linear)
+    return net
 
 
 def nesterov(model: nn.Module) -> torch.optim.Optimizer:
@@ -81,8 +84,7 @@ def resident_loop(model: nn.Module, data: ImageSet, step: Callable[[Tensor, Tens
 
 
 def plain_loop(workload: Workload) -> dict[int, Ready]:
-    torch.manual_seed(SEED)
-    model = PlainLeNet()
+    model = plain_net()
     optimizer = nesterov(model)
     return resident_loop(model, workload.training, lambda x, y: train_step(model, optimizer, x, y))
 
@@ -103,8 +105,7 @@ def ordinary_example(workload: Workload) -> dict[int, Ready]:
     normalize = transforms.Normalize((PIXEL_MEAN,), (PIXEL_STD,))
     dataset = Synthetic(transforms.Compose([transforms.ToTensor(), normalize]))
     loader: Any = torch.utils.data.DataLoader(dataset, batch_size=EXAMPLE_BATCH, shuffle=True)
-    torch.manual_seed(SEED)
-    model = PlainLeNet()
+    model = plain_net()
     optimizer = nesterov(model)
 
     def epoch() -> None:
@@ -176,27 +177,10 @@ def _net(quantized_image: bool) -> nn.Module:
         "weight_quant": Int8WeightPerChannelFloat,
         "weight_scaling_impl_type": ScalingImplType.PARAMETER_FROM_STATS,
     }
-    c1, c2, features = ModelConfig().chain.widths
-
-    class BrevitasLeNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.image = qnn.QuantIdentity(bit_width=IMAGE_BITS) if quantized_image else nn.Identity()
-            self.conv1 = qnn.QuantConv2d(1, c1, 5, bias=True, **weights)
-            self.act1 = qnn.QuantReLU(bit_width=BITS)
-            self.conv2 = qnn.QuantConv2d(c1, c2, 5, bias=True, **weights)
-            self.act2 = qnn.QuantReLU(bit_width=BITS)
-            self.fc1 = qnn.QuantLinear(c2 * 4 * 4, features, bias=True, **weights)
-            self.act3 = qnn.QuantReLU(bit_width=BITS)
-            self.fc2 = qnn.QuantLinear(features, CLASSES, bias=True, **weights)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.act1(F.max_pool2d(self.conv1(self.image(x)), 2))
-            x = self.act2(F.max_pool2d(self.conv2(x), 2))
-            logits: Tensor = self.fc2(self.act3(self.fc1(x.flatten(1))))
-            return logits
-
-    return BrevitasLeNet()
+    conv, linear = (partial(layer, bias=True, **weights) for layer in (qnn.QuantConv2d, qnn.QuantLinear))
+    net: nn.Sequential = built_of(conv, partial(qnn.QuantReLU, bit_width=BITS), linear)
+    image = qnn.QuantIdentity(bit_width=IMAGE_BITS) if quantized_image else nn.Identity()
+    return nn.Sequential(image, *net)
 
 
 COMPARED_QUANTIZERS = ("lsq", "affine", "pow2", "ternary", "binary")  # whose speeds are published

@@ -66,16 +66,21 @@ SETTINGS: dict[str, Setting] = {
     "dataset": Setting(
         "data.dataset",
         str,
-        f"auto, {listed('data/__init__.py', 'DATASETS')}. "
-        "[default: auto: MNIST if available, else scikit-learn's digits]",
+        f"auto, {listed('data/__init__.py', 'DATASETS')}; folder:PATH (pictures in class folders) or npz:PATH (arrays "
+        "x_train, y_train, x_test, y_test). [default: auto: MNIST if available, else scikit-learn's digits]",
         "D",
     ),
+    "image_size": Setting(
+        "data.image_size", str, "Size that folder:PATH's pictures get. [default: their own, if all have one]", "HxW"
+    ),
+    "color": Setting("data.color", bool, "Use folder:PATH's pictures in colour. [default: grey]"),
     "epochs": Setting("train.epochs", int, "Passes over the training images. [default: 10]"),
     "lr": Setting("train.lr", float, "Peak learning rate. [default: by optimizer; different at 1 bit]"),
     "batch_size": Setting(
         "train.batch_size", int, "Images per step. [default: 128; 32 with fewer than 10,000 training images]"
     ),
     "augment": Setting("data.augment", str, f"{listed('data/augment.py', 'AUGMENTATIONS')}. [default: shift]", "A"),
+    "flip": Setting("data.flip", bool, "Also mirror half of the training images left-right. [default: no]"),
     "seed": Setting("seed", int, "Seed of weights, image order and augmentation. [default: 0]"),
     "device": Setting("train.device", str, "auto, cpu or cuda. [default: auto]"),
     "precision": Setting(
@@ -98,8 +103,9 @@ def train_flags() -> dict[tuple[str, ...], str]:
 
 Settings = dict[tuple[str, ...], Any]  # path of a setting -> value given on the command line
 
-# A sweep takes one value of these: --layer-bits has commas of its own, and threads belong to the worker, not the cell.
-NO_AXIS = ("layer_bits", "threads")
+# A sweep takes one value of these: --layer-bits has commas of its own, threads belong to the worker, not the cell, and
+# switches have no value to list.
+NO_AXIS = ("layer_bits", "threads", "color", "flip")
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

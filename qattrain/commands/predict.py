@@ -1,49 +1,65 @@
-"""`qattrain predict`: the digit in each picture."""
+"""`qattrain predict`: the class of each picture."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qattrain.commands import options as opt
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 STDIN = "-"
+COLUMNS = 80  # of the printed picture, at most
 
 
 def predict(
     checkpoint: opt.NetworkName,
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="PNG or JPEG files; - reads one from standard input.")
+        list[str], typer.Argument(metavar="IMAGE...", help="Picture files; - reads one from standard input.")
     ],
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Recognize the digit in each image: any size, grey or colour, dark on light or light on dark.
+    """Recognize what each image shows. Each is prepared as the network's training images were.
 
-    The digit is cropped, scaled and centred like MNIST's own images. The printed picture is what the network sees.
+    For a network trained on MNIST or a dataset like it: a digit, PNG or JPEG, of any size, dark on light or light on
+    dark, is cropped, scaled and centred like MNIST's own images. For all others: the whole picture is resized to what
+    the network takes, in grey or colour. The printed picture is what the network sees.
 
     \b
     Examples:
       qattrain predict lenet-w4a4-lsq-mnist-s0 digit.png
       qattrain predict runs/lenet-w4a4-lsq-mnist-s0/export/model.safetensors a.jpg b.jpg
       cat digit.png | qattrain predict lenet-w4a4-lsq-mnist-s0 -
+      qattrain predict lenet-w4a4-lsq-pets-s0 cat.jpg        trained with --dataset folder:pets
     """
     from qattrain.report.console import Console, percent
 
     console = Console(json)
     import numpy as np
 
-    from qattrain.data.pictures import read_image
+    from qattrain.data import is_handwriting
+    from qattrain.data.pictures import read_image, read_picture
     from qattrain.evaluation.checkpoints import rank_classes
     from qattrain.evaluation.networks import load_network
     from qattrain.report.drawing import picture
     from qattrain.runs.folder import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
-    pictures = np.stack([read_image(_read(name), _shown(name)) for name in images])
     network = load_network(path)
+    channels, *size = network.input_shape
+
+    def prepared(name: str) -> "NDArray[np.uint8]":
+        if is_handwriting(network.facts.dataset):
+            return read_image(_read(name), _shown(name))
+        return read_picture(_read(name), _shown(name), (size[0], size[1]), color=channels == 3)
+
+    pictures = np.stack([prepared(name) for name in images])
     ranked = rank_classes(network, pictures, top=3)
     console.notice(network.notice)
     console.result(
@@ -55,8 +71,19 @@ def predict(
         }
     )
     for name, seen, top in zip(images, pictures, ranked, strict=True):
-        console.text(picture(seen[0]))
+        console.text(picture(_grey(seen)))
         console.text(f"{_shown(name)}: {top[0][0]}   ({', '.join(f'{label} {percent(p)}' for label, p in top)})")
+
+
+def _grey(image: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+    """uint8 (C, H, W) -> uint8 (h, w) to print: luminance, thinned out to fit a terminal, an even number of rows."""
+    import numpy as np
+
+    weights = [1.0] if len(image) == 1 else [0.299, 0.587, 0.114]  # ITU-R BT.601, as Pillow's
+    grey = np.floor(np.tensordot(weights, image, 1) + 0.5).astype(np.uint8)
+    step = -(-grey.shape[1] // COLUMNS)
+    grey = grey[::step, ::step]
+    return np.pad(grey, ((0, len(grey) % 2), (0, 0)))
 
 
 def _shown(name: str) -> str:

@@ -7,7 +7,9 @@ that define them are beside the code they name, and names are checked when the e
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, TypeVar, get_args
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -118,14 +120,80 @@ def is_float(quant: QuantConfig, chain: Chain) -> bool:
     return set(bits_by_layer(quant, chain).values()) == {FLOAT_BITS}
 
 
+IMAGE_SIDES = range(4, 257)  # what an image's height and width may be, in pixels
+IMAGE_SIZE = re.compile(r"([1-9]\d{0,8})x([1-9]\d{0,8})")
+
+
 class DataConfig(StrictModel):
-    """The images. Counts are numbers of images; `val_split` 0 means no validation split."""
+    """The images. Counts are numbers of images; `val_split` 0 means no validation split.
+
+    `image_size` and `color` prepare the pictures of a folder: None keeps the size they all have. `flip` mirrors half of
+    the training images. `digest` is the identity of a folder's or file's images, recorded when a run is settled.
+    """
 
     dataset: str = "auto"
+    image_size: str | None = None
+    color: bool = False
     augment: str = "shift"
+    flip: bool = False
     val_split: Annotated[int, Field(ge=0)] = 0
     limit_train: Annotated[int, Field(ge=1)] | None = None
     limit_test: Annotated[int, Field(ge=1)] | None = None
+    digest: str | None = None
+
+    @field_validator("image_size")
+    @classmethod
+    def _small_size(cls, size: str | None) -> str | None:
+        match = IMAGE_SIZE.fullmatch(size) if size is not None else None
+        if size is not None and not (match and all(int(side) in IMAGE_SIDES for side in match.groups())):
+            raise ValueError(
+                f"allowed: HEIGHTxWIDTH in pixels, each {IMAGE_SIDES[0]} to {IMAGE_SIDES[-1]}, for example 28x28"
+            )
+        return size
+
+    @property
+    def spec(self) -> str:
+        """The dataset in one string that is enough to load it again: `mnist`, `folder:pets@32x32,color`."""
+        options = [*([self.image_size] if self.image_size else []), *(["color"] if self.color else [])]
+        return "@".join([self.dataset, *([",".join(options)] if options else [])])
+
+
+class DatasetSpec(NamedTuple):
+    """A dataset's specification in parts: `folder:a/pets@32x16,color` is folder, a/pets, (32, 16), True.
+
+    kind: "folder" or "npz", with the path as `name`; or None, with a dataset's plain name. size: (height, width), or
+    None for the size that the images have.
+    """
+
+    kind: str | None
+    name: str
+    size: tuple[int, int] | None
+    color: bool
+
+    @property
+    def dataset(self) -> str:
+        """Without the options: `folder:a/pets`."""
+        return f"{self.kind}:{self.name}" if self.kind else self.name
+
+
+_SPEC = re.compile(rf"(?:(folder|npz):)?(.*?)(?:@(?:{IMAGE_SIZE.pattern}(,color)?|(color)))?", re.DOTALL)
+
+
+def parse_spec(text: str) -> DatasetSpec:
+    """The parts of `DataConfig.spec`; options are what stands after the last `@`, if it looks like them."""
+    match = _SPEC.fullmatch(text)
+    assert match is not None, text
+    kind, name, height, width, color, only_color = match.groups()
+    return DatasetSpec(kind, name, (int(height), int(width)) if height else None, bool(color or only_color))
+
+
+def short_name(dataset: str) -> str:
+    """A dataset's specification as part of a folder's name: `folder:/some/pets@32x32` is `pets`, `mnist` is `mnist`."""
+    spec = parse_spec(dataset)
+    if spec.kind is None:
+        return dataset
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(spec.name).name.removesuffix(f".{spec.kind}")).strip("-.")
+    return plain[:40] or spec.kind
 
 
 class TrainConfig(StrictModel):

@@ -8,7 +8,9 @@ uninterrupted one. NumPy draws them because its SeedSequence mixes a seed with a
 generator keeps only 32 bits of its seed.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,16 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qattrain.errors import ConfigError
+from qattrain.config import IMAGE_SIDES
+from qattrain.errors import ConfigError, DataError
 
-IMAGE_SIDE = 28
+IMAGE_SIDE = 28  # of MNIST and its relatives
 BOX_SIDE = 20  # MNIST's digits were scaled into 20x20, then placed by their centre of mass (LeCun et al. 1998)
+MAX_TOTAL_BYTES = 2**30  # of the images of a folder or a file: all of them stay in memory
+
+Shape = tuple[int, int, int]  # of one image: channels, height, width
 
 
 class ImageSet(NamedTuple):
     """Images with their labels. `len()` is a tuple's 2: count images with `len(images.labels)`.
 
-    images: uint8 (N, 1, 28, 28), 0..255, contiguous; labels: int64 (N,), 0..classes-1; both on one device.
+    images: uint8 (N, C, H, W), 0..255, contiguous; labels: int64 (N,), 0..classes-1; both on one device.
     """
 
     images: Tensor
@@ -45,13 +51,18 @@ class ImageSet(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # comparing tensors gives tensors, so equality is identity
 class Dataset:
-    """A named dataset in its two official parts, each read on first use; `class_names[label]` is a class's name."""
+    """A named dataset in its two parts, each read on first use; `class_names[label]` is a class's name.
+
+    shape: of every image, (C, H, W). digest: identity of the content (`identity`) where the name alone does not say
+    which images they are: for a folder or a file of the user's own.
+    """
 
     name: str
     class_names: tuple[str, ...]
     load_train: Callable[[], ImageSet]
     load_test: Callable[[], ImageSet]
-    shape: tuple[int, int, int] = (1, IMAGE_SIDE, IMAGE_SIDE)
+    shape: Shape = (1, IMAGE_SIDE, IMAGE_SIDE)
+    digest: str | None = None
 
     @cached_property
     def train(self) -> ImageSet:
@@ -67,6 +78,71 @@ class Dataset:
     def classes(self) -> int:
         """Number of classes; labels are 0..classes-1."""
         return len(self.class_names)
+
+
+def own_dataset(name: str, class_names: Sequence[str], train: ImageSet, test: ImageSet) -> Dataset:
+    """A dataset of the user's own images, with its identity."""
+    channels, height, width = train.images.shape[1:]
+    digest = identity(class_names, train, test)
+    shape = (channels, height, width)
+    return Dataset(name, tuple(class_names), lambda: train, lambda: test, shape, digest)
+
+
+def check_class_names(class_names: Sequence[str], source: str) -> None:
+    """Raises DataError unless there are at least two, which can be printed."""
+    if len(class_names) < 2:
+        raise DataError(
+            f"{source} has only one class, {class_names[0]!r}; a network needs at least two to choose between"
+        )
+    for name in class_names:
+        if not name.isprintable() or not name.strip():
+            raise DataError(f"{source}: class name {name!r} is empty or has characters that do not print; rename it")
+
+
+def check_sides(height: int, width: int, source: str, remedy: str) -> None:
+    """Raises DataError, naming `source`, if images of this size are smaller or larger than IMAGE_SIDES allows."""
+    if height not in IMAGE_SIDES or width not in IMAGE_SIDES:
+        raise DataError(
+            f"{source}: images of {height}x{width} pixels (height x width); allowed: {IMAGE_SIDES[0]} to "
+            f"{IMAGE_SIDES[-1]} each; {remedy}"
+        )
+
+
+def identity(class_names: Sequence[str], train: ImageSet, test: ImageSet) -> str:
+    """SHA-256, in hexadecimal, of everything a network can see: class names, split, and every label and pixel."""
+    parts = {"train": list(train.images.shape), "test": list(test.images.shape)}
+    digest = hashlib.sha256(json.dumps({"classes": list(class_names), **parts}).encode())
+    for part in (train, test):
+        digest.update(part.labels.numpy().astype("<i8").data)
+        digest.update(part.images.numpy().reshape(-1).data)
+    return digest.hexdigest()
+
+
+def check_identity(
+    dataset: Dataset, source: str, class_names: Sequence[str], shape: Shape, digest: str | None = None
+) -> None:
+    """Raises DataError if `dataset` is not what the network in `source` was trained on.
+
+    class_names, shape, digest: recorded when it was trained; digest is None for official datasets, and where it is not
+    known. Another version of Pillow may decode a JPEG to slightly different pixels, which is another digest.
+    """
+    remedy = "use the images it was trained on"
+    found, expected = dataset.classes, len(class_names)
+    if found != expected:
+        raise DataError(f"{source} was trained for {expected} classes, {dataset.name} has {found}; {remedy}")
+    for label, (name, trained) in enumerate(zip(dataset.class_names, class_names, strict=True)):
+        if name != trained:
+            raise DataError(
+                f"{source} was trained for class {label} {trained!r}, in {dataset.name} it is {name!r}; {remedy}"
+            )
+    if dataset.shape != shape:
+        has, takes = ("x".join(map(str, sides)) for sides in (dataset.shape, shape))
+        raise DataError(f"{source} was trained on images of {takes}, {dataset.name} has {has}; {remedy}")
+    if digest is not None and digest != dataset.digest:
+        raise DataError(
+            f"{dataset.name} has changed since {source} was trained on it (SHA-256 {(dataset.digest or 'none')[:12]}, "
+            f"was {digest[:12]}): other pixels, labels or another split; {remedy}"
+        )
 
 
 # The first word of the key: epoch orders, validation split and augmentation never share random numbers.

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qattrain.data import Dataset, ImageSet, load_dataset
-from qattrain.errors import CheckpointError, ConfigError, pick
+from qattrain.data import Dataset, ImageSet, check_identity, load_dataset
+from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
 from qattrain.evaluation.networks import (
     ENGINES,
@@ -70,7 +70,7 @@ def evaluate_network(
 
     engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. limit_test: number of images;
     None: as many as its run used. verify: also count what differs from the integers. Raises ConfigError, DataError,
-    ExportError, and CheckpointError for a dataset with other classes.
+    ExportError.
     """
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
     dataset = load_test_data(network, path, data_dir)
@@ -98,7 +98,7 @@ def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[
     """
     with ENGINES["integer" if network.quantized else "torch"](network) as predict:
         probabilities = predict(torch.from_numpy(images)).double().softmax(1)
-    names = [int(name) if name.isdecimal() else name for name in network.facts.class_names]
+    names = [int(name) if name.isdecimal() and str(int(name)) == name else name for name in network.facts.class_names]
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)
     return [
         [(names[label], p) for label, p in zip(row_labels[:top], row[:top], strict=True)]
@@ -107,14 +107,11 @@ def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[
 
 
 def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
-    """The dataset `network`, read from `path`, was trained on. Raises DataError, CheckpointError for other classes."""
+    """The dataset `network`, read from `path`, was trained on. Raises DataError, also for other data."""
     facts = network.facts
     dataset = load_dataset(facts.dataset, data_dir)
-    if dataset.classes != len(facts.class_names):
-        raise CheckpointError(
-            f"{path} was trained for {len(facts.class_names)} classes, "
-            f"{dataset.name} in {data_dir} has {dataset.classes}; use the data it was trained on"
-        )
+    digest = network.checkpoint.config.data.digest if isinstance(network, Trained) else None
+    check_identity(dataset, str(path), facts.class_names, network.input_shape, digest)
     return dataset
 
 

@@ -37,7 +37,7 @@ class Trained:
     def facts(self) -> ModelFacts:
         config, history = self.checkpoint.config, self.checkpoint.history
         accuracy = history[-1]["test_accuracy"] if history else None
-        return ModelFacts(config.model.name, config.data.dataset, self.checkpoint.class_names, accuracy)
+        return ModelFacts(config.model.name, config.data.spec, self.checkpoint.class_names, accuracy)
 
     @property
     def notice(self) -> str | None:

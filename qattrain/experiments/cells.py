@@ -104,7 +104,7 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
         shutil.rmtree(run_dir, ignore_errors=True)  # of a process killed before its first checkpoint
         if cell.source is not None:
             path = cells_dir / cell.source / runs.LAST_FILE
-            dataset = load(config.data.dataset, data_dir)
+            dataset = load(config.data.spec, data_dir)
             result, _ = quantize(load_checkpoint(path), path, config, dataset, cells_dir)
         else:
             config, dataset, _ = resolve(config, data_dir, load)

@@ -119,7 +119,7 @@ class Comparer:
         config = settle_ptq(checkpoint.config, len(checkpoint.history), str(source), quant, PtqConfig(), None)
         if found := self._finished(config):
             return found
-        dataset = load_dataset(config.data.dataset, self.data_dir)
+        dataset = load_dataset(config.data.spec, self.data_dir)
         result, _ = quantize(checkpoint, source, config, dataset, self.runs_dir)
         self.say(f"{result.run_dir.name}: quantized {source.parent.name} after training")
         return result.run_dir / runs.LAST_FILE

@@ -48,7 +48,7 @@ class Lab:
             name = "mnist" if is_on_disk("mnist", self.data_dir) else DIGITS_NAME
         whole = load_dataset(name, self.data_dir)
         train, test = whole.train.head(TRAIN_IMAGES), whole.test.head(TEST_IMAGES)
-        return Dataset(name, whole.class_names, lambda: train, lambda: test)
+        return Dataset(name, whole.class_names, lambda: train, lambda: test, whole.shape)
 
     @property
     def data_line(self) -> str:

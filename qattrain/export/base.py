@@ -144,14 +144,14 @@ def _write(folder: Path, files: Files) -> None:
             raise
 
 
-def pixels_first(layer: IntegerLayer, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def pixels_first(layer: IntegerLayer, codes: NDArray[np.int64], inputs: Shape) -> NDArray[np.int64]:
     """codes, of the layer's shape -> (D, inputs), the inputs in the order (row, column, channel).
 
-    In IntegerModel the order is (channel, row, column), also that of fc1's inputs, which are conv2's map.
+    In IntegerModel the order is (channel, row, column). inputs: the shape (C, H, W) that the layer receives.
     """
-    if layer.name == "fc1":
-        codes = codes.reshape(len(codes), -1, POOLED_SIDE, POOLED_SIDE)
-    return codes if codes.ndim == 2 else codes.transpose(0, 2, 3, 1).reshape(len(codes), -1)
+    if layer.kind == "linear":
+        codes = codes.reshape(len(codes), *inputs)
+    return codes.transpose(0, 2, 3, 1).reshape(len(codes), -1)
 
 
 def fits_16_bits(largest_weight: int, input_max: int) -> bool:

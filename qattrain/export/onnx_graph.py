@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qattrain.config.chain import Shape
 from qattrain.errors import ExportError, optional_package
 from qattrain.export.base import fits_16_bits, pixels_first
 from qattrain.integer import IntegerLayer, pack_codes
@@ -66,7 +67,7 @@ class Graph:
         return self.node("Cast", [value], output, to=self._onnx.TensorProto.DataType.Value(dtype))
 
     def reshape(self, value: str, shape: tuple[int, ...]) -> str:
-        """shape: 0 keeps a dimension, -1 is what remains."""
+        """shape: 0 keeps a dimension. -1 is what remains: only where no other dimension is 0, as N can be."""
         return self.node("Reshape", [value, self.constant("x".join(map(str, shape)), np.array(shape, np.int64))])
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
@@ -89,13 +90,13 @@ class Graph:
         self._opset = max(self._opset, opset)
         return name
 
-    def model(self, name: str, classes: int, metadata: dict[str, str]) -> bytes:
-        """The finished file: `image` uint8 (N, 1, 28, 28) -> `logits` int32 (N, classes), checked."""
+    def model(self, name: str, shape: Shape, classes: int, metadata: dict[str, str]) -> bytes:
+        """The finished file: `image` uint8 (N, *shape) -> `logits` int32 (N, classes), checked."""
         helper, types = self._onnx.helper, self._onnx.TensorProto
         graph = helper.make_graph(
             self._nodes,
             name,
-            [helper.make_tensor_value_info("image", types.UINT8, ["N", 1, 28, 28])],
+            [helper.make_tensor_value_info("image", types.UINT8, ["N", *shape])],
             [helper.make_tensor_value_info("logits", types.INT32, ["N", classes])],
             list(self._initializers.values()),
         )
@@ -133,7 +134,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One layer's codes as numbers from 0 up: (D, C, K, J), or (C, D) with fc1's inputs pixel by pixel.
+    """One layer's codes as numbers from 0 up: (D, C / groups, K, J) or (C, D).
 
     q_w - z_w = sum over zero points of (step * codes - zero_point)
 
@@ -163,9 +164,14 @@ class StoredWeight:
         return largest < 2**7 and fits_16_bits(largest, self.input_max)
 
 
-def stored_weight(layer: IntegerLayer) -> StoredWeight:
-    """The layer's codes as the file stores them."""
-    codes = layer.codes if layer.kind == "conv" else pixels_first(layer, layer.codes).T
+def stored_weight(layer: IntegerLayer, inputs: Shape, by_pixel: bool) -> StoredWeight:
+    """The layer's codes as the file stores them.
+
+    inputs: (C, H, W) that it receives. by_pixel: a matrix gets them in the order (row, column, channel).
+    """
+    codes = layer.codes
+    if layer.kind == "linear":
+        codes = (pixels_first(layer, codes, inputs) if by_pixel else codes).T
     step = layer.grid.step  # 2 for odd numbers, whose zero point 0 is not one of them
     lowest = layer.grid.start if step > 1 else min(int(codes.min()), layer.zero_point)
     stored, zero_point = (codes - lowest) // step, layer.zero_point - lowest

@@ -53,7 +53,7 @@ def _settings(config: ExperimentConfig, flags: Flags) -> Iterator[str]:
         if path == ("quant", "layer_bits"):
             yield from (flags[path], ",".join(f"{layer}={bits}" for layer, bits in value.items()))
         elif path in flags:
-            yield from (flags[path], str(value))
+            yield from (flags[path], *([] if value is True else [str(value)]))  # a switch takes no value
         else:  # numbers and lists in JSON are valid TOML
             yield from ("--set", f"{'.'.join(path)}={value if isinstance(value, str) else json.dumps(value)}")
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import ExperimentConfig, model_label, parse_config
+from qattrain.config import ExperimentConfig, model_label, parse_config, short_name
 from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason, system_errors
 from qattrain.files import write_atomically
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
+ADDED_DATA = {"image_size": None, "color": False, "flip": False, "digest": None}  # settings, with their defaults
 CELLS_FOLDER, COMPARISON_FILE = "cells", "compare.json"  # of a sweep, of a comparison; both lie beside the runs
 
 
@@ -28,7 +29,8 @@ def default_name(config: ExperimentConfig) -> str:
     """
     quant = config.quant
     how = {"float": "float", "qat": quant.quantizer, "ptq": f"{quant.quantizer}-ptq"}[config.method]
-    return f"{model_label(config.model)}-w{quant.bits}a{quant.act_bits}-{how}-{config.data.dataset}-s{config.seed}"
+    model, dataset = model_label(config.model), short_name(config.data.dataset)
+    return f"{model}-w{quant.bits}a{quant.act_bits}-{how}-{dataset}-s{config.seed}"
 
 
 def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
@@ -131,8 +133,12 @@ def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A settled configuration without name and threads, which do not change what is trained."""
-    return config | {"name": None, "train": config["train"] | {"threads": None}}
+    """A settled configuration without name and threads, which do not change what is trained.
+
+    Settings that older versions did not have are left out at their defaults, so that their runs count as the same.
+    """
+    data = {key: value for key, value in config["data"].items() if (key, value) not in ADDED_DATA.items()}
+    return config | {"name": None, "train": config["train"] | {"threads": None}, "data": data}
 
 
 @dataclass(frozen=True)

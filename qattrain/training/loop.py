@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qattrain.config import TrainConfig
-from qattrain.data.augment import AUGMENTATIONS
+from qattrain.data.augment import AUGMENTATIONS, augmentation
 from qattrain.data.dataset import ImageSet, augmentation_seed, batch_slices, epoch_order
 from qattrain.errors import TrainingError, pick
 from qattrain.layers.quantized import set_compute_dtype
@@ -64,13 +64,14 @@ class Trainer:
         augment: str,
         seed: int,
         teacher: Teacher | None = None,
+        flip: bool = False,
     ) -> None:
         check_names(config, augment)
         assert config.lr != "auto", config
         assert config.batch_size != "auto", config
         assert config.weight_decay != "auto", config
         self.model, self.data, self.config, self.seed, self.teacher = model, data, config, seed, teacher
-        self.augment, self.schedule = AUGMENTATIONS[augment], SCHEDULES[config.schedule]
+        self.augment, self.schedule = augmentation(augment, flip), SCHEDULES[config.schedule]
         self.slices = batch_slices(len(data.labels), config.batch_size)
         self.optimizer = OPTIMIZERS[config.optimizer].build(
             parameter_groups(model, config.weight_decay, config.scale_lr), config.lr, config

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qattrain.config import ExperimentConfig, PtqConfig, QuantConfig, is_float
-from qattrain.data import Dataset, load_dataset
+from qattrain.data import Dataset, check_identity, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
@@ -115,7 +115,7 @@ def quantize_after_training(
     """
     source = load_checkpoint(path)
     config = settle_ptq(source.config, len(source.history), str(path), quant, ptq, name)
-    return quantize(source, path, config, load_dataset(config.data.dataset, data_dir), runs_dir)
+    return quantize(source, path, config, load_dataset(config.data.spec, data_dir), runs_dir)
 
 
 def quantize(
@@ -123,6 +123,7 @@ def quantize(
 ) -> tuple[RunResult, float]:
     """As `quantize_after_training`; source: read from `path`, config: what `settle_ptq` returned for it."""
     assert config.ptq is not None, config
+    check_identity(dataset, str(path), source.class_names, source.input_shape, config.data.digest)
     prepare_torch(config)
     model = build_model(config.model, config.quant, len(source.class_names), source.input_shape)
     copy_weights(source.model, model, str(path))

@@ -19,7 +19,16 @@ from torch import nn
 
 from qattrain.config import ExperimentConfig
 from qattrain.config.sources import lookup
-from qattrain.data import AUTO_NAME, Dataset, ImageSet, choose_dataset, load_dataset, split_validation
+from qattrain.data import (
+    AUTO_NAME,
+    Dataset,
+    ImageSet,
+    check_identity,
+    choose_dataset,
+    load_dataset,
+    settle_data,
+    split_validation,
+)
 from qattrain.errors import CheckpointError, ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
@@ -59,7 +68,7 @@ class RunResult:
         return {
             "run_dir": str(self.run_dir),
             "checkpoint": str(self.run_dir / runs.LAST_FILE),
-            "dataset": config.data.dataset,
+            "dataset": config.data.spec,
             "model": config.model.name,
             "bits": config.quant.bits,
             "act_bits": config.quant.act_bits,
@@ -95,7 +104,9 @@ class Session:
         self.test = dataset.test.head(config.data.limit_test).to(device)
         self.model = model.to(device)
         self.predict = torch_predictor(self.model)
-        self.trainer = Trainer(self.model, train.to(device), config.train, config.data.augment, config.seed, teacher)
+        self.trainer = Trainer(
+            self.model, train.to(device), config.train, config.data.augment, config.seed, teacher, config.data.flip
+        )
         self.config, self.notice, self.dataset = config, notice, dataset
         self.history: list[dict[str, Any]] = []
 
@@ -186,7 +197,8 @@ def resolve(
     name, notice = config.data.dataset, None
     if name == AUTO_NAME:
         name, notice = choose_dataset(data_dir)
-    dataset = load(name, data_dir)
+    asked = config.data.model_copy(update={"dataset": name})
+    dataset = load(asked.spec, data_dir)
     images = len(dataset.train.head(config.data.limit_train).labels) - config.data.val_split
     config.model.chain.place(dataset.shape, dataset.classes)  # refuse early what does not fit
     train = settle_training(config.train, plan, images).model_copy(
@@ -197,7 +209,7 @@ def resolve(
             "compile": pick_compile(config.train.compile, device, images * config.train.epochs),
         }
     )
-    data = config.data.model_copy(update={"dataset": name})
+    data = settle_data(asked, dataset)
     return config.model_copy(update={"train": train, "quant": quant, "data": data}), dataset, notice
 
 
@@ -284,7 +296,8 @@ def continue_run(
     device = pick_device(config.train.device)
     pick_precision(config.train.precision, device)
     pick_compile(config.train.compile, device, 0)
-    dataset = load(config.data.dataset, data_dir)
+    dataset = load(config.data.spec, data_dir)
+    check_identity(dataset, str(path), checkpoint.class_names, checkpoint.input_shape, config.data.digest)
     prepare_torch(config)
     teacher = _teacher(config, dataset, path.parent.parent)
     session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)), teacher)

@@ -13,10 +13,10 @@ from qattrain.benchmark.inference import (
     classify,
     float_onnx,
     one_thread_session,
-    plain_net,
     static_int8_onnx,
 )
 from qattrain.benchmark.rounds import Workload, synthetic_images
+from qattrain.benchmark.training import plain_net
 from qattrain.files import compiler as compiling
 
 DATA = synthetic_images(64)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from qattrain.data import load_dataset
+from qattrain.evaluation import checkpoints, networks
 from qattrain.training import run as experiment
 
 
@@ -84,6 +85,78 @@ def test_an_image_comes_from_a_pipe(trained: Path, pictures: list[tuple[Path, in
     done = subprocess.run(command, input=data, capture_output=True, timeout=120, check=True)
     (image,) = json.loads(done.stdout)["images"]
     assert image["path"] == "-"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 colour pictures each of dark and of bright discs, in class folders."""
+    folder = tmp_path_factory.mktemp("shapes") / "discs"
+    for label, (name, paper, ink) in enumerate((("bright", (0, 0, 90), "yellow"), ("dark", (250, 240, 200), "navy"))):
+        (folder / name).mkdir(parents=True)
+        for index in range(20):
+            image = Image.new("RGB", (40 + index, 30 + label), paper)
+            ImageDraw.Draw(image).ellipse((8, 5, 25 + index, 25), fill=ink)
+            image.save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def classifier(shapes: Path, tiny: Any) -> Path:
+    settings = {"data.dataset": f"folder:{shapes}", "data.image_size": "28x28", "data.limit_train": None}
+    run_dir: Path = tiny(settings | {"train.epochs": 20}).run_dir
+    return run_dir
+
+
+def test_a_picture_is_prepared_as_the_folder_was(
+    classifier: Path, shapes: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen, original = [], checkpoints.rank_classes
+    monkeypatch.setattr(
+        checkpoints, "rank_classes", lambda n, images, top: (seen.append(images), original(n, images, top))[1]
+    )
+    assert main("export", classifier, "--to", "packed", "--out", tmp_path / "out").rc == 0
+    paths = sorted(shapes.rglob("*.png"))
+    outputs = []
+    for network in (classifier, tmp_path / "out" / "model.safetensors"):
+        done = main("predict", network, *paths, "--json")
+        assert done.rc == 0, done
+        outputs.append(json.loads(done.stdout)["images"])
+    assert outputs[0] == outputs[1]
+    assert sum(image["digit"] == path.parent.name for image, path in zip(outputs[0], paths, strict=True)) >= 34
+    dataset = load_dataset(f"folder:{shapes}@28x28", tmp_path)
+    trained_on = {bytes(image.numpy()) for part in (dataset.train, dataset.test) for image in part.images}
+    assert {image.tobytes() for image in seen[0]} == trained_on
+
+
+def test_pictures_get_the_shape_and_colours_that_the_network_takes(
+    classifier: Path, shapes: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def rank(_: object, images: Any, top: int) -> list[list[tuple[str, float]]]:  # noqa: ARG001
+        asked.append(images.shape)
+        return [[("dark", 0.75), ("bright", 0.25)]]
+
+    monkeypatch.setattr(checkpoints, "rank_classes", rank)
+    monkeypatch.setattr(networks.Trained, "input_shape", (3, 33, 90))
+    done = main("predict", classifier, shapes / "dark" / "3.png")
+    assert done.rc == 0, done
+    assert asked == [(1, 3, 33, 90)]
+    printed, answer = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
+    assert {len(line) for line in printed} == {45}  # every other pixel: 90 columns would not fit
+    assert len(printed) == 9  # 33 rows, every other, two to a line, and half an empty one
+    assert answer.endswith("3.png: dark   (dark 75.00 %, bright 25.00 %)")
+
+
+def test_any_picture_format_is_read_for_such_a_network(
+    classifier: Path, tmp_path: Path, main: Callable[..., Any]
+) -> None:
+    Image.new("L", (9, 9), 200).save(tmp_path / "a.webp")
+    assert main("predict", classifier, tmp_path / "a.webp", "--json").rc == 0
+    (tmp_path / "text").write_text("hello")
+    done = main("predict", classifier, tmp_path / "text")
+    assert done.rc == 1
+    assert "text is no PNG, JPEG, BMP, GIF, TIFF or WebP image" in done.error
 
 
 def test_what_cannot_be_predicted_is_one_clear_line(

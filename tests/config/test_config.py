@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qattrain.config import ExperimentConfig, ModelConfig, parse_config
+from qattrain.config import DataConfig, ExperimentConfig, ModelConfig, parse_config, parse_spec, short_name
 from qattrain.config.sources import (
     assigned_settings,
     build_config,
@@ -92,6 +93,12 @@ WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"train": {"threads": 0}}, ("train.threads = 0", "1")),
     ({"data": {"val_split": -1}}, ("data.val_split = -1", "0")),
     ({"data": {"limit_test": 0}}, ("data.limit_test = 0", "1")),
+    ({"data": {"image_size": "28"}}, ("data.image_size", '"28"', "HEIGHTxWIDTH", "28x28")),
+    ({"data": {"image_size": "3x28"}}, ("data.image_size", '"3x28"', "4 to 256")),
+    ({"data": {"image_size": "28x257"}}, ("data.image_size", '"28x257"', "4 to 256")),
+    ({"data": {"image_size": "028x28"}}, ("data.image_size", '"028x28"', "28x28")),
+    ({"data": {"image_size": [28, 28]}}, ("data.image_size", "[28, 28]", "string")),
+    ({"data": {"color": 1}}, ("data.color = 1", "boolean")),
     ({"model": {"ops": "mine"}}, ("model.ops", '"mine"', "'explicit'")),
     ({"model": {"widths": [1, 2]}}, ("model.widths",)),
     ({"model": {"widths": [1, 2, 0]}}, ("model.widths", "[1, 2, 0]", "at least 1")),
@@ -168,6 +175,48 @@ def test_a_config_survives_json(seed: int, bits: object, widths: object, lr: obj
     values = {"seed": seed, "quant": {"bits": bits, "layer_bits": {"fc2": 8}}, "model": {"widths": widths}, "ptq": ptq}
     config = parse_config(values | {"train": {"lr": lr}}, "test")
     assert parse_config(json.loads(json.dumps(config.model_dump(mode="json"))), "test") == config
+
+
+@pytest.mark.parametrize(
+    ("data", "spec", "parts", "short"),
+    [
+        ({"dataset": "mnist"}, "mnist", (None, "mnist", None, False), "mnist"),
+        ({"dataset": "folder:a/pets"}, "folder:a/pets", ("folder", "a/pets", None, False), "pets"),
+        (
+            {"dataset": "folder:pets", "image_size": "32x16"},
+            "folder:pets@32x16",
+            ("folder", "pets", (32, 16), False),
+            "pets",
+        ),
+        ({"dataset": "folder:pets", "color": True}, "folder:pets@color", ("folder", "pets", None, True), "pets"),
+        (
+            {"dataset": "folder:/x/my p\u00e9ts/", "image_size": "8x8", "color": True},
+            "folder:/x/my p\u00e9ts/@8x8,color",
+            ("folder", "/x/my p\u00e9ts/", (8, 8), True),
+            "my-p-ts",
+        ),
+        ({"dataset": "npz:~/a.npz"}, "npz:~/a.npz", ("npz", "~/a.npz", None, False), "a"),
+        ({"dataset": "folder:a@b"}, "folder:a@b", ("folder", "a@b", None, False), "a-b"),
+        ({"dataset": "folder:a@8x8/"}, "folder:a@8x8/", ("folder", "a@8x8/", None, False), "a-8x8"),
+        ({"dataset": "folder:.."}, "folder:..", ("folder", "..", None, False), "folder"),
+        ({"dataset": f"folder:{'x' * 99}"}, f"folder:{'x' * 99}", ("folder", "x" * 99, None, False), "x" * 40),
+    ],
+)
+def test_a_dataset_is_one_string_that_can_be_taken_apart(
+    data: dict[str, Any], spec: str, parts: tuple[Any, ...], short: str
+) -> None:
+    config = DataConfig.model_validate(data)
+    assert (config.spec, tuple(parse_spec(spec))) == (spec, parts)
+    assert parse_spec(spec).dataset == data["dataset"]
+    assert short_name(data["dataset"]) == short_name(spec) == short
+
+
+@given(text=st.text(max_size=30))
+def test_any_text_is_a_specification_and_has_a_short_name(text: str) -> None:
+    parts = parse_spec(text)
+    assert text.startswith(parts.dataset)
+    if parts.kind is not None:
+        assert re.fullmatch(r"[\w.-]{1,40}", short_name(text), re.ASCII)
 
 
 def test_a_config_cannot_be_changed() -> None:

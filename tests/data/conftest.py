@@ -1,7 +1,9 @@
-"""Small IDX files in torchvision's layout, mirrors on 127.0.0.1, and the real MNIST if it is available. No network."""
+"""Small files in torchvision's layouts, mirrors on 127.0.0.1, and the real MNIST if it is available. No network."""
 
+import hashlib
 import http.server
 import os
+import pickle
 import socket
 import struct
 import threading
@@ -72,6 +74,34 @@ def write_set(idx_bytes: Callable[["np.ndarray[Any, Any]"], bytes]) -> Callable[
 
 
 @pytest.fixture
+def write_cifar10(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], FakeSet]:
+    """Writes a small CIFAR-10 under a data folder, and makes its MD5s the ones that torchvision knows."""
+
+    def write(data_dir: Path) -> FakeSet:
+        raw = data_dir / "cifar-10-batches-py"
+        raw.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(5)
+        fake, known = FakeSet(raw, {}, {}, {}), {}
+        for part, count in COUNTS.items():
+            fake.images[part] = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
+            fake.labels[part] = np.arange(count) % 10
+            names = [f"data_batch_{n}" for n in range(1, 6)] if part == "train" else ["test_batch"]
+            batches = np.split(fake.images[part], len(names)), np.split(fake.labels[part], len(names))
+            known[part] = []
+            for name, images, labels in zip(names, *batches, strict=True):
+                content = {"batch_label": name, "labels": labels.tolist(), "data": images.reshape(len(images), -1)}
+                (raw / name).write_bytes(pickle.dumps(content, 2))
+                known[part].append([name, hashlib.md5((raw / name).read_bytes(), usedforsecurity=False).hexdigest()])
+                fake.files[f"{part}-images" if len(known[part]) == 1 else name] = raw / name
+        reader = import_torchvision_datasets().CIFAR10
+        monkeypatch.setattr(reader, "train_list", known["train"])
+        monkeypatch.setattr(reader, "test_list", known["test"])
+        return fake
+
+    return write
+
+
+@pytest.fixture
 def raises_data_error() -> Callable[..., AbstractContextManager[None]]:
     """Expects a DataError of one line that mentions every given text."""
 
@@ -95,6 +125,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MNIST", "FashionMNIST", "KMNIST"):
         monkeypatch.setattr(getattr(datasets, name), "mirrors", ["http://127.0.0.1:1/"])
     monkeypatch.setattr(datasets.EMNIST, "url", "http://127.0.0.1:1/gzip.zip")
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:1/cifar-10-python.tar.gz")
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qattrain.data.augment import AUGMENTATIONS, SHIFT_PX, affine, none, shift
+from qattrain.data.augment import AUGMENTATIONS, SHIFT_PX, affine, augmentation, elastic, flip, none, shift
 
 names = pytest.mark.parametrize("name", AUGMENTATIONS)
 
@@ -42,6 +43,33 @@ def test_shape_dtype_and_input_are_kept(name: str, count: int) -> None:
     result = AUGMENTATIONS[name](images, seeded(0))
     assert (result.shape, result.dtype, result.is_contiguous()) == (images.shape, torch.uint8, True)
     assert torch.equal(images, before)
+
+
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 9, 24), (2, 40, 17), (1, 4, 4), (4, 1, 1)]  # (C, H, W)
+
+
+def coloured(count: int, shape: tuple[int, int, int]) -> Tensor:
+    return torch.randint(0, 256, (count, *shape), generator=seeded(9), dtype=torch.uint8)
+
+
+@names
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_any_shape_is_kept_and_channels_move_alike(name: str, shape: tuple[int, int, int]) -> None:
+    images = coloured(20, shape)
+    before = images.clone()
+    result = AUGMENTATIONS[name](images, seeded(0))
+    assert (result.shape, result.dtype, result.is_contiguous()) == (images.shape, torch.uint8, True)
+    assert torch.equal(images, before)
+    for channel in range(shape[0]):
+        alone = AUGMENTATIONS[name](images[:, channel : channel + 1].contiguous(), seeded(0))
+        assert torch.equal(alone, result[:, channel : channel + 1])
+
+
+def test_what_a_seed_does_to_mnists_images_never_changes() -> None:
+    result = shift(noise(64), seeded(5))
+    assert (
+        hashlib.sha256(result.numpy().tobytes()).hexdigest().startswith("2c046bb6c5e89fc9")
+    )  # whole pixels: any CPU's
 
 
 @names
@@ -95,6 +123,71 @@ def test_shift_never_wraps_content_round_the_border() -> None:
     images = torch.zeros((200, 1, 28, 28), dtype=torch.uint8)
     images[:, :, :, 0] = 255  # the left column: it may vanish or move right, but not appear on the right
     assert not shift(images, seeded(0))[:, :, :, SHIFT_PX + 1 :].any()
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 24), (2, 40, 17), (1, 4, 4)], ids=str)
+def test_shift_is_exact_for_any_shape(shape: tuple[int, int, int]) -> None:
+    images = coloured(300, shape)
+    _, height, width = shape
+    moves = set()
+    for before, after in zip(images, shift(images, seeded(3)), strict=True):
+        padded = F.pad(before, (SHIFT_PX,) * 4)
+        fits = [
+            (y, x) for y in range(5) for x in range(5) if torch.equal(padded[:, y : y + height, x : x + width], after)
+        ]
+        assert fits
+        moves.add(fits[0])
+    assert len(moves) == 25
+
+
+def test_affine_turns_without_shearing_where_width_and_height_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.tensor([1.0, 0, 0, 0, 0])  # 10 degrees, nothing else
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: ((draws + 1) / 2)[:, None].expand(shape).clone())
+    image = torch.zeros((1, 1, 40, 80), dtype=torch.uint8)
+    image[..., 19:21, 10:70] = 255  # a horizontal line
+    turned = affine(image, seeded(0))[0, 0].double()
+    rows = (turned * torch.arange(40)[:, None]).sum(0)[15:65] / turned.sum(0)[15:65]
+    slope = (rows[-1] - rows[0]) / (len(rows) - 1)
+    assert abs(slope - math.tan(math.radians(10))) < 0.01
+
+
+def test_affine_moves_by_pixels_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.tensor([0, 0, 0, 0.5, -1.0])  # 1 px right, 2 px up
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: ((draws + 1) / 2)[:, None].expand(shape).clone())
+    images = coloured(2, (3, 16, 64))
+    assert torch.equal(affine(images, seeded(0))[:, :, :-2, 1:], images[:, :, 2:, :-1])
+
+
+def test_elastic_displaces_by_pixels_whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, 0.5))
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.full(shape, 2.0))  # times 0.5 px
+    images = coloured(2, (3, 16, 64))
+    assert torch.equal(elastic(images, seeded(0))[:, :, :-1, :-1], images[:, :, 1:, 1:])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_flip_mirrors_about_half_of_the_images(shape: tuple[int, int, int]) -> None:
+    images = coloured(400, shape)
+    images[..., 0] = 1 + images[..., 0] // 2  # no image is its own mirror image
+    images[..., -1] = 255
+    before = images.clone()
+    result = flip(images, seeded(2))
+    assert (result.dtype, result.is_contiguous()) == (torch.uint8, True)
+    assert torch.equal(images, before)
+    same, mirrored = ((result == other).flatten(1).all(1) for other in (images, images.flip(3)))
+    assert (same | mirrored).all()
+    if shape[2] > 1:
+        assert 160 < mirrored.sum() < 240
+
+
+@names
+def test_flips_come_first_and_draw_nothing_when_they_are_off(name: str) -> None:
+    images = coloured(20, (3, 12, 10))
+    assert augmentation(name, flipped=False) is AUGMENTATIONS[name]
+    generator = seeded(4)
+    expected = AUGMENTATIONS[name](flip(images, generator), generator)
+    assert torch.equal(augmentation(name, flipped=True)(images, seeded(4)), expected)
+    assert not torch.equal(expected, AUGMENTATIONS[name](images, seeded(4)))
 
 
 def test_affine_keeps_a_centred_blob_near_the_centre_and_of_its_size() -> None:

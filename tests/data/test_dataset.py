@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qattrain.data import Dataset, ImageSet
+from qattrain.config import DataConfig
+from qattrain.data import Dataset, ImageSet, check_identity, settle_data
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.runs.folder import LAST_FILE
 
@@ -34,6 +35,47 @@ def test_to_moves_images_and_labels_and_keeps_their_types() -> None:
 
 def test_classes_counts_the_names() -> None:
     assert Dataset("few", ("a", "b", "c"), lambda: small_set(1), lambda: small_set(1)).classes == 3
+
+
+def checked(**recorded: Any) -> None:
+    """Checks a dataset of two classes, 1x28x28, digest abc..., against what a run recorded of it, with changes."""
+    digest = "abc" * 16
+    dataset = Dataset("folder:pets", ("cat", "dog"), lambda: small_set(1), lambda: small_set(1), digest=digest)
+    values = {"class_names": ("cat", "dog"), "shape": (1, 28, 28), "digest": digest} | recorded
+    check_identity(dataset, "runs/a/last.pt", **values)
+
+
+def test_the_data_of_a_run_are_accepted() -> None:
+    checked()
+    checked(digest=None)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "texts"),
+    [
+        ({"class_names": ("cat", "dog", "cow")}, ("was trained for 3 classes", "folder:pets has 2")),
+        ({"class_names": ("cat", "cow")}, ("class 1 'cow'", "it is 'dog'")),
+        ({"shape": (3, 28, 32)}, ("images of 3x28x32", "has 1x28x28")),
+        ({"digest": "def" * 16}, ("folder:pets has changed", "abcabcabcabc", "was defdefdefdef")),
+    ],
+    ids=["count", "names", "shape", "digest"],
+)
+def test_other_data_are_refused_by_name(
+    recorded: dict[str, Any], texts: tuple[str, ...], raises_data_error: Any
+) -> None:
+    with raises_data_error("runs/a/last.pt", "folder:pets", "use the images it was trained on", *texts):
+        checked(**recorded)
+
+
+def test_the_identity_is_recorded_and_another_one_refused(raises_data_error: Any) -> None:
+    dataset = Dataset("npz:a", ("x", "y"), lambda: small_set(1), lambda: small_set(1), (3, 8, 9), "abc")
+    data = DataConfig(dataset="npz:a", augment="none")
+    settled = settle_data(data, dataset)
+    assert settled == DataConfig(dataset="npz:a", augment="none", image_size="8x9", color=True, digest="abc")
+    assert settled.spec == "npz:a@8x9,color"
+    assert settle_data(settled, dataset) == settled
+    with raises_data_error("npz:a", "data.digest = def", "leave data.digest out"):
+        settle_data(settled.model_copy(update={"digest": "def"}), dataset)
 
 
 def test_parts_are_read_once_and_only_when_used() -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from qattrain.data import load_dataset
 from qattrain.data.dataset import BOX_SIDE
-from qattrain.data.pictures import MAX_PIXELS, normalized, read_image
+from qattrain.data.pictures import FORMATS, MAX_PIXELS, normalized, read_image, read_picture
 from qattrain.errors import DataError
 from qattrain.report.drawing import picture
 
@@ -152,6 +152,83 @@ def test_a_damaged_image_is_read_or_refused_but_never_fails(position: int, byte:
     data[position % len(data)] = byte
     with contextlib.suppress(DataError):
         assert read_image(bytes(data), "x").shape == (1, 28, 28)
+
+
+def gradient(width: int = 40, height: int = 20) -> NDArray[np.uint8]:
+    """(H, W): dark on the left, bright on the right."""
+    return np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("color", [False, True])
+def test_a_picture_is_read_as_it_is(kind: str, color: bool) -> None:
+    pixels = np.stack([gradient(), gradient()[:, ::-1], 0 * gradient()], 2)
+    data = encoded(Image.fromarray(pixels if color else gradient()), kind)
+    found = read_picture(data, "x", None, color)
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((3 if color else 1, 20, 40), np.uint8, True)
+    expected = pixels.transpose(2, 0, 1) if color else gradient()[None]
+    lossy = kind in ("JPEG", "WebP") or (kind == "GIF" and color)
+    assert np.abs(found.astype(int) - expected).mean() <= (12 if lossy else 0)
+
+
+def test_resizing_stretches_the_whole_picture() -> None:
+    found = read_picture(encoded(Image.fromarray(gradient())), "x", (10, 10), color=False)
+    assert found.shape == (1, 10, 10)
+    exact = gradient().reshape(10, 2, 10, 4).mean((1, 3))
+    assert np.abs(found[0] - exact).max() <= 4  # the filter also looks at neighbours
+    assert read_picture(encoded(Image.fromarray(gradient())), "x", (33, 7), color=True).shape == (3, 33, 7)
+
+
+def test_grey_colours_transparency_and_16_bits() -> None:
+    def first(image: Image.Image, color: bool) -> list[int]:
+        return read_picture(encoded(image), "x", None, color)[:, 0, 0].tolist()
+
+    assert first(Image.new("RGB", (9, 9), (255, 0, 0)), color=False) == [76]
+    assert first(Image.new("RGB", (9, 9), (255, 1, 2)), color=True) == [255, 1, 2]
+    assert first(Image.new("L", (9, 9), 7), color=True) == [7, 7, 7]
+    assert first(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), color=True) == [255, 255, 255]
+    assert first(Image.new("LA", (9, 9), (0, 128)), color=False) == [127]
+    assert first(Image.new("1", (9, 9), 1), color=False) == [255]
+    for value, code in ((0, 0), (65535, 255), (257 * 100, 100), (257 * 100 + 129, 101), (257 * 100 + 128, 100)):
+        assert first(Image.fromarray(np.full((9, 9), value, np.uint16)), color=False) == [code]
+
+
+def test_a_turned_photograph_and_an_animation() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.fromarray(gradient()).rotate(90, expand=True), "JPEG", exif=exif, quality=95)
+    found = read_picture(turned, "x", None, color=False)
+    assert np.abs(found[0].astype(int) - gradient()).max() < 12
+    frames = [Image.new("L", (9, 9), grey) for grey in (50, 200)]
+    animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert read_picture(animation, "x", None, color=False).tolist() == np.full((1, 9, 9), 50).tolist()
+
+
+def test_what_is_no_picture_is_refused() -> None:
+    whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)))
+    wrong: list[tuple[bytes, str]] = [
+        (b"", "is empty; give a PNG, JPEG, BMP, GIF, TIFF or WebP file"),
+        (b"hello, world", "is no PNG, JPEG, BMP, GIF, TIFF or WebP image"),
+        (encoded(Image.new("L", (9, 9)), "PPM"), "is no PNG"),
+        (whole[: len(whole) // 2], "is a damaged image"),
+        (encoded(Image.new("L", (10_000, 10_000))), f"10000 x 10000 pixels; allowed: {MAX_PIXELS:,}"),
+        (encoded(Image.new("F", (9, 9), 0.5), "TIFF"), "floating-point pixels"),
+        (encoded(Image.new("I", (9, 9), 70_000), "TIFF"), "grey values outside 0 to 65535"),
+    ]
+    for data, text in wrong:
+        with pytest.raises(DataError) as caught:
+            read_picture(data, "photo", (8, 8), color=False)
+        assert len(str(caught.value).splitlines()) == 1
+        assert f"photo {text}".split(" ")[0] in str(caught.value)
+        assert text in str(caught.value)
+
+
+@given(position=st.integers(0, 10**6), byte=st.integers(0, 255), kind=st.sampled_from(FORMATS))
+def test_a_damaged_picture_of_any_kind_is_read_or_refused(position: int, byte: int, kind: str) -> None:
+    data = bytearray(encoded(seven((40, 40)), kind))
+    data[position % len(data)] = byte
+    with contextlib.suppress(DataError):
+        assert read_picture(bytes(data), "x", (8, 9), color=True).shape == (3, 8, 9)
 
 
 def test_the_picture_in_text_has_14_lines_of_28_shades() -> None:

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> SweepFolder:
     return found
 
 
-OTHER_VALUES = ("x", 7, 0.25, True, False, "explicit", "fp32", "on", {"fc1": 8}, [4, 8, 16])
+OTHER_VALUES = ("x", "lenet", "32x32", 7, 0.25, True, False, "explicit", "fp32", "on", {"fc1": 8}, [4, 8, 16])
 
 
 def with_another(config: dict[str, Any], section: str, key: str) -> dict[str, Any]:
@@ -66,6 +66,13 @@ def test_a_cell_is_named_by_all_of_its_configuration_but_name_and_threads(config
     assert cell_name(config | {"seed": 1}) not in names
     ptq = cell_name(config | {"ptq": {"calibration": "mse", "images": 3, "source_epochs": 2}})
     assert ptq.startswith("lenet-nano-w4a2-lsq-ptq-digits-s0-")
+
+
+def test_settings_that_are_new_do_not_rename_the_cells_of_older_versions(config: dict[str, Any]) -> None:
+    assert cell_name(config) == "lenet-nano-w4a2-lsq-digits-s0-ea08075ab3"  # written by the version before chains
+    old = {key: value for key, value in config["data"].items() if key not in runs.ADDED_DATA}
+    assert cell_name(config | {"data": old}) == cell_name(config)
+    assert runs.comparable(config | {"data": old}) == runs.comparable(config)
 
 
 def test_a_claim_excludes_others_and_falls_with_its_process(folder: SweepFolder) -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LENET = ("w8a8", "w4a4", "w3a3", "w2a2", "w1a2", "w1a1")
+OTHERS = ("ds-cnn",)  # chains that are no LeNets
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
 SUMMARY = (*LENET, "kb11", "kb03")  # of the README
 # BitNetMCU's published figures for its convolutional networks: weight bytes, accuracy on the MNIST test images.
@@ -63,14 +64,20 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     for recipe in FRONT:
         (row,) = results[recipe]["rows"]
         theirs = next(accuracy for size, accuracy in BITNETMCU if row["weight_bytes"] <= size)  # smallest as large
-        front.append([recipe, _network(row), *_figures(row), str(row["epochs"]), percent(theirs)])
+        front.append([recipe, _network(row), *_figures(row), str(row["epochs"]), macs("lenet", row), percent(theirs)])
+    chains = [
+        [recipe, *_figures(row), str(row["epochs"]), macs(recipe, row)]
+        for recipe in OTHERS
+        for row in results[recipe]["rows"]
+    ]
     figures = ["mean", "deviation", "seeds 0, 1, 2", "weights, bytes", "others, bytes", "epochs"]
     ablation, trials = (results[recipe]["rows"] for recipe in ("ablation", LEFT_OUT))
     return {
         "ablation": _tried(ABLATION, ablation),
         LEFT_OUT: _tried(ABLATION[:1] + TRIALS, ablation[:1] + trials),
         "lenet": markdown(["recipe", *figures], lenet),
-        "front": markdown(["recipe", "network", *figures, "BitNetMCU"], front),
+        "front": markdown(["recipe", "network", *figures, "multiply-accumulates", "BitNetMCU"], front),
+        "chains": markdown(["recipe", *figures, "multiply-accumulates"], chains),
         "summary": _summary({recipe: results[recipe]["rows"][0] for recipe in SUMMARY}),
         "widths": _widths_table(results["widths"]["rows"]),
         "quantizers": markdown(
@@ -103,6 +110,14 @@ def _summary(rows: dict[str, dict[str, Any]]) -> str:
             ["weights, bytes", *(f"{row['weight_bytes']:,}" for row in rows.values())],
         ],
     )
+
+
+def macs(model: str, row: dict[str, Any]) -> str:
+    """Multiply-accumulates for one image of MNIST, of a preset with the row's widths."""
+    from qattrain.config import ModelConfig
+
+    placed = ModelConfig(name=model, widths=tuple(row["widths"])).chain.place((1, 28, 28), 10)
+    return f"{sum(layer.macs for layer in placed):,}"
 
 
 def _network(row: dict[str, Any]) -> str:

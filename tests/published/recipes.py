@@ -105,11 +105,11 @@ def collect(name: str) -> dict[str, Any]:
 
 
 def shape(config: dict[str, Any]) -> dict[str, Any]:
-    """Channels of conv1 and conv2, features of fc1, and the bits of layers that differ from the rest."""
-    from qattrain.layers.network import PRESETS
+    """The widths of its layers, and the bits of layers that differ from the rest."""
+    from qattrain.config import ModelConfig
 
-    widths = config["model"]["widths"] or PRESETS[config["model"]["name"]]
-    return {"widths": list(widths), "layer_bits": config["quant"]["layer_bits"]}
+    chain = ModelConfig.model_validate(config["model"]).chain
+    return {"widths": list(chain.widths), "layer_bits": config["quant"]["layer_bits"]}
 
 
 def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any]:

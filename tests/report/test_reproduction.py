@@ -20,7 +20,13 @@ CHANGES: list[dict[str, Any]] = [
     {"quant.quantizer": "pow2", "quant.bits": 5, "quant.act_bits": 3, "quant.n": 4, "quant.surrogate": "tanh"},
     {"quant.layer_bits": {"conv1": 8, "act2": 32}, "model.widths": (4, 6, 8), "model.ops": "explicit"},
     {"train.lr": 0.0125, "train.optimizer": "adamw", "train.schedule": "cosine", "train.grad_clip": 1.5, "seed": 2**40},
-    {"data.val_split": 20, "data.limit_test": 50, "data.augment": "affine", "train.label_smoothing": 0.1},
+    {
+        "data.val_split": 20,
+        "data.limit_test": 50,
+        "data.augment": "affine",
+        "data.flip": True,
+        "train.label_smoothing": 0.1,
+    },
     {"distill.teacher": "runs/wide", "distill.temperature": 4.0, "model.dropout": 0.25, "train.scale_lr": 0.1},
     {"train.init": "a run with 'quotes' and $HOME", "train.batch_size": 16, "name": "mine"},
 ]

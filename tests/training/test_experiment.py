@@ -197,7 +197,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[QattrainError], str]] = {
     "initializer": ({"model.init": "zeros"}, ConfigError, "kaiming"),
     "quantizer": ({"quant.quantizer": "xnor"}, ConfigError, "lsq"),
     "surrogate": ({"quant.surrogate": "sigmoid"}, ConfigError, "clipped"),
-    "dataset": ({"data.dataset": "cifar10"}, ConfigError, "digits"),
+    "dataset": ({"data.dataset": "cifar11"}, ConfigError, "digits"),
     "augmentation": ({"data.augment": "flip"}, ConfigError, "shift"),
     "optimizer": ({"train.optimizer": "lion"}, ConfigError, "sgd"),
     "schedule": ({"train.schedule": "step"}, ConfigError, "cosine"),

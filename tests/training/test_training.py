@@ -207,6 +207,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw-shift-pow2": {"train.optimizer": "adamw", "quant.quantizer": "pow2"},
     "sgd-affine-binary": {"data.augment": "affine", "quant.quantizer": "binary"},
     "sgd-none-float": {"data.augment": "none", "quant.bits": 32},
+    "sgd-shift-batchnorm": {"model.name": "conv 8 3x3 stride 2 bn, dw 3x3 bn, conv 8 1x1 bn, avgpool, fc 9 bn, fc"},
     "adamw-elastic-dropout": {"train.optimizer": "adamw", "data.augment": "elastic", "model.dropout": 0.3},
 }
 whole_runs: dict[str, dict[str, Any]] = {}
