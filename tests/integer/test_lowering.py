@@ -14,7 +14,7 @@ from qattrain.errors import ExportError
 from qattrain.evaluation.networks import compare_with_integers, torch_predictor
 from qattrain.integer import INT32_MAX
 from qattrain.integer.lowering import lower
-from qattrain.layers.network import build_model
+from qattrain.layers.network import activation_layers, build_model, weight_layers
 from qattrain.quant import QUANTIZERS, Quantizer
 from qattrain.quant.grid import MIN_SCALE
 from qattrain.quant.quantizers import RangeQuantizer
@@ -34,12 +34,12 @@ def build(name: str = "lenet-nano", classes: int = 10, widths: Any = None, **qua
     torch.manual_seed(0)
     net = build_model(ModelConfig(name=name, widths=widths), QuantConfig(**quant), classes)
     net(IMAGES)  # scales
-    for layer in WEIGHT_LAYERS:
-        nn.init.uniform_(getattr(net, layer).bias, -0.05, 0.1)
-    for layer in ACTIVATION_LAYERS:
-        quantizer = getattr(net, layer).quantizer
-        if isinstance(quantizer, RangeQuantizer):
-            quantizer.high.mul_(0.4)
+    for layer in weight_layers(net).values():
+        if layer.bias is not None:
+            nn.init.uniform_(layer.bias, -0.05, 0.1)
+    for activation in activation_layers(net).values():
+        if isinstance(activation.quantizer, RangeQuantizer):
+            activation.quantizer.high.mul_(0.4)
     return net.eval()
 
 
@@ -47,15 +47,15 @@ def check_equal(net: nn.Sequential, images: Tensor = IMAGES, exact: bool = False
     """Each layer makes of torch's codes what torch makes of them, but for sums that lie one float32 ulp from a half."""
     integers, seen = lower(net), {}
     handles = [
-        getattr(net, name).register_forward_hook(lambda _m, _i, y, name=name: seen.update({name: y.codes}))
-        for name in ACTIVATION_LAYERS
+        module.register_forward_hook(lambda _m, _i, y, name=name: seen.update({name: y.codes}))
+        for name, module in activation_layers(net).items()
     ]
     with torch.no_grad():
         logits = net(images).double().numpy()
     for handle in handles:
         handle.remove()
     x, ulps = images.numpy().astype(np.int64), 0
-    for layer, name in zip(integers.layers, ACTIVATION_LAYERS, strict=False):
+    for layer, name in zip(integers.layers, activation_layers(net), strict=False):
         acc = layer.accumulate(x.reshape(len(x), -1) if layer.kind == "linear" else x)
         assert np.abs(acc).max() <= layer.accumulator_bound <= INT32_MAX
         assert layer.requantization is not None
