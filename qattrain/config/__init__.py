@@ -5,6 +5,7 @@ resuming and comparing never guess again. Names of quantizers, datasets and the 
 that define them are beside the code they name, and names are checked when the experiment is resolved.
 """
 
+import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -67,6 +68,16 @@ class ModelConfig(StrictModel):
     def is_preset(self) -> bool:
         """Whether `name` is a preset's, not a chain."""
         return self.name in PRESETS
+
+
+def model_label(model: ModelConfig) -> str:
+    """A short name: the preset's, or `chain-<8 hex digits>`, from the SHA-256 of the chain's line."""
+    return model.name if model.is_preset else chain_label(model.chain.line)
+
+
+def chain_label(line: str) -> str:
+    """`chain-<8 hex digits>` for a chain's canonical line."""
+    return f"chain-{hashlib.sha256(line.encode()).hexdigest()[:8]}"
 
 
 class QuantConfig(StrictModel):
