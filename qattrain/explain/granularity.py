@@ -20,7 +20,7 @@ from qattrain.report.console import percent
 from qattrain.report.drawing import COLORS
 
 BITS, ACT_BITS = (4, 3, 2), 8  # activations at 8 bits, so that weights alone make the difference
-EPOCHS = 8
+EPOCHS = 6
 QUANTIZER = QuantConfig().quantizer
 NETWORKS: dict[str, ModelConfig] = {"lenet-nano": MODEL, "depthwise": DEEP}
 DEEPEST = "depthwise"
@@ -186,7 +186,7 @@ def _gains(found: dict[str, Any], bits: int) -> dict[tuple[str, str], float]:
 
 
 def _figure(found: dict[str, Any], data: str) -> Figure:
-    figure, grid = panels(f"One weight scale per layer or per channel ({data})", 2, 2, size=(12, 8))
+    figure, grid = panels(f"One weight scale per layer or per channel ({data})", 2, 2, size=(11, 7.4))
     ranges, gains = grid[0]
     for kind, marker, color, label in (
         ("plain", "o", COLORS[0], "as they are"),

@@ -31,7 +31,7 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setattr(latent, "EPOCHS", 3)
         patch.setattr(batchnorm, "EPOCHS", 4)
         patch.setattr(batchnorm, "BITS", (4, 2))
-        patch.setattr(granularity, "EPOCHS", 4)
+        patch.setattr(granularity, "EPOCHS", 3)
         patch.setattr(granularity, "BITS", (4, 3))
 
         @cache
