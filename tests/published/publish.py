@@ -69,7 +69,7 @@ def sizes(runs_dir: Path) -> dict[str, Any]:
         rows.append(
             {
                 "title": title,
-                "float_weight_bytes": 4 * sum(layer.codes.size for layer in integers.layers),
+                "float_weight_bytes": 4 * sum(layer.codes.size for layer in integers.products),
                 "packed_bytes": len(EXPORTERS["packed"].write(integers, network.facts, "")["model.safetensors"]),
                 "onnx_bytes": len(EXPORTERS["onnx"].write(integers, network.facts, "")["model.onnx"]),
                 "c_flash_bytes": footprint.flash_bytes,
