@@ -26,7 +26,10 @@ def inspect(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Show each layer's grid and how well it is used: codes, entropy, clipping, noise and a histogram.
+    """Show each layer's grid, how well it is used and what it costs.
+
+    Its use: codes, entropy, clipping, noise and a histogram. Its cost: bytes of the weights, bytes with biases,
+    multipliers and shifts, and multiply-accumulates for one image.
 
     With --plots, pictures of the weights before and after quantization, the activations and where they are clipped, the
     first-layer filters, the confusion matrix and the worst-classified images. Everything about activations and errors
@@ -70,6 +73,7 @@ def inspect(
             "test_images": found.images,
             "accuracy": found.accuracy,
             "layers": [asdict(report) for report in found.layers],
+            "totals": found.totals,
             "pictures": [str(picture) for picture in written],
             "notes": found.notes,
         }
@@ -86,9 +90,9 @@ def inspect(
 
 
 def _show_layers(console: "Console", found: "Inspection") -> None:
-    """Three narrow tables: a terminal of 80 columns shows each of them whole."""
+    """Four narrow tables: a terminal of 80 columns shows each of them whole."""
     from qattrain.report.drawing import bars
-    from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_USE, layer_table
+    from qattrain.report.tables import COST_NOTE, LAYER_COST, LAYER_GRID, LAYER_SUMS, LAYER_USE, layer_table
 
     histograms = {
         histogram.layer: bars(
@@ -100,4 +104,7 @@ def _show_layers(console: "Console", found: "Inspection") -> None:
     }
     console.table(layer_table(found.layers, LAYER_GRID))
     console.table(layer_table(found.layers, ("layer", *LAYER_USE), histograms))
-    console.table(layer_table([layer for layer in found.layers if layer.kind == "weight"], ("layer", *LAYER_COST)))
+    costly = [layer for layer in found.layers if layer.macs is not None]
+    console.table(layer_table(costly, ("layer", *LAYER_COST), totals=found.totals))
+    console.paragraph(COST_NOTE)
+    console.table(layer_table(costly, ("layer", *LAYER_SUMS)))

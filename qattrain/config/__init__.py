@@ -72,6 +72,16 @@ class ModelConfig(StrictModel):
         return self.name in PRESETS
 
 
+def model_label(model: ModelConfig) -> str:
+    """A short name: the preset's, or `chain-<8 hex digits>`, from the SHA-256 of the chain's line."""
+    return model.name if model.is_preset else chain_label(model.chain.line)
+
+
+def chain_label(line: str) -> str:
+    """`chain-<8 hex digits>` for a chain's canonical line."""
+    return f"chain-{hashlib.sha256(line.encode()).hexdigest()[:8]}"
+
+
 class QuantConfig(StrictModel):
     """Bit widths and the quantizer. None means: the quantizer's default; `n` is pow2's exponent for weights."""
 

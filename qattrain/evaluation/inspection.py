@@ -1,6 +1,7 @@
 """What a network looks like inside: numbers for every layer, the data of every picture. Draws and prints nothing."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qattrain.config import FLOAT_BITS
+from qattrain.config import FLOAT_BITS, bits_by_layer
+from qattrain.config.chain import PlacedLayer
 from qattrain.data import ImageSet
 from qattrain.errors import ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
-from qattrain.evaluation.networks import ENGINES, Network, Packed
+from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained
 from qattrain.integer import AverageLayer, IntegerModel
 from qattrain.layers.network import Activation, watched_activations
 from qattrain.layers.quantized import WeightLayer
@@ -67,7 +69,7 @@ class Observed(LayerPart):
 
 
 def observe(network: Network, images: Tensor | None) -> list[Observed]:
-    """All weights and activations, in the order of the network. images: uint8 (N, 1, 28, 28); None: weights only."""
+    """All weights and activations, in the order of the network. images: uint8 (N, C, H, W); None: weights only."""
     if isinstance(network, Packed):
         return observe_integers(network.model, images)
     return observe_model(network.model, images)
@@ -139,6 +141,59 @@ def probabilities(network: Network, images: Tensor) -> Tensor:
         return torch.cat([predict(batch).double().cpu().softmax(1) for batch in images.split(EVALUATION_BATCH)])
 
 
+BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # int32, uint32 and uint8, per output channel
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs. output_shape: (C, H, W) after pooling, or (C,). macs: multiply-accumulates for one image.
+
+    total_bytes: of the packed weight codes, and for each output channel a bias (4 bytes) and, except in the last layer,
+    a multiplier (4 bytes) and a shift (1 byte); equal ones count each time, although a file may store them once. An
+    average has one multiplier and one shift. A float layer: 4 bytes for each weight and each bias; its batch
+    normalization counts nothing, because it can be folded into them.
+    """
+
+    output_shape: tuple[int, ...]
+    weights: int
+    total_bytes: int
+    macs: int
+
+
+def packed_bytes(weights: int, bits: int) -> int:
+    """Bytes of so many codes without gaps between them."""
+    return math.ceil(weights * bits / 8)
+
+
+def integer_costs(model: IntegerModel) -> dict[str, LayerCost]:
+    """What every layer costs, by name."""
+    costs = {}
+    for layer, inputs, outputs in zip(model.layers, model.shapes, model.shapes[1:], strict=False):
+        weights, total_bytes = 0, 0
+        if not isinstance(layer, AverageLayer):
+            weights = layer.codes.size
+            total_bytes = packed_bytes(weights, layer.bits) + BIAS_BYTES * len(layer.bias)
+        if layer.requantization is not None:
+            total_bytes += (MULTIPLIER_BYTES + SHIFT_BYTES) * len(layer.requantization.multiplier)
+        shape = outputs[:1] if layer.kind == "linear" else outputs
+        costs[layer.name] = LayerCost(shape, weights, total_bytes, layer.macs(inputs))
+    return costs
+
+
+def chain_costs(placed: Sequence[PlacedLayer], bits: Mapping[str, int]) -> dict[str, LayerCost]:
+    """The same for a network of which some layers are float. bits: of every layer's weights, by name."""
+    costs = {}
+    for one in placed:
+        layer, weights = one.layer, math.prod(one.weight_shape) if one.weight_shape else 0
+        channels = one.outputs[0] if weights else 1
+        total_bytes = packed_bytes(weights, bits[layer.name]) + (BIAS_BYTES * channels if weights else 0)
+        if bits[layer.name] != FLOAT_BITS and layer.activation is not None:
+            total_bytes += (MULTIPLIER_BYTES + SHIFT_BYTES) * channels
+        shape = one.outputs[:1] if layer.kind == "fc" else one.outputs
+        costs[layer.name] = LayerCost(shape, weights, total_bytes, one.macs)
+    return costs
+
+
 @dataclass(frozen=True)
 class LayerReport(LayerPart):
     """Numbers about weights or activations.
@@ -150,8 +205,11 @@ class LayerReport(LayerPart):
     can have; accumulator_bits: of the signed integer that holds it. weight_bytes: of the packed codes, 4 per weight if
     float.
 
-    All but weight_bytes are None if the layer is float, and for activations without images; what needs real values is
-    also None if only integers are known.
+    What a layer costs, of weights and averages (which have no weights), as in `LayerCost`: output_shape, weights,
+    total_bytes, macs.
+
+    All but weight_bytes and the cost are None if the layer is float, and for activations without images; what needs
+    real values is also None if only integers are known.
     """
 
     scale_min: float | None = None
@@ -164,10 +222,14 @@ class LayerReport(LayerPart):
     accumulator_bound: int | None = None
     accumulator_bits: int | None = None
     weight_bytes: int | None = None
+    output_shape: tuple[int, ...] | None = None
+    weights: int | None = None
+    total_bytes: int | None = None
+    macs: int | None = None
 
 
-def layer_report(seen: Observed, accumulator_bound: int | None = None) -> LayerReport:
-    """Report on what was observed. accumulator_bound: of a weight layer, if known."""
+def layer_report(seen: Observed, accumulator_bound: int | None = None, cost: LayerCost | None = None) -> LayerReport:
+    """Report on what was observed. accumulator_bound, cost: of a layer with weights or of an average, if known."""
     count = None if seen.codes is None else np.unique(seen.codes, return_counts=True)[1]
     scale_min, scale_max = seen.scale_range or (None, None)
     return LayerReport(
@@ -181,7 +243,11 @@ def layer_report(seen: Observed, accumulator_bound: int | None = None) -> LayerR
         sqnr_db=sqnr_db(seen),
         accumulator_bound=accumulator_bound,
         accumulator_bits=None if accumulator_bound is None else accumulator_bound.bit_length() + 1,
-        weight_bytes=math.ceil(math.prod(seen.shape) * seen.bits / 8) if seen.kind == "weight" else None,
+        weight_bytes=packed_bytes(math.prod(seen.shape), seen.bits) if seen.kind == "weight" else None,
+        output_shape=cost.output_shape if cost else None,
+        weights=cost.weights or None if cost else None,
+        total_bytes=cost.total_bytes if cost else None,
+        macs=cost.macs if cost else None,
     )
 
 
@@ -258,33 +324,31 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
     )
 
 
-def first_layer_filters(seen: Observed) -> Observed:
-    """The first layer, its values and codes (C, 1, 5, 5) as (C, 5, 5)."""
-    assert seen.layer == "conv1", seen.layer
-    values = None if seen.values is None else seen.values[:, 0]
-    codes = None if seen.codes is None else seen.codes[:, 0]
-    return replace(seen, values=values, codes=codes)
-
-
 @dataclass(frozen=True, eq=False)
 class Inspection:
     """Everything that is shown of one network.
 
     layers, histograms: in the order of the network, one each for weights and for activations (histograms of
-    activations only if there were images). filters: of the first layer, values and codes as (C, 5, 5). notes: what is
-    left out, and why. images: number of test images; confusion, hardest (the worst first) and accuracy (a fraction) are
-    of these, and None or empty if there are none.
+    activations only if there were images). filters: the first layer if it is a convolution, values and codes as
+    (D, C, K, J), else None. notes: what is left out, and why. images: number of test images; confusion, hardest (the
+    worst first) and accuracy (a fraction) are of these, and None or empty if there are none.
     """
 
     title: str
     layers: list[LayerReport]
     histograms: list[LayerHistogram]
-    filters: Observed
+    filters: Observed | None
     notes: list[str]
     images: int = 0
     confusion: Confusion | None = None
     hardest: list[HardImage] = field(default_factory=list)
     accuracy: float | None = None
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The sums over all layers: weights, weight_bytes, total_bytes, macs (multiply-accumulates for one image)."""
+        keys = ("weights", "weight_bytes", "total_bytes", "macs")
+        return {key: sum(getattr(layer, key) or 0 for layer in self.layers) for key in keys}
 
 
 @torch.no_grad()
@@ -298,7 +362,7 @@ def inspect_network(
     """
     facts = network.facts
     layers = observe(network, None if test is None else test.images[:INSPECTED_IMAGES])
-    bounds = _bounds(network)
+    bounds, costs = _bounds_and_costs(network)
     notes = []
     if isinstance(network, Packed):
         notes.append(
@@ -309,9 +373,9 @@ def inspect_network(
         notes.append(f"no images of {facts.dataset}: activations, confusions and hardest images are left out")
     inspection = Inspection(
         title=title or f"{facts.name} on {facts.dataset}",
-        layers=[layer_report(layer, bounds.get(layer.layer)) for layer in layers],
+        layers=[layer_report(layer, bounds.get(layer.layer), costs.get(layer.layer)) for layer in layers],
         histograms=[layer_histogram(layer) for layer in layers if layer.values is not None or layer.codes is not None],
-        filters=first_layer_filters(layers[0]),
+        filters=layers[0] if len(layers[0].shape) == 4 and layers[0].kind == "weight" else None,
         notes=notes,
     )
     if test is None:
@@ -326,9 +390,13 @@ def inspect_network(
     )
 
 
-def _bounds(network: Network) -> dict[str, int]:
-    """Every layer's accumulator bound; {} for a network without an integer form."""
+def _bounds_and_costs(network: Network) -> tuple[dict[str, int], dict[str, LayerCost]]:
+    """Of every layer by name: the accumulator bound, {} without an integer form, and what it costs."""
     try:
-        return {layer.name: layer.accumulator_bound for layer in network.integers().layers}
+        model = network.integers()
     except ExportError:  # a float layer, or sums beyond int32: the layers can still be inspected
-        return {}
+        assert isinstance(network, Trained)
+        config, classes = network.checkpoint.config, len(network.checkpoint.class_names)
+        bits = bits_by_layer(config.quant, config.model.chain)
+        return {}, chain_costs(config.model.chain.place(network.input_shape, classes), bits)
+    return {layer.name: layer.accumulator_bound for layer in model.layers}, integer_costs(model)

@@ -110,8 +110,8 @@ class Confusion:
 
 @dataclass(frozen=True, eq=False)
 class HardImage:
-    """A wrongly classified image. index: in the test set; image: uint8 (28, 28); true, predicted: names of the classes;
-    probabilities: 0..1, as the network sees them."""
+    """A wrongly classified image. index: in the test set; image: uint8 (H, W), or (H, W, 3) in colour; true, predicted:
+    names of the classes; probabilities: 0..1, as the network sees them."""
 
     index: int
     image: NDArray[np.uint8]
@@ -119,6 +119,16 @@ class HardImage:
     predicted: str
     true_probability: float
     predicted_probability: float
+
+
+def channels_last(image: Tensor) -> NDArray[np.uint8]:
+    """uint8 (C, H, W) as pictures are drawn: (H, W, 3) for 3 channels, else (H, W), the mean of all channels."""
+    pixels: NDArray[np.uint8] = image.cpu().numpy()
+    if len(pixels) == 3:
+        pixels = pixels.transpose(1, 2, 0)
+    else:
+        pixels = pixels[0] if len(pixels) == 1 else pixels.mean(0).astype(np.uint8)
+    return pixels
 
 
 def confusion(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> Confusion:
@@ -140,7 +150,7 @@ def hardest_images(
     return [
         HardImage(
             index,
-            test.images[index, 0].cpu().numpy(),
+            channels_last(test.images[index]),
             class_names[int(labels[index])],
             class_names[int(predicted[index])],
             of_true[index].item(),

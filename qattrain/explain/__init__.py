@@ -3,7 +3,7 @@
 To add one: write `qattrain/explain/<name>.py` with a function from a Lab to an Explanation, and add one line to TOPICS.
 """
 
-from qattrain.explain import affine, autograd, conv, integer, latent, ptq, scale, ste
+from qattrain.explain import affine, autograd, batchnorm, conv, granularity, integer, latent, ptq, scale, ste
 from qattrain.explain.lab import Explanation, Lab, Table, Topic
 
 TOPICS: dict[str, Topic] = {
@@ -15,6 +15,8 @@ TOPICS: dict[str, Topic] = {
     "autograd": Topic("A linear layer's backward, derived by hand: how do I know that it is right?", autograd.explain),
     "integer": Topic("One image through integers only: what are the codes, sums and shifts?", integer.explain),
     "latent": Topic("Why are weights still float in training, and how often do their codes flip?", latent.explain),
+    "batchnorm": Topic("Batch norm: what does it hide, and where is it in a network of integers?", batchnorm.explain),
+    "granularity": Topic("One weight scale per layer, or one per channel: which is better?", granularity.explain),
 }
 
 __all__ = ["TOPICS", "Explanation", "Lab", "Table", "Topic"]

@@ -16,21 +16,27 @@ from torch import nn
 
 from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
 from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_dataset
+from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import build_model, copy_weights, plan_layers
+from qattrain.layers.network import MNIST_SHAPE, build_model, copy_weights, plan_layers
 from qattrain.report import console
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training
 from qattrain.training.ptq import CALIBRATIONS, calibrate
 
 MODEL = ModelConfig(name="lenet-nano")
+# Six layers with weights, two of them depthwise: harder to train, and to quantize, than lenet-nano.
+DEEP = ModelConfig(
+    name="conv 8 5x5 stride 2 bn, dw 3x3 stride 2 bn, conv 16 1x1 bn, dw 3x3 bn, conv 32 1x1 bn, avgpool, fc"
+)
 TRAIN_IMAGES, TEST_IMAGES = 1500, 1000  # at most, so that training takes seconds
 CALIBRATION_IMAGES = 512
 SEED = 0
 AUGMENT = DataConfig().augment  # the default of `qattrain train`
 
 OnStep = Callable[[nn.Sequential, int], None]  # (model after an optimizer step, current epoch from 1)
+Prepare = Callable[[nn.Sequential], None]  # changes a new model before it is trained or calibrated
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class Lab:
         if name == AUTO_NAME:
             name = "mnist" if is_on_disk("mnist", self.data_dir) else DIGITS_NAME
         whole = load_dataset(name, self.data_dir)
+        if whole.shape != MNIST_SHAPE:
+            raise ConfigError(
+                f"--dataset {name}: its images are {'x'.join(map(str, whole.shape))}, but the experiments are made for "
+                "grey images of 28x28; allowed: auto, digits, mnist and others of that shape"
+            )
         train, test = whole.train.head(TRAIN_IMAGES), whole.test.head(TEST_IMAGES)
         return Dataset(name, whole.class_names, lambda: train, lambda: test, whole.shape)
 
@@ -63,13 +74,15 @@ class Lab:
         on_step: OnStep | None = None,
         augment: str = "none",
         settings: dict[str, Any] | None = None,
+        network: ModelConfig = MODEL,
+        prepare: Prepare | None = None,
     ) -> nn.Sequential:
-        """A new lenet-nano, trained as `qattrain train` does with its defaults; `settings` replace TrainConfig's."""
+        """A new network, trained as `qattrain train` does with its defaults; `settings` replace TrainConfig's."""
         torch.set_num_threads(1)  # results depend on the number of threads
         torch.manual_seed(SEED)
-        model = build_model(MODEL, quant, self.dataset.classes)
+        model = self._new(network, quant, prepare)
         asked = TrainConfig(epochs=epochs, batch_size=AUTO_BATCH_SMALL, precision="fp32", device="cpu", threads=1)
-        plan, images = plan_layers(MODEL, quant), len(self.dataset.train.labels)
+        plan, images = plan_layers(network, quant), len(self.dataset.train.labels)
         config = settle_training(asked, plan, images).model_copy(update=settings)
         trainer = Trainer(model, self.dataset.train, config, augment, SEED)
         for _ in range(epochs):
@@ -80,11 +93,23 @@ class Lab:
         """The fraction of the lab's test images that `model` classifies correctly."""
         return evaluate(torch_predictor(model), self.dataset.test).accuracy
 
-    def quantized_after_training(self, float_model: nn.Sequential, quant: QuantConfig) -> nn.Sequential:
+    def quantized_after_training(
+        self,
+        float_model: nn.Sequential,
+        quant: QuantConfig,
+        network: ModelConfig = MODEL,
+        prepare: Prepare | None = None,
+    ) -> nn.Sequential:
         """`float_model` quantized after training, its ranges the minimum and maximum over some training images."""
-        model = build_model(MODEL, quant, self.dataset.classes)
+        model = self._new(network, quant, prepare)
         copy_weights(float_model.state_dict(), model, "float network")
         calibrate(model, float_model, self.dataset.train.images[:CALIBRATION_IMAGES], CALIBRATIONS["minmax"])
+        return model
+
+    def _new(self, network: ModelConfig, quant: QuantConfig, prepare: Prepare | None) -> nn.Sequential:
+        model = build_model(network, quant, self.dataset.classes)
+        if prepare is not None:
+            prepare(model)
         return model
 
 

@@ -3,6 +3,7 @@
 Nothing here imports torch at the top: the process that runs a sweep does without.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from qattrain.config import model_label
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import Console, age, confidence, counted, percent, saved_line
-from qattrain.report.tables import epoch_row, group_table
+from qattrain.report.tables import chain_lines, epoch_row, group_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -142,15 +144,17 @@ class LiveDisplay(PlainDisplay):
 def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> str:
     """What is trained, on which data, and how."""
     config, quant, train = checkpoint.config, checkpoint.config.quant, checkpoint.config.train
-    weights = sum(tensor.numel() for name, tensor in checkpoint.model.items() if name.endswith(".weight"))
+    placed = config.model.chain.place(checkpoint.input_shape, len(checkpoint.class_names))
+    weights = sum(math.prod(layer.weight_shape) for layer in placed if layer.weight_shape)
     bits = f"{quant.bits}-bit weights, {quant.act_bits}-bit activations ({quant.quantizer})"
     if config.method == "float":
         bits = "float"
     bits += "".join(f", {layer} {bits} bits" for layer, bits in quant.layer_bits.items())
+    chain = "" if config.model.is_preset else f"{model_label(config.model)}: {config.model.chain.line}\n"
     distill = config.distill
     teacher = f", distilled from {distill.teacher} (T {distill.temperature:g}, weight {distill.weight:g})"
     return (
-        f"{run_dir.name}: {config.model.name}, {weights:,} weights, {bits}\n"
+        f"{run_dir.name}: {model_label(config.model)}, {weights:,} weights, {bits}\n{chain}"
         f"{config.data.dataset}: {train_images:,} training and {test_images:,} test images, "
         f"{config.data.augment} augmentation\n"
         f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, {train.optimizer} {train.lr:g} {train.schedule}, "
@@ -290,3 +294,5 @@ def show_results(console: Console, document: dict[str, Any]) -> None:
     """The table of a sweep's groups, without columns that would make it wider than a terminal."""
     if document["groups"]:
         console.table(group_table(document["groups"], without=("dataset", "epochs")))
+        for line in chain_lines(group["model"] for group in document["groups"]):
+            console.text(line)

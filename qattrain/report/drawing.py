@@ -4,7 +4,9 @@ matplotlib's object interface is used throughout: no window system, no global st
 """
 
 import io
+import math
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -61,6 +63,12 @@ def plotted_name(name: str) -> str:
     half = LONGEST_NAME // 2 - 1
     short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
     return " " * short.startswith("_") + short.replace("$", r"\$")
+
+
+def heading(text: str, columns: int = 90) -> str:
+    """A title with a user's names in it, for matplotlib: `$` escaped, wrapped between words."""
+    lines = [textwrap.fill(line, columns) for line in text.split("\n")]
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def chart_figure(draw: Callable[[Axes], None], extra_inches: float = 0.0, columns: int = 1) -> Figure:
@@ -131,10 +139,24 @@ BARS = " ▁▂▃▄▅▆▇█"
 PNG_DPI = 120
 
 
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
+PICTURE_COLUMNS = 80
+
+
 def picture(image: NDArray[np.uint8]) -> str:
-    """uint8 (28, 28) -> 14 lines of 28 characters, each for two pixels, one above the other: text is twice as high."""
-    pairs = image.reshape(image.shape[0] // 2, 2, image.shape[1]).astype(np.int64).mean(1)
-    shades = np.ceil(pairs * (len(SHADES) - 1) / 255).astype(int)
+    """uint8 (H, W), or (H, W, 3) in colour, as text: a character for two pixels, one above the other, or for more.
+
+    Text is twice as high as wide. At most 80 characters in a line; pixels that share a character are averaged.
+    """
+    grey = image.astype(np.float64)
+    if grey.ndim == 3:
+        grey = grey @ LUMINANCE
+    step = math.ceil(grey.shape[1] / PICTURE_COLUMNS)
+    sums, counts = grey, np.ones(grey.shape)
+    for axis, size in ((0, 2 * step), (1, step)):
+        starts = np.arange(0, grey.shape[axis], size)
+        sums, counts = np.add.reduceat(sums, starts, axis), np.add.reduceat(counts, starts, axis)
+    shades = np.ceil(np.round(sums / counts, 6) * (len(SHADES) - 1) / 255).astype(int)
     return "\n".join("".join(SHADES[shade] for shade in row) for row in shades)
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -20,11 +22,14 @@ from PIL import Image
 from qattrain.evaluation.inspection import Inspection, LayerHistogram, Observed
 from qattrain.evaluation.metrics import Confusion, HardImage
 from qattrain.report.console import UNKNOWN, Table, counted, percent, spread
-from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure
+from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure, heading, plotted_name
 from qattrain.report.page import Block, Chart, Charts, Section, Text, Tile, Tiles
-from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_USE, layer_table
+from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_SUMS, LAYER_USE, layer_table
 
 MOST_GRID_LINES = 32  # more would merge into a grey area
+MOST_KERNELS = 100  # in one picture
+SHORT_NAME = 8  # of a class: longer ones get the line above an image for themselves
+KERNEL_SIDE, IMAGE_SIDE = 56, 64  # on a page, in CSS pixels
 AFTER, CLIP = COLORS[0], COLORS[1]
 AFTER_LABEL = "after: codes"
 THINGS = {"weight": "Weights", "activation": "Activations"}
@@ -43,7 +48,8 @@ def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
     for kind in THINGS:
         if histograms := [histogram for histogram in inspection.histograms if histogram.kind == kind]:
             figures[f"{kind}s"] = histogram_figure(histograms, title)
-    figures["filters"] = filter_figure(inspection.filters, title)
+    if inspection.filters is not None:
+        figures["filters"] = filter_figure(inspection.filters, title)
     if inspection.confusion is not None:
         figures["confusion"] = confusion_figure(inspection.confusion, title)
     if inspection.hardest:
@@ -52,11 +58,13 @@ def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
 
 
 def network_section(inspection: Inspection, heading: str, ident: str) -> Section:
-    """The same on a page, and the table of layers."""
+    """The same on a page, and the tables of layers."""
+    costly = [layer for layer in inspection.layers if layer.macs is not None]
     layers: list[Block] = [
-        layer_table(inspection.layers, LAYER_GRID + LAYER_USE + LAYER_COST),
+        layer_table(inspection.layers, LAYER_GRID + LAYER_USE),
+        layer_table(costly, ("layer", *LAYER_COST, *LAYER_SUMS), totals=inspection.totals),
         Charts([histogram_chart(histogram) for histogram in inspection.histograms]),
-        *(filter_tiles(kernels) for kernels in known_kernels(inspection.filters)),
+        *map(filter_tiles, known_kernels(inspection.filters)),
     ]
     parts = [Section(f"{ident}-layers", "Layers", layers)]
     if inspection.confusion is not None:
@@ -68,11 +76,14 @@ def network_section(inspection: Inspection, heading: str, ident: str) -> Section
 
 def histogram_figure(histograms: Sequence[LayerHistogram], title: str) -> Figure:
     """A panel for each layer's weights, or for each activation, all of one kind."""
-    rows = 1 if len(histograms) < 4 else 2
+    columns = 2 if len(histograms) == 4 else min(3, len(histograms))
+    rows = math.ceil(len(histograms) / columns)
     figure = Figure(figsize=(11, 1.8 + 2.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, math.ceil(len(histograms) / rows), squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(histograms) :]:
+        axes.remove()
     legend: dict[str, Artist] = {}
-    for axes, histogram in zip(panels, histograms, strict=True):
+    for axes, histogram in zip(panels, histograms, strict=False):
         draw_histogram(axes, histogram)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             legend.setdefault(label, handle)
@@ -83,7 +94,7 @@ def histogram_figure(histograms: Sequence[LayerHistogram], title: str) -> Figure
         what += " before and after quantization"
     else:
         what += ", codes only"
-    figure.suptitle(f"{what}: {title}")
+    figure.suptitle(heading(f"{what}: {title}"))
     figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=len(legend))
     return figure
 
@@ -139,8 +150,12 @@ def draw_histogram(axes: Axes, data: LayerHistogram) -> None:
 
 
 class Kernels(NamedTuple):
-    """The first layer's kernels (C, 5, 5), as float weights or as codes. form: of a value as text."""
+    """The first layer's kernels (D, C, K, J), as float weights or as codes. layer: its name. form: of a value as text.
 
+    Kernels of 3 input channels are shown in colour, others channel by channel in grey.
+    """
+
+    layer: str
     title: str
     unit: str
     values: NDArray[Any]
@@ -151,20 +166,53 @@ class Kernels(NamedTuple):
         """Shown as white; its negative as black, 0 as grey."""
         return max(float(np.abs(self.values).max()), 1e-9)
 
+    @property
+    def is_colour(self) -> bool:
+        return bool(self.values.shape[1] == 3)
 
-def known_kernels(filters: Observed) -> list[Kernels]:
-    """The float weights and the codes, whichever is known."""
+    @property
+    def what(self) -> str:
+        """`conv1, 20 kernels of 5x5 pixels`."""
+        outputs, inputs, height, width = self.values.shape
+        depth = "" if inputs == 1 else ", in colour" if self.is_colour else f", {inputs} input channels"
+        return f"{self.layer}, {counted(outputs, 'kernel')} of {height}x{width} pixels{depth}"
+
+    def pictures(self) -> list[tuple[str, NDArray[np.uint8]]]:
+        """The name of each and its pixels, (K, J), or (K, J, 3) in colour; only the first if there are many."""
+        pixels = np.round((self.values / self.bound + 1) * 127.5).astype(np.uint8)
+        if self.is_colour:
+            shown = [(f"channel {number}", kernel.transpose(1, 2, 0)) for number, kernel in enumerate(pixels)]
+        else:
+            shown = [
+                (name, plane) for name, plane in zip(self.names, pixels.reshape(-1, *pixels.shape[2:]), strict=True)
+            ]
+        return shown[:MOST_KERNELS]
+
+    @property
+    def names(self) -> list[str]:
+        """Of every channel of every kernel."""
+        outputs, inputs = self.values.shape[:2]
+        parts = ["red", "green", "blue"] if self.is_colour else [f"input {number}" for number in range(inputs)]
+        return [f"channel {n}" + (f", {part}" if inputs > 1 else "") for n in range(outputs) for part in parts]
+
+
+def known_kernels(filters: Observed | None) -> list[Kernels]:
+    """The float weights and the codes, whichever is known; none if the first layer is no convolution."""
+    if filters is None:
+        return []
     kinds = [
         ("float weights", UNITS["weight", "value"], filters.values, ".3f"),
         (f"codes of {counted(filters.bits, 'bit')}, zero point subtracted", "code (steps)", filters.codes, "d"),
     ]
-    return [Kernels(title, unit, values, form) for title, unit, values, form in kinds if values is not None]
+    return [
+        Kernels(filters.layer, title, unit, values, form) for title, unit, values, form in kinds if values is not None
+    ]
 
 
 def filter_figure(filters: Observed, title: str) -> Figure:
     """The first layer's kernels: the float weights above, the codes below; whichever is known."""
     known = known_kernels(filters)
-    count = len(known[0].values)
+    count = len(known[0].pictures())
     columns = min(10, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(11, 0.6 + len(known) * (0.9 + 1.0 * rows)), layout="constrained")
@@ -173,30 +221,34 @@ def filter_figure(filters: Observed, title: str) -> Figure:
         panels = part.subplots(rows, columns, squeeze=False).flatten()
         for axes in panels[count:]:
             axes.set_visible(False)
-        for number, (axes, kernel) in enumerate(zip(panels, kernels.values, strict=False)):
-            image = axes.imshow(kernel, cmap="gray", vmin=-kernels.bound, vmax=kernels.bound)
+        for axes, (name, pixels) in zip(panels, kernels.pictures(), strict=False):
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
-            axes.set_title(f"channel {number}", fontsize=7)
+            axes.set_title(name, fontsize=7)
+        scale = ScalarMappable(Normalize(-kernels.bound, kernels.bound), "gray")
         ticks = MaxNLocator(integer=True) if kernels.form == "d" else None
-        part.colorbar(image, ax=panels.tolist(), label=kernels.unit, shrink=0.9, ticks=ticks)
-        part.suptitle(f"conv1, {count} kernels of 5x5 pixels: {kernels.title}", fontsize=10)
-    figure.suptitle(f"First-layer filters: {title}")
+        unit = f"{kernels.unit}, each colour" if kernels.is_colour else kernels.unit
+        part.colorbar(scale, ax=panels.tolist(), label=unit, shrink=0.9, ticks=ticks)
+        part.suptitle(f"{kernels.what}: {kernels.title}", fontsize=10)
+    figure.suptitle(heading(f"First-layer filters: {title}"))
     return figure
 
 
 def filter_tiles(kernels: Kernels) -> Tiles:
     """The first layer's kernels as small images, and their values as a table."""
-    names = [f"channel {number}" for number in range(len(kernels.values))]
-    pixels = np.round((kernels.values / kernels.bound + 1) * 127.5).astype(np.uint8)
-    tiles = [Tile(_png(image), f"Kernel of {name}", [name]) for name, image in zip(names, pixels, strict=True)]
+    tiles = [Tile(_png(pixels), f"Kernel of {name}", [name]) for name, pixels in kernels.pictures()]
     shown = format(int(kernels.bound), "d") if kernels.form == "d" else f"{kernels.bound:.3g}"
+    height, width = kernels.values.shape[2:]
+    planes = kernels.values.reshape(-1, height, width)
     rows = [
-        [name, *(" ".join(format(value, kernels.form) for value in row) for row in kernel)]
-        for name, kernel in zip(names, kernels.values, strict=True)
+        [name, *(" ".join(format(value, kernels.form) for value in row) for row in plane)]
+        for name, plane in zip(kernels.names, planes, strict=True)
     ]
     title = f"First-layer filters, {kernels.title}"
-    caption = f"{len(names)} kernels of 5x5 pixels, {kernels.unit}: black is -{shown}, grey 0, white {shown}."
-    return Tiles(title, caption, tiles, 56, Table(title, ["kernel", *(f"row {row}" for row in range(1, 6))], rows))
+    each = ", of each colour" if kernels.is_colour else ""
+    caption = f"{kernels.what}; {kernels.unit}{each}: black is -{shown}, grey 0, white {shown}."
+    columns = ["kernel", *(f"row {row}" for row in range(1, height + 1))]
+    return Tiles(title, caption, tiles, *_shown_size((height, width), KERNEL_SIDE), Table(title, columns, rows))
 
 
 def wrong_counts(confusion: Confusion) -> tuple[NDArray[np.int64], int]:
@@ -220,15 +272,16 @@ def confusion_figure(confusion: Confusion, title: str) -> Figure:
     wrong, darkest = wrong_counts(confusion)
     image = axes.imshow(wrong, cmap="Greys", vmin=0, vmax=darkest)
     rotation = 0 if max(map(len, confusion.class_names)) <= 2 else 90
-    axes.set_xticks(range(classes), confusion.class_names, rotation=rotation)
-    axes.set_yticks(range(classes), confusion.class_names)
+    names = [plotted_name(name) for name in confusion.class_names]
+    axes.set_xticks(range(classes), names, rotation=rotation)
+    axes.set_yticks(range(classes), names)
     if classes <= 12:
         for (row, column), count in np.ndenumerate(confusion.counts):
             if count:
                 ink = "white" if wrong[row, column] > darkest / 2 else "black"
                 axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=ink)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(f"Confusion matrix: {title}\n{error_summary(confusion)}; diagonal: correct")
+    axes.set_title(heading(f"Confusion matrix: {title}\n{error_summary(confusion)}; diagonal: correct", 10 * int(side)))
     figure.colorbar(image, label="wrongly classified (images)", shrink=0.8, ticks=MaxNLocator(integer=True))
     return figure
 
@@ -269,10 +322,12 @@ def hardest_figure(hardest: Sequence[HardImage], title: str) -> Figure:
     for axes in panels:
         axes.set_axis_off()
     for axes, hard in zip(panels, hardest, strict=False):
-        axes.imshow(hard.image, cmap="gray_r", vmin=0, vmax=255)
+        axes.imshow(hard.image, cmap="gray", vmin=0, vmax=255)
         _, true, of_true, predicted, of_predicted = hardest_row(hard).values()
-        axes.set_title(f"true {true} ({of_true})\npredicted {predicted} ({of_predicted})", fontsize=8)
-    figure.suptitle(f"Worst-classified test images: {title}\nin brackets: probability of the class")
+        between = " " if max(len(true), len(predicted)) <= SHORT_NAME else "\n"
+        lines = (f"true {true}{between}({of_true})", f"predicted {predicted}{between}({of_predicted})")
+        axes.set_title("\n".join(plotted_name(line) for line in "\n".join(lines).split("\n")), fontsize=8)
+    figure.suptitle(heading(f"Worst-classified test images: {title}\nin brackets: probability of the class"))
     return figure
 
 
@@ -282,13 +337,21 @@ def hardest_tiles(hardest: Sequence[HardImage]) -> Tiles:
     tiles = []
     for hard, row in zip(hardest, rows, strict=True):
         lines = [f"true {row['true class']}", f"predicted {row['predicted class']}"]
-        tiles.append(Tile(_png(255 - hard.image), f"Test image {row['test image']}: {', '.join(lines)}", lines))
+        tiles.append(Tile(_png(hard.image), f"Test image {row['test image']}: {', '.join(lines)}", lines))
     caption = f"The {counted(len(hardest), 'error')} whose true class got the lowest probability, the worst first."
-    return Tiles("Hardest images", caption, tiles, 64, Table.of("Hardest images", rows))
+    shape = hardest[0].image.shape[:2]
+    size = _shown_size(shape, min(max(*shape, IMAGE_SIDE), 2 * IMAGE_SIDE))
+    return Tiles("Hardest images", caption, tiles, *size, Table.of("Hardest images", rows))
+
+
+def _shown_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Width and height in CSS pixels of an image of `shape` (height, width) whose longer side has `side`."""
+    height, width = shape
+    return max(1, round(side * width / max(shape))), max(1, round(side * height / max(shape)))
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
-    """uint8 (H, W), 0 black, as the data URI of a PNG."""
+    """uint8 (H, W), 0 black, or (H, W, 3) in colour, as the data URI of a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

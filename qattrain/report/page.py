@@ -67,12 +67,13 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Small images in a grid, `side` CSS pixels wide each, and a table about them."""
+    """Small images in a grid, `width` and `height` CSS pixels large each, and a table about them."""
 
     title: str
     caption: str
     tiles: Sequence[Tile]
-    side: int
+    width: int
+    height: int
     table: Table
 
 

@@ -14,7 +14,7 @@ from qattrain.report.inspection import network_section
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
 from qattrain.report.sources import Sweep
 from qattrain.report.sweeps import sweep_section
-from qattrain.report.tables import epoch_row, result_row
+from qattrain.report.tables import COST_NOTE, chain_lines, epoch_row, network_label, result_row
 
 FLOAT_RUN = "the-float-run"  # the name of the run that the commands for a post-training quantization start from
 MOST_NAMES = 4  # in a title
@@ -88,8 +88,9 @@ def network_sections(findings: Sequence[Finding], flags: Flags) -> list[Section]
 def _results(findings: Sequence[Finding]) -> list[Block]:
     notes = dict.fromkeys(note for finding in findings for note in finding.notes)
     blocks: list[Block] = [Text(note, notice=True) for note in notes]
+    chains = [Text(line) for line in chain_lines(finding.facts.name for finding in findings)]
     if len(findings) == 1:
-        return [*blocks, _key_figures(findings[0])]
+        return [*blocks, _key_figures(findings[0]), *chains]
     first = findings[0]
     title = f"Accuracy of every network; differences, in points, and p-values are relative to {first.name}"
     rows = [_result_row(finding, first) for finding in findings]
@@ -100,6 +101,8 @@ def _results(findings: Sequence[Finding]) -> list[Block]:
             "only one of the two networks gets right: how unlikely is such a split if both are equally good?"
         )
     )
+    blocks.append(Text(f"In the table: {COST_NOTE}."))
+    blocks += chains
     figure = Figure(figsize=(CHART_INCHES[0], 1.1 + 0.42 * len(findings)), layout="constrained")
     draw_intervals(figure.subplots(), [(f.name, f.evaluation.accuracy, f.evaluation.interval) for f in findings])
     described = "; ".join(f"{f.name} {percent(f.evaluation.accuracy)}" for f in findings)
@@ -111,6 +114,7 @@ def _key_figures(finding: Finding) -> Facts:
     result = finding.evaluation
     images = f"of {counted(result.total, 'test image')} of {finding.facts.dataset}"
     epochs = counted(len(finding.trained_epochs), "epoch") if finding.trained_epochs else ""
+    totals = finding.inspection.totals
     return Facts(
         [
             ("test accuracy", percent(result.accuracy), confidence(result.interval)),
@@ -118,7 +122,9 @@ def _key_figures(finding: Finding) -> Facts:
             ("test loss", f"{result.loss:.4f}", "nats, mean cross-entropy"),
             ("weight / activation bits", finding.bits, finding.kind),
             ("weight bytes", f"{finding.weight_bytes:,}", "packed codes, without biases and scales"),
-            ("network", finding.facts.name, epochs),
+            ("total bytes", f"{totals['total_bytes']:,}", "with biases, multipliers and shifts"),
+            ("multiply-accumulates", f"{totals['macs']:,}", "for one image"),
+            ("network", network_label(finding.facts.name), epochs),
         ]
     )
 
@@ -134,6 +140,8 @@ def _result_row(finding: Finding, first: Finding) -> dict[str, str]:
         "W/A bits": finding.bits,
         "test images": f"{finding.facts.dataset}, {result.total:,}",
         **result_row(result.accuracy, result.interval, against_first, result.loss, finding.weight_bytes),
+        "total bytes": f"{finding.inspection.totals['total_bytes']:,}",
+        "MACs": f"{finding.inspection.totals['macs']:,}",
         "file": str(finding.subject.path),
     }
 

@@ -16,7 +16,7 @@ from qattrain.report.console import UNKNOWN, Table, counted, number, percent
 from qattrain.report.drawing import Series, chart_figure, picture_files, plotted_name, series_style
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
 from qattrain.report.sources import Sweep
-from qattrain.report.tables import group_table
+from qattrain.report.tables import chain_lines, group_table, network_label
 from qattrain.runs import folder as runs
 from qattrain.runs.folder import read_record
 
@@ -137,7 +137,7 @@ def _lines(groups: list[Group]) -> dict[str, list[Group]]:
     found: dict[str, list[Group]] = {}
     for group in groups:
         method = {"fp32": "float", "qat": "QAT", "ptq": "PTQ"}[group["method"]]
-        parts = [group[name] for name in varying]
+        parts = [network_label(group[name]) if name == "model" else group[name] for name in varying]
         if by_epochs and group["method"] != "ptq":
             parts.append(counted(group["epochs"], "epoch"))
         if group["method"] != "fp32":
@@ -165,6 +165,7 @@ def sweep_section(sweep: Sweep, ident: str) -> Section:
     blocks.append(Facts(facts))
     if groups:
         blocks += [Charts(_accuracy_charts(document)), group_table(groups)]
+        blocks += [Text(line) for line in chain_lines(group["model"] for group in groups)]
     if curves := _curves(sweep):
         blocks.append(Charts(curves))
     blocks.append(

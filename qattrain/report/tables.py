@@ -6,15 +6,22 @@ Each function turns one record into a row: column -> text. Nothing here imports 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qattrain.config import chain_label
 from qattrain.report.console import UNKNOWN, Table, number, p_value, percent, spread
 
 if TYPE_CHECKING:
     from qattrain.evaluation.inspection import LayerReport
 
-# The columns of a layer: its grid, how well it is used, what it costs. Each group fits on a terminal of 80 columns.
+# The columns of a layer: its grid, how well it is used, what it costs, its sums. With the layer's name each group fits
+# on a terminal of 80 columns.
 LAYER_GRID = ("layer", "kind", "shape", "bits", "quantizer", "scale")
 LAYER_USE = ("codes used", "entropy (bits)", "clipped", "SQNR (dB)")
-LAYER_COST = ("weight bytes", "largest sum", "sum bits")
+LAYER_COST = ("output", "weights", "weight bytes", "total bytes", "MACs")
+LAYER_SUMS = ("largest sum", "sum bits")
+COST_NOTE = (
+    "total bytes: packed weights, and per output channel a bias (4), a multiplier (4) and a shift (1); MACs: "
+    "multiply-accumulates for one image"
+)
 
 
 def _layer_row(layer: "LayerReport") -> dict[str, str]:
@@ -29,23 +36,48 @@ def _layer_row(layer: "LayerReport") -> dict[str, str]:
         "entropy (bits)": number(layer.entropy_bits, ".2f"),
         "clipped": percent(layer.clipped_share),
         "SQNR (dB)": number(layer.sqnr_db, ".1f"),
+        "output": UNKNOWN if layer.output_shape is None else "x".join(map(str, layer.output_shape)),
+        "weights": number(layer.weights, ","),
         "weight bytes": number(layer.weight_bytes, ","),
+        "total bytes": number(layer.total_bytes, ","),
+        "MACs": number(layer.macs, ","),
         "largest sum": number(layer.accumulator_bound, ","),
         "sum bits": number(layer.accumulator_bits, "d"),
     }
 
 
 def layer_table(
-    layers: Iterable["LayerReport"], columns: Sequence[str], bars: Mapping[str, str] | None = None
+    layers: Iterable["LayerReport"],
+    columns: Sequence[str],
+    bars: Mapping[str, str] | None = None,
+    totals: Mapping[str, int] | None = None,
 ) -> Table:
-    """Some of the columns above, of every layer. bars: layer -> its histogram as text, for one more column."""
-    rows = []
+    """Some of the columns above, of every layer. bars: layer -> its histogram as text, for one more column.
+
+    totals: of `Inspection.totals`, for a last row.
+    """
+    rows, title = [], "Every layer's grid and how well it is used"
     for layer in layers:
         cells = _layer_row(layer)
         row = {column: cells[column] for column in columns}
         rows.append(row if bars is None else row | {"histogram": bars.get(layer.layer, UNKNOWN)})
-    left = ("kind", "shape", "quantizer", "scale", "histogram")
-    return Table.of("Every layer's grid and how well it is used", rows, left)
+    if totals is not None:
+        title = f"What every layer costs; {COST_NOTE}"
+        sums = {"layer": "total", "MACs": f"{totals['macs']:,}"}
+        sums |= {key: f"{totals[key.replace(' ', '_')]:,}" for key in ("weights", "weight bytes", "total bytes")}
+        rows.append({column: sums.get(column, "") for column in rows[0]})
+    left = ("kind", "shape", "quantizer", "scale", "output", "histogram")
+    return Table.of(title, rows, left)
+
+
+def network_label(name: str) -> str:
+    """A network's name as short as a preset's: `chain-<8 hex digits>` for a chain."""
+    return chain_label(name) if "," in name else name
+
+
+def chain_lines(names: Iterable[str]) -> list[str]:
+    """`chain-<8 hex digits>: conv 8 ...` for each of these networks that is a chain, once."""
+    return [f"{network_label(name)}: {name}" for name in dict.fromkeys(names) if "," in name]
 
 
 def result_row(
@@ -90,7 +122,7 @@ def group_table(groups: Sequence[Mapping[str, Any]], without: Sequence[str] = ()
             "method": group["method"],
             "W/A bits": f"{group['bits']}/{group['act_bits']}",
             "quantizer": group["quantizer"],
-            "model": group["model"],
+            "model": network_label(group["model"]),
             "dataset": group["dataset"],
             "epochs": str(group["epochs"] or UNKNOWN),
             **{name: UNKNOWN if value is None else str(value) for name, value in group["settings"].items()},

@@ -1,6 +1,8 @@
 """What inspection says of a layer is what its codes say; pictures have their data, or are left out with a reason."""
 
+import base64
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Callable
@@ -10,29 +12,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from random_chains import Case, noise, random_case, trained
 
-from qattrain.config import ACTIVATION_LAYERS, WEIGHT_LAYERS, QuantConfig
-from qattrain.data import load_dataset
+from qattrain.config import ExperimentConfig, ModelConfig, QuantConfig, bits_by_layer
+from qattrain.data import ImageSet, load_dataset
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.evaluation.inspection import (
     Inspection,
     Observed,
+    chain_costs,
     entropy_bits,
     inspect_network,
+    integer_costs,
     layer_histogram,
     layer_report,
     observe_model,
 )
 from qattrain.evaluation.metrics import errors_by_class
-from qattrain.evaluation.networks import Network, Packed, load_network
+from qattrain.evaluation.networks import Network, Packed, Trained, load_network
 from qattrain.export import EXPORTERS
 from qattrain.integer import ModelFacts
-from qattrain.layers.network import LeNet, plan_layers
+from qattrain.layers.network import build_model, plan_layers, weight_bytes
 from qattrain.quant import QUANTIZERS
 from qattrain.report.drawing import png, svg
-from qattrain.report.inspection import inspection_figures
-from qattrain.runs.checkpoint import load_checkpoint
+from qattrain.report.inspection import inspection_figures, network_section
+from qattrain.report.page import Tiles, render
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint
 
+CHAIN = ModelConfig(name="lenet-nano").chain
+COST = ("output_shape", "weights", "total_bytes", "macs")
+SMALL = ModelConfig(name="lenet", widths=(4, 4, 8))
 KINDS = ("float", "qat", "mixed", "packed")
 
 
@@ -76,6 +86,101 @@ def test_a_report_can_be_computed_by_hand() -> None:
     assert (histogram.unit, histogram.clip, histogram.step, histogram.total) == ("steps", (-2.5, 1.5), 1, 5)
 
 
+def network_of(case: Case) -> Trained:
+    """The network of `case`, trained for a few steps, as if it came from a checkpoint."""
+    net = trained(case)
+    quant = plan_layers(case.model, case.quant).quant
+    names = tuple(f"class {number}" for number in range(case.classes))
+    config = ExperimentConfig(model=case.model, quant=quant)
+    return Trained(Checkpoint(config, names, dict(net.state_dict()), [], None, None, case.shape), net)
+
+
+def noisy(case: Case, count: int = 40) -> ImageSet:
+    """Random images of the case's shape with random labels."""
+    labels = torch.randint(0, case.classes, (count,), generator=torch.Generator().manual_seed(1))
+    return ImageSet(noise(case, count), labels)
+
+
+def test_what_layers_cost_can_be_computed_by_hand() -> None:
+    line = "conv 8 3x3 stride 2 bn, dw 3x3 bn, conv 16 1x1 pad 0, pool 2, avgpool, fc"
+    network = network_of(Case(ModelConfig(name=line), QuantConfig(bits=3, layer_bits={"fc1": 5}), (3, 28, 20), 10))
+    reports = {report.layer: report for report in inspect_network(network, None).layers}
+    costs = {name: tuple(getattr(report, key) for key in COST) for name, report in reports.items()}
+    assert {name: cost for name, cost in costs.items() if any(value is not None for value in cost)} == {
+        "conv1": ((8, 13, 9), 216, 81 + 8 * 9, 13 * 9 * 216),
+        "dw1": ((8, 11, 7), 72, 27 + 8 * 9, 11 * 7 * 72),
+        "conv2": ((16, 5, 3), 128, 48 + 16 * 9, 11 * 7 * 128),  # before pooling
+        "avg1": ((16, 1, 1), None, 5, 0),
+        "fc1": ((10,), 160, 100 + 10 * 4, 160),
+    }
+    floats = dict.fromkeys(("conv1", "dw1", "conv2", "avg1", "fc1"), 32)
+    placed = network.checkpoint.config.model.chain.place((3, 28, 20), 10)
+    assert [cost.total_bytes for cost in chain_costs(placed, floats).values()] == [
+        4 * (216 + 8), 4 * (72 + 8), 4 * (128 + 16), 0, 4 * (160 + 10)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_chain_and_the_integers_cost_the_same(seed: int) -> None:
+    case = random_case(seed)
+    network = network_of(case)
+    chain, quant = case.model.chain, network.checkpoint.config.quant
+    expected = integer_costs(network.integers())
+    assert chain_costs(chain.place(case.shape, case.classes), bits_by_layer(quant, chain)) == expected
+    found = inspect_network(network, None)
+    assert found.totals["macs"] == sum(cost.macs for cost in expected.values())
+    assert found.totals["weight_bytes"] == weight_bytes(network.model)
+
+
+@pytest.mark.parametrize(
+    ("line", "shape", "filters"),
+    [
+        ("conv 5 3x3 stride 2 bn, fc", (3, 9, 14), (5, 3, 3, 3)),
+        ("dw 5x5, conv 4 1x1, avgpool, fc", (3, 12, 7), (3, 1, 5, 5)),
+        ("conv 120 1x1, pool 3, fc", (1, 7, 9), (120, 1, 1, 1)),
+        ("conv 4 3x3 groups 2, fc 6 bn, fc", (4, 7, 5), (4, 2, 3, 3)),
+        ("fc 7, fc", (3, 6, 5), None),
+        ("avgpool, conv 3 1x1, fc", (2, 5, 5), None),
+        ("fc", (1, 5, 5), None),
+    ],
+)
+def test_networks_of_any_shape_and_colour_are_drawn(
+    line: str, shape: tuple[int, int, int], filters: tuple[int, ...] | None
+) -> None:
+    case = Case(ModelConfig(name=line), QuantConfig(bits=4), shape, 3)
+    found = inspect_network(network_of(case), noisy(case))
+    assert (None if found.filters is None else found.filters.shape) == filters
+    for hard in found.hardest:
+        assert hard.image.shape == (shape[1:] if shape[0] != 3 else (*shape[1:], 3))
+    figures = inspection_figures(found)
+    assert ("filters" in figures) == (filters is not None)
+    for figure in figures.values():
+        assert png(figure).startswith(b"\x89PNG")
+    page = render("", "", [network_section(found, "x", "y")], "").decode()
+    assert page.count("<svg") == len(found.histograms)
+    errors = network_section(found, "x", "y").parts[-1].blocks
+    images = [tile for block in errors if isinstance(block, Tiles) for tile in block.tiles]
+    assert len(images) == len(found.hardest) > 0
+    for tile, hard in zip(images, found.hardest, strict=True):
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2]))))
+        assert np.array_equal(shown, hard.image)
+
+
+def test_many_layers_and_long_names_are_drawn_side_by_side() -> None:
+    line = ", ".join(["conv 2 1x1"] * 12 + ["fc"])
+    case = Case(ModelConfig(name=line), QuantConfig(bits=2), (1, 4, 4), 3)
+    network = network_of(case)
+    names = ("a price in $ of $5", "_" * 60, "c")
+    network = Trained(dataclasses.replace(network.checkpoint, class_names=names), network.model)
+    figures = inspection_figures(inspect_network(network, noisy(case), title=f"$x$ {line}"))
+    assert len(figures["weights"].axes) == 13
+    for figure in figures.values():
+        assert png(figure).startswith(b"\x89PNG")
+    title = figures["weights"].get_suptitle()
+    assert r"\$x\$" in title
+    assert max(map(len, title.split("\n"))) <= 92
+
+
 def test_entropy_is_0_for_one_code_and_b_for_all_alike() -> None:
     assert entropy_bits(np.array([7])) == 0
     assert entropy_bits(np.array([5] * 16)) == pytest.approx(4)
@@ -107,11 +212,11 @@ def test_histograms_count_every_value_once(inspections: dict[str, Inspection]) -
 
 
 def test_a_float_layer_has_bytes_and_values_but_nothing_about_codes(inspections: dict[str, Inspection]) -> None:
-    for kind, layers in (("float", WEIGHT_LAYERS + ACTIVATION_LAYERS), ("mixed", ("fc1",))):
+    for kind, layers in (("float", CHAIN.weight_layers + CHAIN.activation_layers), ("mixed", ("fc1",))):
         for report in inspections[kind].layers:
             if report.layer in layers:
                 known = {key for key, value in dataclasses.asdict(report).items() if value is not None}
-                assert known <= {"layer", "kind", "shape", "bits", "weight_bytes"}
+                assert known <= {"layer", "kind", "shape", "bits", "weight_bytes", *COST}
                 if report.kind == "weight":
                     assert report.weight_bytes == 4 * math.prod(report.shape)
     quantized = {report.layer: report for report in inspections["mixed"].layers}
@@ -194,7 +299,7 @@ def test_every_picture_is_drawn_with_titles_and_units_and_the_same_twice(
 def test_the_grid_holds_every_code_of_every_quantizer(quantizer: str) -> None:
     torch.manual_seed(0)
     quant = QuantConfig(quantizer=quantizer)
-    model = LeNet((4, 4, 8), 10, plan_layers(quant))
+    model = build_model(SMALL, quant, 10)
     seen = observe_model(model, torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8))
     for layer in seen:
         assert layer.codes is not None
@@ -207,7 +312,7 @@ def test_the_grid_holds_every_code_of_every_quantizer(quantizer: str) -> None:
 def test_a_ternary_packed_file_has_three_levels() -> None:
     torch.manual_seed(0)
     quant = QuantConfig(quantizer="ternary")
-    model = LeNet((4, 4, 8), 10, plan_layers(quant))
+    model = build_model(SMALL, quant, 10)
     model(torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8))
     from qattrain.integer.lowering import lower
 
@@ -226,6 +331,19 @@ def test_inspect_writes_pictures_and_json(networks: dict[str, Path], main: Calla
     text = main("inspect", networks["packed"]).stderr
     for expected in ("entropy", "SQNR", "sum bits", "weight bytes", "█", "holds only integers"):
         assert expected in text
+
+
+def test_every_table_is_whole_at_80_columns_and_the_totals_are_the_sums(
+    networks: dict[str, Path], main: Callable[..., Any]
+) -> None:
+    for kind in ("float", "qat", "mixed"):
+        done = main("inspect", networks[kind], "--json")
+        document = json.loads(done.stdout)
+        assert max(len(line.rstrip()) for line in done.stderr.splitlines() if "─" in line) <= 80
+        for key, total in document["totals"].items():
+            assert total == sum(layer[key] or 0 for layer in document["layers"]), key
+            assert f"{total:,}" in done.stderr
+        assert document["totals"]["macs"] == 24 * 24 * 200 + 8 * 8 * 3200 + 8192 + 320
 
 
 def test_inspect_without_data_says_so_and_without_a_place_to_write_fails_in_one_line(

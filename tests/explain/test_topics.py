@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from qattrain.explain import TOPICS, Explanation, Lab, latent, ptq, scale
+from qattrain.explain import TOPICS, Explanation, Lab, batchnorm, granularity, latent, ptq, scale
 from qattrain.explain.ste import BARE, HIGH, LOW
 from qattrain.quant import SURROGATES
 from qattrain.report.drawing import png, svg
@@ -29,6 +29,10 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scale, "EPOCHS", 4)
         patch.setattr(latent, "EPOCHS", 3)
+        patch.setattr(batchnorm, "EPOCHS", 4)
+        patch.setattr(batchnorm, "BITS", (4, 2))
+        patch.setattr(granularity, "EPOCHS", 3)
+        patch.setattr(granularity, "BITS", (4, 3))
 
         @cache
         def explain(topic: str) -> Explanation:
@@ -175,6 +179,51 @@ def test_latent_steps_are_far_smaller_than_the_grid_and_flips_die_down_with_the_
     assert flips[0] > 4 * flips[-1] > 0
     assert numbers["constant_rate"]["epochs"][-1]["flips"] > 2 * flips[-1]
     assert numbers["flips"] == sum(flips)
+
+
+def test_batchnorm_cancels_the_missing_division_and_leaves_nothing_to_fold(explained: Any) -> None:
+    numbers = explained("batchnorm").numbers
+    naive = numbers["naive"]
+    assert naive["ratio"] == pytest.approx(2**scale.N, rel=1e-3)
+    assert naive["largest_difference"] < 0.02
+    assert naive["undivided"][-1] <= naive["divided"][-1] - 0.2
+    assert abs(naive["undivided_norm"][-1] - naive["divided_norm"][-1]) < 0.1
+    assert (numbers["images"], numbers["images_with_another_logit"]) == (360, 0)
+    assert numbers["hidden_codes_that_differ"] == 0
+    assert numbers["accuracy"]["with"]["4"] > numbers["accuracy"]["without"]["4"] + 0.1
+
+
+def test_batchnorm_a_channel_is_the_same_written_out_and_in_integers(explained: Any) -> None:
+    c = explained("batchnorm").numbers["channel"]
+    deviation = c["variance"] ** 0.5
+    assert c["scale"] == pytest.approx(c["joint_scale"] * c["gain"] / deviation, rel=1e-6)
+    assert c["bias_before_rounding"] == pytest.approx((c["shift"] - c["gain"] * c["mean"] / deviation) / c["scale"])
+    assert c["bias_code"] == math.floor(c["bias_before_rounding"] + 0.5)
+    assert c["multiplier"] / 2 ** c["shift_bits"] == pytest.approx(c["scale"] / c["next_scale"], rel=1e-8)
+    shifted = ((c["sum"] + c["bias_code"]) * c["multiplier"] + (1 << (c["shift_bits"] - 1))) >> c["shift_bits"]
+    assert shifted == c["code"] < c["largest_code"]
+    assert abs(c["value"] - c["code"]) < 0.51  # half a step, and the rounding of the bias
+    sums = np.arange(c["smallest_sum"], c["largest_sum"] + 1)
+    real = np.clip(batchnorm.normalized(c, sums), 0, c["largest_code"])
+    assert np.abs(batchnorm.integer_codes(c, sums) - real).max() < 0.51
+
+
+def test_granularity_a_scale_per_channel_rounds_better_in_every_layer_most_after_training(explained: Any) -> None:
+    numbers = explained("granularity").numbers
+    for network in granularity.NETWORKS:
+        found = numbers[network]
+        for bits in ("4", "3"):
+            per_layer, per_channel = (found[kind][bits]["sqnr_db"] for kind in ("layer", "channel"))
+            assert list(per_layer) == list(found["ranges"])
+            for layer, ratio in per_layer.items():
+                assert per_channel[layer] > ratio, (network, bits, layer)
+        for ranges in found["ranges"].values():
+            assert max(ranges["plain"]) == max(ranges["folded"]) == 1
+    deep = numbers["depthwise"]
+    assert deep["channel"]["3"]["ptq"] > deep["layer"]["3"]["ptq"]
+    channels = [8, 8, 16, 16, 32]
+    assert [len(ranges["plain"]) for ranges in deep["ranges"].values()] == channels
+    assert numbers["bytes_of_more_scales"] == 5 * (sum(channels) - len(channels))
 
 
 @pytest.mark.parametrize("topic", TOPICS)

@@ -32,7 +32,7 @@ EXPLAIN = PUBLISHED / "explain.json"
 BENCH = PUBLISHED / "bench.json"
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "configs" / "README.md", *sorted(PUBLISHED.glob("*.md")))
-PICTURES = ("ste", "scale", "ptq")  # of the README's "How it works"
+PICTURES = ("ste", "scale", "ptq", "batchnorm", "granularity")  # of the README's "How it works" and of explain.md
 # The contenders in the README's short table; benchmark.md has all.
 SPEED = {
     "plain": "PyTorch, float32",
@@ -69,7 +69,7 @@ def sizes(runs_dir: Path) -> dict[str, Any]:
         rows.append(
             {
                 "title": title,
-                "float_weight_bytes": 4 * sum(layer.codes.size for layer in integers.layers),
+                "float_weight_bytes": 4 * sum(layer.codes.size for layer in integers.products),
                 "packed_bytes": len(EXPORTERS["packed"].write(integers, network.facts, "")["model.safetensors"]),
                 "onnx_bytes": len(EXPORTERS["onnx"].write(integers, network.facts, "")["model.onnx"]),
                 "c_flash_bytes": footprint.flash_bytes,
@@ -100,7 +100,7 @@ def pictures() -> dict[str, Any]:
     for topic, explanation in found.items():
         save_small(topic, explanation.figure)
     courses = found["scale"].numbers["courses"]
-    ptq = found["ptq"].numbers
+    ptq, norm, scales = (found[topic].numbers for topic in ("ptq", "batchnorm", "granularity"))
     return {
         "note": "qattrain explain TOPIC --dataset digits, one thread, seed 0",
         "data": ptq["data"],
@@ -117,6 +117,10 @@ def pictures() -> dict[str, Any]:
         "float": ptq["float"],
         "ptq": ptq["ptq"],
         "qat": ptq["qat"],
+        "batchnorm": {key: value for key, value in norm.items() if key != "data"},
+        "granularity": {
+            name: {key: value for key, value in scales[name].items() if key != "ranges"} for name in scales["networks"]
+        },
     }
 
 
@@ -131,13 +135,15 @@ def save_small(name: str, figure: "Figure") -> None:
 
 
 def explain_tables(document: dict[str, Any]) -> dict[str, str]:
-    """The tables of the three questions, by name."""
+    """The tables of the questions, by name."""
 
     def percents(title: str, fractions: Iterable[float]) -> list[str]:
         return [title, *(f"{100 * fraction:.1f} %" for fraction in fractions)]
 
     ste = document["ste"]["training"]
     bits = document["qat"]
+    norm, scales = document["batchnorm"]["accuracy"], document["granularity"]
+    widths = list(norm["with"])
     return {
         "ste": markdown(
             ["backward of the rounding", *ste],
@@ -155,6 +161,18 @@ def explain_tables(document: dict[str, Any]) -> dict[str, str]:
             [
                 percents("post-training quantization (PTQ)", (document["ptq"][b] for b in bits)),
                 percents("quantization-aware training (QAT)", (document["qat"][b] for b in bits)),
+            ],
+        ),
+        "batchnorm": markdown(
+            ["bits", *widths],
+            [percents(f"{kind} batch norm", (norm[kind][b] for b in widths)) for kind in ("without", "with")],
+        ),
+        "granularity": markdown(
+            ["network", "method", *(f"{b} bits, {kind}" for b in widths for kind in ("layer", "channel"))],
+            [
+                [name, *percents(method.upper(), (one[k][b][method] for b in widths for k in ("layer", "channel")))]
+                for name, one in scales.items()
+                for method in ("ptq", "qat")
             ],
         ),
     }

@@ -24,7 +24,6 @@ RESULTS = ROOT / "runs" / "published" / "results.json"
 RUNS = ROOT / os.environ.get("QATTRAIN_RUNS_DIR", "runs")
 LEFT_OUT = "trials"  # tried and removed: recipe and code are in the commit that its environment names
 COMPARISONS = ("widths", "quantizers", "ablation", LEFT_OUT)  # many rows, none meant for export: not run in C
-BIAS_BYTES, MULTIPLIER_BYTES, SHIFT_BYTES = 4, 4, 1  # per output channel, on top of its packed weights
 ENVIRONMENT = ("qattrain", "commit", "python", "packages", "cpu", "cpu_cores", "cpu_capability")
 SAME = ("method", "bits", "act_bits", "quantizer", "settings", "epochs")  # for all seeds of a row
 EXECUTED = ("test_accuracy", "integer_accuracy")
@@ -115,6 +114,7 @@ def shape(config: dict[str, Any]) -> dict[str, Any]:
 def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any]:
     """One run on all test images: accuracy in torch, as integers and in C, sizes in bytes, training time in seconds."""
     from qattrain.evaluation.checkpoints import evaluate_checkpoint, load_test_data
+    from qattrain.evaluation.inspection import integer_costs
     from qattrain.evaluation.networks import Trained
     from qattrain.export import EXPORTERS
     from qattrain.export.base import verify
@@ -149,12 +149,10 @@ def executed(run_dir: Path, config: dict[str, Any], in_c: bool) -> dict[str, Any
             files = EXPORTERS["c"].write(integers, network.facts, "packed")
             verify(EXPORTERS["c"], files, integers, images)  # raises ExportError if one logit differs
             found["c_differing_logits"] = 0
-        channels = [(len(layer.codes), layer.requantization is not None) for layer in integers.layers]
+        total_bytes = sum(cost.total_bytes for cost in integer_costs(integers).values())
         found |= {
             "integer_accuracy": correct / result.total,
-            "other_bytes": sum(
-                count * (BIAS_BYTES + (MULTIPLIER_BYTES + SHIFT_BYTES) * rescaled) for count, rescaled in channels
-            ),
+            "other_bytes": total_bytes - weight_bytes(network.model),
         }
     return found
 

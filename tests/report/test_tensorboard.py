@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qattrain.config import WEIGHT_LAYERS
+from qattrain.config import ModelConfig
 from qattrain.report.display import TENSORBOARD_FOLDER, tensorboard_display
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training import run as experiment
 
+WEIGHT_LAYERS = ModelConfig(name="lenet-nano").chain.weight_layers
 SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "200", "--threads", "1", "--bits", "3")
 
 
