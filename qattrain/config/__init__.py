@@ -278,11 +278,6 @@ class ExperimentConfig(StrictModel):
         return name
 
 
-def model_label(model: ModelConfig) -> str:
-    """A short name: the preset's, or `chain-` and 8 hexadecimal digits that stand for the chain."""
-    return model.name if model.is_preset else f"chain-{hashlib.sha256(model.name.encode()).hexdigest()[:8]}"
-
-
 Section = TypeVar("Section", bound=StrictModel)
 
 
