@@ -42,27 +42,33 @@ def quantize_model(
     if PIXELS in net._modules:
         raise ConfigError(f"quantize_model: a layer is called {PIXELS!r}, the name of the PixelInput; rename it")
     last = max((i for i, (_, module) in enumerate(flat) if isinstance(module, nn.Linear)), default=-1)
-    new: dict[int, nn.Module] = {}
+    new: dict[str, nn.Module] = {}
+    shared: dict[int, nn.Module] = {}  # a layer with weights that stands in several places stays one layer
     for i, (path, module) in enumerate(flat):
+        if id(module) in shared:
+            new[path] = shared[id(module)]
+            continue
         has_norm = i + 1 < len(flat) and isinstance(flat[i + 1][1], NORMS)
         norm: dict[str, Any] = {"bn": True, "bias": False} if has_norm else {}
         before = flat[i - 1][1] if i else None
         if type(module) is nn.Conv2d:
-            new[id(module)] = QuantConv2d.from_float(module, **weights, **norm)
+            new[path] = QuantConv2d.from_float(module, **weights, **norm)
         elif type(module) is nn.Linear:
-            new[id(module)] = QuantLinear.from_float(module, **weights, **norm, per_channel=i != last)
+            new[path] = QuantLinear.from_float(module, **weights, **norm, per_channel=i != last)
         elif isinstance(module, NORMS) and isinstance(before, nn.Conv2d | nn.Linear):
-            new[id(module)] = BatchNorm.from_float(module, before.bias)
+            new[path] = BatchNorm.from_float(module, before.bias)
         elif type(module) is nn.ReLU:
-            new[id(module)] = QuantReLU(act_bits, **common)
+            new[path] = QuantReLU(act_bits, **common)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
-            new[id(module)] = QuantAvgPool2d(FLOAT_BITS if act_bits == FLOAT_BITS else AVERAGE_BITS, **common)
+            new[path] = QuantAvgPool2d(FLOAT_BITS if act_bits == FLOAT_BITS else AVERAGE_BITS, **common)
         elif type(module) in KEPT:
-            new[id(module)] = copy.deepcopy(module)
+            new[path] = copy.deepcopy(module)
         else:
             where = "; it must come directly behind Conv2d or Linear" if isinstance(module, NORMS) else ""
             raise ConfigError(f"quantize_model: '{path}' is a {module}; allowed: {ALLOWED}{where}")
-    result = _rebuilt(net, new)
+        if any(True for _ in module.parameters()):
+            shared[id(module)] = new[path]
+    result = _rebuilt(net, new, "")
     layers = [(PIXELS, PixelInput()), *_children(result)]
     device = next((p.device for p in net.parameters()), "cpu")
     return nn.Sequential(OrderedDict(layers)).to(device).train(net.training)
@@ -82,8 +88,11 @@ def leaves(net: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
             yield f"{path}{name}", module
 
 
-def _rebuilt(net: nn.Module, new: dict[int, nn.Module]) -> nn.Sequential:
-    children = [(name, _rebuilt(m, new) if runs_in_order(m) else new[id(m)]) for name, m in _children(net)]
+def _rebuilt(net: nn.Module, new: dict[str, nn.Module], path: str) -> nn.Sequential:
+    children = [
+        (name, _rebuilt(m, new, f"{path}{name}.") if runs_in_order(m) else new[f"{path}{name}"])
+        for name, m in _children(net)
+    ]
     return nn.Sequential(OrderedDict(children))
 
 

@@ -275,3 +275,13 @@ def test_an_average_of_32_bits_is_the_mean_and_gradients_spread_evenly() -> None
     assert codes.grad is not None
     assert codes.grad.flatten(2).std(2).max() == 0
     assert codes.grad.abs().max() > 0
+
+
+def test_one_relu_in_several_places_becomes_several_with_a_scale_each_and_one_layer_stays_one() -> None:
+    relu, middle = nn.ReLU(), nn.Linear(6, 6)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 6), relu, middle, relu, middle, relu, nn.Linear(6, 3))
+    quantized = quantize_model(net)
+    relus = [module for name, module in quantized._modules.items() if name in "246"]
+    assert len(set(map(id, relus))) == 3
+    assert quantized._modules["3"] is quantized._modules["5"]
+    assert quantized(torch.zeros(2, 1, 3, 3, dtype=torch.uint8)).shape == (2, 3)
