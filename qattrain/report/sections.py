@@ -88,7 +88,7 @@ def network_sections(findings: Sequence[Finding], flags: Flags) -> list[Section]
 def _results(findings: Sequence[Finding]) -> list[Block]:
     notes = dict.fromkeys(note for finding in findings for note in finding.notes)
     blocks: list[Block] = [Text(note, notice=True) for note in notes]
-    chains = [Text(line) for line in chain_lines(finding.facts.name for finding in findings)]
+    chains = [Text(f"{f.name} is {line}") for f in findings for line in chain_lines([f.facts.name])]
     if len(findings) == 1:
         return [*blocks, _key_figures(findings[0]), *chains]
     first = findings[0]

@@ -47,7 +47,7 @@ def test_training_inspecting_and_reporting_a_chain_name_it_and_its_line(
     html = out.read_text()
     for text in (
         f"<strong>{network_label(LINE)}</strong>",
-        f"<p>{network_label(LINE)}: {LINE}</p>",
+        f"<p>small is {network_label(LINE)}: {LINE}</p>",
         "MACs",
         f"&#39;{LINE}&#39;",
     ):
