@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STDIN = "-"
-COLUMNS = 80  # of the printed picture, at most
 
 
 def predict(
@@ -42,10 +41,12 @@ def predict(
 
     console = Console(json)
     import numpy as np
+    import torch
 
     from qattrain.data import is_handwriting
     from qattrain.data.pictures import read_image, read_picture
     from qattrain.evaluation.checkpoints import rank_classes
+    from qattrain.evaluation.metrics import channels_last
     from qattrain.evaluation.networks import load_network
     from qattrain.report.drawing import picture
     from qattrain.runs.folder import find_checkpoint
@@ -71,19 +72,8 @@ def predict(
         }
     )
     for name, seen, top in zip(images, pictures, ranked, strict=True):
-        console.text(picture(_grey(seen)))
+        console.text(picture(channels_last(torch.from_numpy(seen))))
         console.text(f"{_shown(name)}: {top[0][0]}   ({', '.join(f'{label} {percent(p)}' for label, p in top)})")
-
-
-def _grey(image: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-    """uint8 (C, H, W) -> uint8 (h, w) to print: luminance, thinned out to fit a terminal, an even number of rows."""
-    import numpy as np
-
-    weights = [1.0] if len(image) == 1 else [0.299, 0.587, 0.114]  # ITU-R BT.601, as Pillow's
-    grey = np.floor(np.tensordot(weights, image, 1) + 0.5).astype(np.uint8)
-    step = -(-grey.shape[1] // COLUMNS)
-    grey = grey[::step, ::step]
-    return np.pad(grey, ((0, len(grey) % 2), (0, 0)))
 
 
 def _shown(name: str) -> str:
