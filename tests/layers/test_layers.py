@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qattrain.layers import QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
 from qattrain.layers.network import xavier
-from qattrain.layers.quantized import QuantConv2d, QuantLinear, QuantReLU
-from qattrain.quant import QTensor, Quantizer, dequantize
+from qattrain.quant import QUANTIZERS, QTensor, Quantizer, dequantize
 from qattrain.quant.kernels import MAX_BIAS_CODE
 
 PLAIN = ("lsq", "affine", "pow2")  # quantizers of any width
@@ -249,3 +249,24 @@ def test_a_block_with_a_shared_layer_a_constant_weight_and_control_flow_trains()
     assert not torch.equal(before.first.weight, tied.first.weight)
     frozen = zip(before.fixed.parameters(), tied.fixed.parameters(), strict=True)
     assert all(torch.equal(old, new) and new.grad is None for old, new in frozen)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_an_average_is_quantized_on_its_own_grid_and_passes_its_gradient_evenly(quantizer: str) -> None:
+    layer, x = QuantAvgPool2d(8, quantizer), (8 * torch.rand(5, 3, 4, 6)).round()
+    x[0] = 8.0  # the largest average is in the first batch
+    q = QTensor(x.clone().requires_grad_(), torch.tensor(0.125))
+    averaged = layer(q)
+    means = x.mean((2, 3), keepdim=True) * 0.125
+    assert averaged.shape == (5, 3, 1, 1)
+    assert (averaged.codes.min() >= 0) & (averaged.codes.max() <= 255)
+    if quantizer != "pow2":  # whose grid may end at 1.4 times the range, or cut off 30 % of it
+        assert averaged.codes.max() == 255
+        assert torch.allclose(dequantize(averaged), means, atol=1 / 255)
+    dequantize(averaged).sum().backward()
+    inside = (averaged.codes.detach() < 255).expand_as(x)
+    assert q.codes.grad is not None
+    assert torch.allclose(q.codes.grad[inside], torch.tensor(0.125 / 24))
+    codes = layer.eval()(q).codes
+    assert torch.equal(codes, codes.round())
+    assert torch.equal(QuantAvgPool2d(32, quantizer)(x).codes, x.mean((2, 3), keepdim=True))
