@@ -82,6 +82,7 @@ def random_model(
             z = int(random.choice(all_codes[[0, -1]] if extreme else all_codes)) if zero_point is None else zero_point
         zeros = np.zeros(shape[0], np.int64)
         layer = IntegerLayer(name, kind, codes, b, quantizer, int(all_codes[0]), z, zeros, input_max, None)
+        layer = replace(layer, pool=2 if kind == "conv" else 1)
         x = x.reshape(len(x), -1) if kind == "linear" else x
         layer = _with_columns(layer, layer.accumulate(x).swapaxes(0, 1).reshape(shape[0], -1), act, extreme, random)
         layers.append(layer)

@@ -20,7 +20,7 @@ from qattrain.evaluation.networks import (
     load_network,
 )
 from qattrain.export import EXPORTERS
-from qattrain.export.base import Exported, check_folder, export_model, settled_layout
+from qattrain.export.base import Exported, check_folder, export_model, settled_layout, settled_prefix
 from qattrain.runs.environment import pick_device
 
 EXPORT_FOLDER = "export"
@@ -115,6 +115,7 @@ def export_network(
     data_dir: Path,
     *,
     layout: str | None = None,
+    prefix: str | None = None,
     folder: Path | None = None,
     force: bool = False,
     verify: bool = True,
@@ -122,11 +123,12 @@ def export_network(
 ) -> tuple[Network, Exported]:
     """Verify and write the files of the network in `path`.
 
-    to: a key of EXPORTERS. layout: one of that exporter's; None: its default. folder: None: `export` beside the file.
-    force: write even into a folder that holds other files. verify: False: write without verifying. verify_images:
-    number of test images; None: all. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError.
+    to: a key of EXPORTERS. layout: one of that exporter's; None: its default. prefix: of C symbols; None: the default.
+    folder: None: `export` beside the file. force: write even into a folder that holds other files. verify: False: write
+    without verifying. verify_images: number of test images; None: all. Writes nothing if it raises ConfigError,
+    CheckpointError, DataError, ExportError.
     """
-    exporter = pick(EXPORTERS, to, "--to")
+    exporter = settled_prefix(pick(EXPORTERS, to, "--to"), prefix)
     folder = folder or default_folder(path)
     # Refuse early what can be refused: verifying takes seconds.
     settled_layout(exporter, layout)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, ExportError, system_errors
 from qattrain.files import replace_files
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
 Files = dict[str, bytes]  # name -> content; these names are written into the target folder
-Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, 1, 28, 28) -> logits (N, classes)
+Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, C, H, W) -> logits (N, classes)
 
 NOISE_IMAGES = 256
 MARK, MARKED_BYTES = b"qattrain", 2**16  # appears early in every exported file: files with it may be overwritten
@@ -26,11 +27,14 @@ class Exporter:
 
     write: all files, from the integers alone; raises ExportError. layouts: what its third argument may be, the default
     first; empty if there is only one form (the argument is then ""). run: a context that executes the files.
+    with_prefix: the same exporter with another name before its C symbols (ConfigError if none may be so called); None
+    if its files have no symbols.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
     run: Callable[[Files], AbstractContextManager[Runner]]
     layouts: tuple[str, ...] = ()
+    with_prefix: "Callable[[str], Exporter] | None" = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def export_model(
 ) -> Exported:
     """Verify the files of `model`, then write them into `folder`, which is created if it does not exist.
 
-    layout: one of the exporter's; None: its default. images: uint8 (N, 1, 28, 28) to verify on, besides noise; None:
+    layout: one of the exporter's; None: its default. images: uint8 (N, C, H, W) to verify on, besides noise; None:
     verify nothing. force: write into a folder that holds other files, and overwrite them.
     Raises ConfigError for an unknown layout, ExportError if a logit differs or a file cannot be written; nothing is
     left behind then.
@@ -61,7 +65,8 @@ def export_model(
     files = exporter.write(model, facts, settled_layout(exporter, layout))
     assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     check_folder(folder, force)
-    verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise_images()]))
+    noise = noise_images(model.input_shape)
+    verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
     _write(folder, files)
     return Exported(folder, {name: len(content) for name, content in files.items()}, verified)
 
@@ -76,10 +81,22 @@ def settled_layout(exporter: Exporter, layout: str | None) -> str:
     return layout
 
 
-def noise_images() -> NDArray[np.uint8]:
-    """256 images unlike any in a dataset, always the same: all 0, all 255, the two extremes mixed, random bytes."""
+def settled_prefix(exporter: Exporter, prefix: str | None) -> Exporter:
+    """The exporter with `prefix` before its C symbols, or as it is. Raises ConfigError."""
+    if prefix is None:
+        return exporter
+    if exporter.with_prefix is None:
+        raise ConfigError(f"--prefix {prefix!r}: allowed only with --to c; leave it out")
+    return exporter.with_prefix(prefix)
+
+
+def noise_images(shape: Shape) -> NDArray[np.uint8]:
+    """256 images unlike any in a dataset, always the same: all 0, all 255, the two extremes mixed, random bytes.
+
+    shape: (C, H, W) of each.
+    """
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (NOISE_IMAGES, 1, 28, 28)).astype(np.uint8)
+    images = random.integers(0, 256, (NOISE_IMAGES, *shape)).astype(np.uint8)
     images[::2] = np.where(images[::2] < 128, 0, 255)
     images[0], images[1] = 0, 255
     return images
@@ -139,14 +156,14 @@ def _write(folder: Path, files: Files) -> None:
             raise
 
 
-def pixels_first(layer: IntegerLayer, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+def pixels_first(layer: IntegerLayer, codes: NDArray[np.int64], inputs: Shape) -> NDArray[np.int64]:
     """codes, of the layer's shape -> (D, inputs), the inputs in the order (row, column, channel).
 
-    In IntegerModel the order is (channel, row, column), also that of fc1's inputs, which are conv2's map.
+    In IntegerModel the order is (channel, row, column). inputs: the shape (C, H, W) that the layer receives.
     """
-    if layer.name == "fc1":
-        codes = codes.reshape(len(codes), -1, POOLED_SIDE, POOLED_SIDE)
-    return codes if codes.ndim == 2 else codes.transpose(0, 2, 3, 1).reshape(len(codes), -1)
+    if layer.kind == "linear":
+        codes = codes.reshape(len(codes), *inputs)
+    return codes.transpose(0, 2, 3, 1).reshape(len(codes), -1)
 
 
 def fits_16_bits(largest_weight: int, input_max: int) -> bool:
