@@ -13,8 +13,9 @@ from random_chains import Case, noise, random_case, trained
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.export.base import noise_images
-from qattrain.export.c_compile import PORTABLE, compiled_c
+from qattrain.export.c_compile import EMBEDDED, PORTABLE, Target, compiled_c, measure
 from qattrain.export.c_export import c_sources, write_c
+from qattrain.export.c_layers import LAYOUTS
 from qattrain.export.c_network import CNetwork
 from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFacts, Requantization, Shape
@@ -127,6 +128,20 @@ def test_kernels_strides_and_paddings_may_differ_in_height_and_width(
     images = noise_images(model.input_shape)[:60]
     assert all(len(np.unique(codes)) > 3 for codes in model.trace(images))
     assert_equal_logits(model, images)
+
+
+@pytest.mark.parametrize("target", EMBEDDED, ids=lambda target: target.name)
+def test_microcontrollers_need_no_library_and_their_compilers_do_not_warn(target: Target) -> None:
+    if shutil.which(target.compiler) is None:
+        pytest.skip(f"not installed: {target.compiler}")
+    strict = Target(target.name, target.compiler, (*target.flags, "-std=c99", *QUICK[1:]))
+    for line, shape, _ in LINES[3:]:
+        model = chain(line, shape)
+        for layout in LAYOUTS:
+            footprint = measure(c_sources(model, layout), strict)
+            assert footprint is not None, (line, layout)
+            arena = CNetwork(model, layout).arena.total_bytes
+            assert arena <= footprint.ram_bytes < arena + 8  # what is left is alignment
 
 
 @pytest.mark.parametrize("seed", [1, 6, 11, 16])

@@ -3,10 +3,10 @@
 INLINE void convolve_columns(const struct convolution *conv, const uint8_t *map, int32_t *sums, int32_t *window,
                              uint8_t *output) {
     const struct layer *layer = &conv->layer;
-    const int32_t columns = conv->columns, channels = conv->groups * conv->depth;
+    const int32_t columns = conv->columns, depth = conv->depth, channels = depth * conv->groups;
     const int32_t width = conv->kernel_columns, pool = conv->pool;
-    const uint32_t depth = conv->depth, together = conv->groups > 1 ? conv->together : layer->outputs;
-    const uint32_t each = layer->outputs * depth;                     /* weights for a pixel of the kernel */
+    const uint32_t together = conv->groups > 1 ? conv->together : layer->outputs;
+    const uint32_t each = (uint32_t)depth * layer->outputs;           /* weights for a pixel of the kernel */
     int32_t *const target = pool > 1 ? window : sums;
     int32_t row, column, y, x, k, j;
     uint32_t channel;
@@ -20,10 +20,11 @@ INLINE void convolve_columns(const struct convolution *conv, const uint8_t *map,
                     for (k = 0; k < conv->kernel_rows; k++) {
                         if (conv->pad_top > 0 && (top + k < 0 || top + k >= conv->rows)) continue;
                         for (j = 0; j < width; j++) {
+                            const int8_t *weights = layer->weights + (uint32_t)(k * width + j) * each;
+                            const uint8_t *pixel;
                             if (conv->pad_left > 0 && (left + j < 0 || left + j >= columns)) continue;
-                            add_columns(layer, layer->weights + (uint32_t)(k * width + j) * each,
-                                        map + ((top + k) * columns + left + j) * channels, (uint32_t)channels, depth,
-                                        together, target);
+                            pixel = map + ((top + k) * columns + left + j) * channels;
+                            add_columns(layer, weights, pixel, (uint32_t)channels, (uint32_t)depth, together, target);
                         }
                     }
                     for (channel = 0; pool > 1 && channel < layer->outputs; channel++) {

@@ -27,7 +27,8 @@ static void unpack_row(const struct layer *layer, uint32_t channel, weight_t *we
 }
 
 /* A fully connected layer: inputs -> codes or, in the last layer, sums. weights: room for a row. */
-static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *codes, int32_t *sums, weight_t *weights) {
+static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *codes, int32_t *sums,
+                    weight_t *weights) {
     uint32_t channel;
     for (channel = 0; channel < layer->outputs; channel++) {
         int32_t sum;
