@@ -15,6 +15,9 @@ def export(
     ],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write to. [default: <run>/export]")] = None,
     layout: Annotated[str | None, typer.Option(help="For c: packed (smallest) or int8 (fastest).")] = None,
+    prefix: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For c: name of its symbols and files. [default: qattrain]")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write even if the folder holds other files.")] = False,
     verify_images: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]")
@@ -27,14 +30,16 @@ def export(
 ) -> None:
     """Export the integer network: packed (model.safetensors), onnx (model.onnx) or c (model.c, main.c).
 
-    Before anything is written, the files are run on all test images and on 256 noise images. If a single logit differs
-    from the integer network's, nothing is written.
+    With --prefix NAME the C files are NAME.c and NAME.h, and their symbols begin with NAME_: two networks fit one
+    program. Before anything is written, the files are run on all test images and on 256 noise images. If a single
+    logit differs from the integer network's, nothing is written.
 
     \b
     Examples:
       qattrain export lenet-w4a4-lsq-mnist-s0 --to packed
       qattrain export lenet-w4a4-lsq-mnist-s0 --to onnx --out shipped
       qattrain export runs/lenet-w4a4-lsq-mnist-s0/last.pt --to c --layout int8 --out firmware
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to c --prefix digits --out firmware
     """
     from qattrain.report.console import Console
 
@@ -51,6 +56,7 @@ def export(
         to,
         opt.data_folder(data_dir),
         layout=layout,
+        prefix=prefix,
         folder=out,
         force=force,
         verify=not no_verify,

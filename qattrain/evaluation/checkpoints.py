@@ -26,7 +26,7 @@ from qattrain.evaluation.networks import (
     torch_predictor,
 )
 from qattrain.export import EXPORTERS
-from qattrain.export.base import Exported, check_folder, settled_layout, write_verified
+from qattrain.export.base import Exported, check_folder, settled_layout, settled_prefix, write_verified
 from qattrain.integer import IntegerModel, ModelFacts, Shape
 from qattrain.integer.lowering import lower
 from qattrain.runs.environment import pick_device
@@ -121,6 +121,7 @@ def export_network(
     data_dir: Path,
     *,
     layout: str | None = None,
+    prefix: str | None = None,
     folder: Path | None = None,
     force: bool = False,
     verify: bool = True,
@@ -128,11 +129,12 @@ def export_network(
 ) -> tuple[Network, Exported]:
     """Verify and write the files of the network in `path`.
 
-    to: a key of EXPORTERS. layout: one of that exporter's; None: its default. folder: None: `export` beside the file.
-    force: write even into a folder that holds other files. verify: False: write without verifying. verify_images:
-    number of test images; None: all. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError.
+    to: a key of EXPORTERS. layout: one of that exporter's; None: its default. prefix: of C symbols; None: the default.
+    folder: None: `export` beside the file. force: write even into a folder that holds other files. verify: False: write
+    without verifying. verify_images: number of test images; None: all. Writes nothing if it raises ConfigError,
+    CheckpointError, DataError, ExportError.
     """
-    exporter = pick(EXPORTERS, to, "--to")
+    exporter = settled_prefix(pick(EXPORTERS, to, "--to"), prefix)
     folder = folder or default_folder(path)
     # Refuse early what can be refused: verifying takes seconds.
     settled_layout(exporter, layout)
@@ -165,6 +167,7 @@ def export_model(
     class_names: Sequence[str] | None = None,
     name: str = "network",
     layout: str | None = None,
+    prefix: str | None = None,
     force: bool = False,
 ) -> ExportedModel:
     """Lower a trained `net`, verify the files, then write them into `folder`; `net` is put into evaluation mode.
@@ -172,10 +175,10 @@ def export_model(
     net: a chain of layers that `lower` takes. to: packed, onnx or c. images: uint8 (N, C, H, W), tensor or array: every
     logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is counted.
     input_shape: (C, H, W), needed without images. class_names: one per logit; None: "0", "1", ... name: of the network,
-    for the files' documentation. layout: one of the exporter's; None: its default. force: write even into a folder that
-    holds other files. Writes nothing if it raises ConfigError or ExportError.
+    for the files' documentation. layout: one of the exporter's; None: its default. prefix: of C symbols; None: qattrain.
+    force: write even into a folder that holds other files. Writes nothing if it raises ConfigError or ExportError.
     """
-    exporter, folder = pick(EXPORTERS, to, "to ="), Path(folder)
+    exporter, folder = settled_prefix(pick(EXPORTERS, to, "to ="), prefix), Path(folder)
     # Refuse early what can be refused: verifying takes seconds.
     settled_layout(exporter, layout)
     check_folder(folder, force)

@@ -18,7 +18,6 @@ Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, C, H, W)
 
 NOISE_IMAGES = 256
 MARK, MARKED_BYTES = b"qattrain", 2**16  # appears early in every exported file: files with it may be overwritten
-POOLED_SIDE = 4  # of conv2's pooled map, which fc1 reads
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,14 @@ class Exporter:
 
     write: all files, from the integers alone; raises ExportError. layouts: what its third argument may be, the default
     first; empty if there is only one form (the argument is then ""). run: a context that executes the files.
+    with_prefix: the same exporter with another name before its C symbols (ConfigError if none may be so called); None
+    if its files have no symbols.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
     run: Callable[[Files], AbstractContextManager[Runner]]
     layouts: tuple[str, ...] = ()
+    with_prefix: "Callable[[str], Exporter] | None" = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ def settled_layout(exporter: Exporter, layout: str | None) -> str:
         allowed = ", ".join(exporter.layouts) or "none: leave it out"
         raise ConfigError(f"--layout {layout!r}: allowed with this --to: {allowed}")
     return layout
+
+
+def settled_prefix(exporter: Exporter, prefix: str | None) -> Exporter:
+    """The exporter with `prefix` before its C symbols, or as it is. Raises ConfigError."""
+    if prefix is None:
+        return exporter
+    if exporter.with_prefix is None:
+        raise ConfigError(f"--prefix {prefix!r}: allowed only with --to c; leave it out")
+    return exporter.with_prefix(prefix)
 
 
 def noise_images(shape: Shape) -> NDArray[np.uint8]:

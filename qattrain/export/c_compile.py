@@ -1,6 +1,7 @@
 """Compiled C: what a model takes of flash and RAM, and the exported files executed."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,20 @@ from qattrain.files import compiler
 
 C_FOLDER = Path(__file__).parent / "c"
 PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out of layout int8
+LOOP = "batch-loop.c"  # a name that no prefix can give to a file
+DEFAULT_PREFIX = "qattrain"
+PREFIXED = re.compile(r"qattrain_|QATTRAIN_|\bmodel(?=\.[ch]\b)")  # what a prefix changes in a file, and in its name
+
+
+def prefixed(text: str, prefix: str) -> str:
+    """C, or what is said about it, with `prefix` before the public symbols: qattrain_predict -> <prefix>_predict.
+
+    Also model.c -> <prefix>.c, and the same with model.h.
+    """
+    if prefix == DEFAULT_PREFIX:
+        return text
+    new = {"qattrain_": f"{prefix}_", "QATTRAIN_": f"{prefix.upper()}_", "model": prefix}
+    return PREFIXED.sub(lambda match: new[match[0]], text)
 
 
 @dataclass(frozen=True)
@@ -58,14 +73,16 @@ HOST = Target("this computer", "gcc", ("-Os",), link=False)
 
 def measure(files: Files, target: Target) -> Footprint | None:
     """What model.c takes on a target; None if the compiler or `size` is missing or fails."""
+    prefix = _prefix_of(files)
+    source, entry = prefixed("model.c", prefix), prefixed("qattrain_predict", prefix)
     if not shutil.which(target.compiler) or not shutil.which(target.size):
         return None
     with _placed(files) as folder:
         command = [target.compiler, *target.flags]
         try:
-            compiler.call(*command, "-fstack-usage", "-c", "model.c", "-o", "model.o", folder=folder)
+            compiler.call(*command, "-fstack-usage", "-c", source, "-o", "model.o", folder=folder)
             if target.link:
-                options = ["-nostartfiles", "-nostdlib", "-Wl,-e,qattrain_predict,--gc-sections"]
+                options = ["-nostartfiles", "-nostdlib", f"-Wl,-e,{entry},--gc-sections"]
                 compiler.call(*command, *options, "model.o", "-lgcc", "-o", "model.elf", folder=folder)
             sizes = compiler.call(target.size, "model.elf" if target.link else "model.o", folder=folder)
         except (OSError, subprocess.SubprocessError):
@@ -84,18 +101,20 @@ def run_c(files: Files) -> Iterator[Runner]:
     Where model.c has vector instructions besides portable C, each image goes through both. Raises ExportError if their
     logits differ, and as `compiled_c` does. Not thread-safe.
     """
-    if PORTABLE.encode() not in files["model.c"]:
+    prefix = _prefix_of(files)
+    portable, source = prefixed(PORTABLE, prefix), prefixed("model.c", prefix)
+    if portable.encode() not in files[source]:
         with compiled_c(files) as run:
             yield run
         return
-    with compiled_c(files) as run, compiled_c(files, compiler.NATIVE, f"-D{PORTABLE}") as run_portable:
+    with compiled_c(files) as run, compiled_c(files, compiler.NATIVE, f"-D{portable}") as run_portable:
 
         def run_both(images: NDArray[np.uint8]) -> NDArray[np.int32]:
             logits = run(images)
             different = (logits != run_portable(images)).any(1).sum()
             if different:
                 raise ExportError(
-                    f"model.c: {different} of {len(images)} images have different logits with -D{PORTABLE}; "
+                    f"{source}: {different} of {len(images)} images have different logits with -D{portable}; "
                     "this is a bug: please report it"
                 )
             return logits
@@ -108,34 +127,53 @@ def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
     """model.c compiled by the system's compiler and called through ctypes. Not thread-safe.
 
     files: model.c and model.h at least (`c_export.c_sources`). flags: besides -O3; default: compiler.NATIVE. The runner
-    loops over the images in C and calls qattrain_predict once for each: its time is that of batch 1 on one thread,
-    without Python's overhead. Raises ExportError if there is no compiler, or if it fails.
+    takes images (N, C, H, W), puts the channels of a pixel side by side, as model.h wants them, and loops over the
+    images in C, calling qattrain_predict once for each: its time is that of batch 1 on one thread, without Python's
+    overhead. Raises ExportError if there is no compiler, or if it fails.
     """
     path = compiler.require_compiler(ExportError, " (Debian: apt install gcc)")
-    with _placed(files | {"batch.c": (C_FOLDER / "batch.c").read_bytes()}) as folder:
+    prefix = _prefix_of(files)
+    source, header = prefixed("model.c", prefix), files[prefixed("model.h", prefix)].decode()
+    sizes = [_macro(header, prefix, name) for name in ("CHANNELS", "ROWS", "COLUMNS", "CLASSES")]
+    *shape, classes = sizes
+    loop = prefixed((C_FOLDER / "batch.c").read_text(encoding="utf-8"), prefix)
+    with _placed(files | {LOOP: loop.encode()}) as folder:
         library = str(folder / "model.so")
-        command = [path, "-std=c99", "-O3", "-shared", "-fPIC", "model.c", "batch.c", "-o", library]
+        command = [path, "-std=c99", "-O3", "-shared", "-fPIC", source, LOOP, "-o", library]
         try:
             compiler.compile_c(*command, *(flags or (compiler.NATIVE,)), folder=folder)
         except (OSError, subprocess.SubprocessError) as error:
             reason = compiler.failure(error)
-            raise ExportError(f"{path} cannot compile model.c: {reason}; is it a complete C compiler?") from None
+            raise ExportError(f"{path} cannot compile {source}: {reason}; is it a complete C compiler?") from None
         remedy = "set TMPDIR to a folder that may hold programs"
         with system_errors(ExportError, "the compiled model cannot be loaded", remedy):
-            batch = ctypes.CDLL(library).qattrain_batch
+            batch = ctypes.CDLL(library)[prefixed("qattrain_batch", prefix)]
         batch.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
         batch.restype = None
-        classes = int(files["model.h"].split(b"#define QATTRAIN_CLASSES ")[1].split()[0])
 
         def runner(images: NDArray[np.uint8]) -> NDArray[np.int32]:
             assert images.dtype == np.uint8, images.dtype
-            assert images.shape[1:] == (1, 28, 28), images.shape
-            pixels = np.ascontiguousarray(images)
+            assert list(images.shape[1:]) == shape, (images.shape, shape)
+            pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # (N, C, H, W) -> (N, H, W, C)
             logits = np.empty((len(images), classes), np.int32)
             batch(pixels.ctypes.data, len(pixels), logits.ctypes.data)
             return logits
 
         yield runner
+
+
+def _prefix_of(files: Files) -> str:
+    """The prefix that the files were written with."""
+    found = (re.search(rb"\bint (\w+)_predict\(", content) for name, content in files.items() if name.endswith(".h"))
+    match = next(filter(None, found))
+    return match[1].decode()
+
+
+def _macro(header: str, prefix: str, name: str) -> int:
+    """A number that the header defines."""
+    match = re.search(rf"#define {prefixed('QATTRAIN_', prefix)}{name} (\d+)", header)
+    assert match is not None, name
+    return int(match[1])
 
 
 @contextmanager

@@ -1,97 +1,157 @@
 """The C exporter: a network as C99 source, integers only, for microcontrollers and for this computer.
 
-Files: model.c, model.h, main.c, and a README.md that says what it is, what it needs and how to call it. Their text is
-in `qattrain/export/c`: the kernels of each layout as plain C, the rest as jinja2 templates. This file computes what
-differs from model to model: types, sizes and tables. Out of scope: reading image files, more than one image at a time.
-
-Types are the smallest that hold the values of all layers. A multiplier and its shift lose the factors of two they share
-(down to a shift of 1): (sum m + 2^(k-1)) >> k stays the same number, and the multipliers of `pow2` become 1.
+Files: model.c, model.h, main.c, and a README.md that says what it is, what it needs and how to call it; with a prefix
+NAME, NAME.c and NAME.h. Their text is in `qattrain/export/c`: the kernels as plain C, the rest as jinja2 templates;
+`c_network` computes what differs from network to network. Out of scope: reading image files, more than one image at a
+time.
 """
 
 import functools
-import math
-from dataclasses import dataclass
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from qattrain.errors import ExportError
-from qattrain.export.base import POOLED_SIDE, Exporter, Files, fits_16_bits, pixels_first
-from qattrain.export.c_compile import C_FOLDER, EMBEDDED, HOST, measure, run_c
+from qattrain.config.chain import Shape
+from qattrain.errors import ConfigError, ExportError
+from qattrain.export.base import Exporter, Files
+from qattrain.export.c_compile import C_FOLDER, DEFAULT_PREFIX, EMBEDDED, HOST, measure, prefixed, run_c
+from qattrain.export.c_layers import ALIGN, CONV_ROWS, GEOMETRY, LAYOUTS, LINEAR_ROWS
+from qattrain.export.c_network import CNetwork
 from qattrain.files import compiler
-from qattrain.integer import INT32_MAX, IntegerLayer, IntegerModel, ModelFacts, Requantization, pack_codes
+from qattrain.integer import INT32_MAX, IntegerModel, ModelFacts
 
-LAYOUTS = ("packed", "int8")
-ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector
-CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once, with four inputs or with one
 LINE = 116  # characters of numbers in a line
-BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
+# A file of that name would be found in place of the compiler's own, or be overwritten by main.c.
+TAKEN = (
+    "main|assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|stdarg|stdbool|stddef|"
+    "stdint|stdio|stdlib|string|tgmath|threads|time|uchar|wchar|wctype"
+)
 
 if TYPE_CHECKING:
     import jinja2
 
-IntArray = NDArray[np.int64]
+
+def c_exporter(prefix: str = DEFAULT_PREFIX) -> Exporter:
+    """The exporter whose C symbols begin with `prefix`. Raises ConfigError if that is no C identifier, or taken."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,30}", prefix):
+        raise ConfigError(f"--prefix {prefix!r}: allowed: a-z, A-Z, 0-9 and _, a letter first, at most 31 in all")
+    if re.fullmatch(TAKEN, prefix, re.IGNORECASE):
+        raise ConfigError(
+            f"--prefix {prefix!r}: {prefix}.c or {prefix}.h would stand in for another file; choose another"
+        )
+    return Exporter(partial(write_c, prefix=prefix), run_c, LAYOUTS, c_exporter)
 
 
-def write_c(model: IntegerModel, facts: ModelFacts, layout: str) -> Files:
+def write_c(model: IntegerModel, facts: ModelFacts, layout: str, prefix: str = DEFAULT_PREFIX) -> Files:
     """model.c, model.h, main.c and README.md. Raises ExportError where a sum could leave int32.
 
     The same model gives the same bytes; only the sizes in README.md depend on the compilers that are installed.
     """
     assert len(facts.class_names) == model.classes, (facts.class_names, model.classes)
     names = ",\n".join(f"    {_literal(name)}" for name in facts.class_names)
-    files = c_sources(model, layout) | {"main.c": _template("main.c").render(names=names).encode("ascii")}
-    return files | {"README.md": _readme(model, facts, layout, files).encode()}
+    values = _image(model.input_shape)
+    files = c_sources(model, layout, prefix) | {
+        "main.c": _rendered("main.c", prefix, names=names, **values).encode("ascii")
+    }
+    network = CNetwork(model, layout)
+    # Flash and RAM are measured with the compilers that are installed.
+    measured = [(target, footprint) for target in EMBEDDED if (footprint := measure(files, target))]
+    if not measured and (footprint := measure(files, HOST)):
+        measured = [(HOST, footprint)]
+    readme = _rendered(
+        "README.md",
+        prefix,
+        network=network,
+        facts=facts,
+        native=f" {compiler.NATIVE}" if layout == "int8" else "",
+        embedded=EMBEDDED,
+        packed=CNetwork(model, "packed"),
+        measured=measured,
+        compilers=[target.compiler for target in (*EMBEDDED, HOST)],
+        **values,
+    )
+    return files | {"README.md": readme.encode()}
 
 
-def c_sources(model: IntegerModel, layout: str) -> Files:
+def c_sources(model: IntegerModel, layout: str, prefix: str = DEFAULT_PREFIX) -> Files:
     """model.c and model.h, all that `c_compile.compiled_c` needs. Raises ExportError where a sum could leave int32.
 
-    Nothing in them comes from names a user chose.
+    Nothing in them comes from names a user chose, the prefix excepted.
     """
-    assert layout in LAYOUTS, layout
     for layer in model.layers:
         if layer.accumulator_bound > INT32_MAX:
             raise ExportError(f"{layer.name}: an accumulator could reach {layer.accumulator_bound}, beyond int32")
-    bias_type, multiplier_type = _channel_types(model)
-    arena = arena_of(model, layout)
-    source = _template("model.c").render(
+    network = CNetwork(model, layout)
+    bias_type, multiplier_type = network.channel_types
+    values = _image(model.input_shape) | {"arena": network.arena}
+    source = _rendered(
+        "model.c",
+        prefix,
         layout=layout,
-        widths=[len(layer.codes) for layer in model.layers],
+        summary=[layer.summary for layer in network.layers],
         align=ALIGN,
-        kernel=model.layers[0].codes.shape[-1],
-        weight_type=_weight_type(model),
-        products_fit=int(layout == "int8" and two_products_fit_16_bits(model)),
+        geometry=GEOMETRY,
+        shared=network.shared,
+        weight_type=network.weight_type,
+        products_fit=int(network.two_products_fit_16_bits),
         bias_type=bias_type,
         multiplier_type=multiplier_type,
-        tables=[_table(layer, layout) for layer in model.layers],
-        arena=arena,
+        count_type=network.count_type,
+        side_type=network.side_type,
+        averages=len(network.layers) > len(network.products),
+        tables=[network.table(layer) for layer in network.layers],
+        kernels=network.kernels,
+        calls=network.calls,
         conv_rows=str(CONV_ROWS),
         linear_rows=str(LINEAR_ROWS),
+        **values,
     )
-    header = _template("model.h").render(classes=model.classes, arena=arena)
-    return {"model.c": source.encode("ascii"), "model.h": header.encode("ascii")}
+    header = _rendered("model.h", prefix, classes=model.classes, **values)
+    return {prefixed(name, prefix): text.encode("ascii") for name, text in (("model.c", source), ("model.h", header))}
 
 
-C_EXPORTER = Exporter(write=write_c, run=run_c, layouts=LAYOUTS)
+C_EXPORTER = c_exporter()
+
+
+def _rendered(name: str, prefix: str, **values: Any) -> str:
+    return _template(name, prefix).render(**values)
 
 
 @functools.cache
-def _template(name: str) -> "jinja2.Template":
-    """The template of the file `name` in `qattrain/export/c`."""
+def _template(name: str, prefix: str) -> "jinja2.Template":
+    """The template of the file `name` in `qattrain/export/c`, with another prefix before its symbols."""
     import jinja2  # here, because no training needs it
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(C_FOLDER),
+        loader=jinja2.FunctionLoader(lambda file: prefixed((C_FOLDER / file).read_text(encoding="utf-8"), prefix)),
         autoescape=False,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["wrap"] = _wrapped
+    environment.filters |= {
+        "wrap": _wrapped,
+        "shared_fields": _shared_fields,
+        "prefixed": partial(prefixed, prefix=prefix),
+    }
     return environment.get_template(f"{name}.jinja")
+
+
+def _image(shape: Shape) -> dict[str, Any]:
+    """What the templates say of an image."""
+    channels, rows, columns = shape
+    image = f"{rows} rows of {columns} "
+    if channels == 1:
+        image += "grey pixels, 0 black, 255 white"
+    else:
+        image += f"pixels of {channels} bytes" + (", red green blue" if channels == 3 else ", one per channel")
+    return {"channels": channels, "rows": rows, "columns": columns, "bytes": channels * rows * columns, "image": image}
+
+
+def _shared_fields(kernels: str, shared: dict[str, int]) -> str:
+    """The kernels with a constant instead of every field of `struct convolution` that all convolutions share."""
+    return re.sub(r"\bconv->(\w+)", lambda match: match[1].upper() if match[1] in shared else match[0], kernels)
 
 
 def _wrapped(numbers: list[Any]) -> str:
@@ -105,153 +165,3 @@ def _literal(text: str) -> str:
     """A C string of any text. Octal escapes end after three digits, whatever follows; a ? could start a trigraph."""
     plain = (chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode())
     return f'"{"".join(plain)}"'
-
-
-def _readme(model: IntegerModel, facts: ModelFacts, layout: str, files: Files) -> str:
-    """README.md. Flash and RAM are measured with the compilers that are installed."""
-    measured = [(target, footprint) for target in EMBEDDED if (footprint := measure(files, target))]
-    if not measured and (footprint := measure(files, HOST)):
-        measured = [(HOST, footprint)]
-    return _template("README.md").render(
-        model=model,
-        facts=facts,
-        layout=layout,
-        native=f" {compiler.NATIVE}" if layout == "int8" else "",
-        embedded=EMBEDDED,
-        weight_bytes=weight_bytes,
-        total_bytes={name: sum(weight_bytes(layer, name) for layer in model.layers) for name in LAYOUTS},
-        channel_bytes=channel_bytes(model),
-        arena=arena_of(model, layout),
-        measured=measured,
-        compilers=[target.compiler for target in (*EMBEDDED, HOST)],
-    )
-
-
-@dataclass(frozen=True)
-class Arena:
-    """All static memory of model.c. fields: C type, name, count, comment; none needs padding before it."""
-
-    fields: tuple[tuple[str, str, int, str], ...]
-
-    @property
-    def total_bytes(self) -> int:
-        widest = max(BYTES[ctype] for ctype, *_ in self.fields)
-        total = sum(BYTES[ctype] * count for ctype, _, count, _ in self.fields)
-        return _multiple(total, widest)  # a struct ends where the next one could begin
-
-
-def arena_of(model: IntegerModel, layout: str) -> Arena:
-    """The static memory of a layout."""
-    conv1, conv2, fc1, fc2 = model.layers
-    even, odd = 12 * 12 * len(conv1.codes), POOLED_SIDE**2 * len(conv2.codes)
-    if layout == "packed":
-        longest = max(layer.codes[0].size for layer in model.layers)
-        own = [(_weight_type(model), "row", longest, "the weights of one output channel, unpacked")]
-        even = max(even, len(fc1.codes))
-    else:
-        rows = max(_multiple(len(layer.codes), LINEAR_ROWS) for layer in model.layers)
-        patches = 4 * max(_stride(conv1), _stride(conv2))
-        own = [
-            ("int32_t", "sums", rows, "of one pixel, or of a fully connected layer"),
-            ("uint8_t", "patches", patches, "the pixels under the kernel at the four positions of a window"),
-        ]
-        even, odd = _multiple(max(even, _stride(fc2)), ALIGN), _stride(fc1)  # every field at a multiple of ALIGN
-    maps = (("uint8_t", "even", even, "the output of conv1, later of fc1"), ("uint8_t", "odd", odd, "that of conv2"))
-    return Arena((*own, *maps))
-
-
-def _table(layer: IntegerLayer, layout: str) -> tuple[IntegerLayer, dict[str, tuple[str, list[Any]]], dict[str, int]]:
-    """The layer, its arrays (field of `struct layer` -> C type and numbers), and the other fields of its layout."""
-    arrays: dict[str, tuple[str, list[Any]]]
-    if layout == "packed":
-        packed = pack_codes(pixels_first(layer, layer.numbers), layer.bits, 0)
-        arrays = {"codes": ("uint8_t", [f"0x{value:02x}" for value in packed.tolist()])}
-        fields = {"bits": layer.bits, "step": layer.grid.step, "lowest": layer.grid.start - layer.zero_point}
-    else:
-        rows, step, rest = int8_rows(layer)
-        arrays = {"weights": ("ALIGNED int8_t", rows.ravel().tolist())}
-        fields = {"stride": rows.shape[1], "step": step, "rest": rest}
-    arrays["bias"] = ("bias_t", layer.bias.tolist())
-    if layer.requantization:
-        multiplier, shift = reduced(layer.requantization)
-        suffix = "u" if int(multiplier.max()) > 2**15 - 1 else ""
-        arrays["multiplier"] = ("multiplier_t", [f"{m}{suffix}" for m in multiplier.tolist()])
-        arrays["shift"] = ("uint8_t", shift.tolist())
-        fields["largest"] = layer.requantization.qmax
-    return layer, arrays, fields
-
-
-def int8_rows(layer: IntegerLayer) -> tuple[IntArray, int, int]:
-    """Rows of bytes (D or more, stride), and (step, rest) with q_w - z_w = step * byte + rest. Raises ExportError.
-
-    Affine weights of 8 bits can be -255 .. 255 away from their zero point: then rest is not 0, and the kernel adds
-    rest times the sum of the inputs. That takes room in int32 beyond the layer's own bound. The odd numbers of 8 bits
-    span more than a byte by themselves: then step is 2, and rest 1.
-    """
-    low, high = int(layer.codes.min()), int(layer.codes.max())
-    step = 1 if high - low <= 255 else layer.grid.step
-    center = int(np.clip(layer.zero_point, high - 127 * step, low + 128 * step))
-    center += (low - center) % step
-    rest = center - layer.zero_point
-    rows = pixels_first(layer, (layer.codes - center) // step)
-    sums = step * np.abs(rows).sum(1) + abs(rest) * rows.shape[1]
-    bound = int((sums * layer.input_max + np.abs(layer.bias)).max())
-    if bound > INT32_MAX:
-        raise ExportError(f"{layer.name}: a sum in layout int8 could reach {bound}, beyond int32; use layout packed")
-    return np.pad(rows, ((0, _rows(layer) - len(rows)), (0, _stride(layer) - rows.shape[1]))), step, rest
-
-
-def two_products_fit_16_bits(model: IntegerModel) -> bool:
-    """Whether layout int8 may add two neighbouring products of any row in 16 bits."""
-    return all(fits_16_bits(int(np.abs(int8_rows(layer)[0]).max()), layer.input_max) for layer in model.layers)
-
-
-def reduced(how: Requantization) -> tuple[IntArray, IntArray]:
-    """Multipliers and shifts without the factors of two they share."""
-    m, k = how.multiplier, how.shift
-    twos = np.where(m == 0, 62, np.log2(np.maximum(m & -m, 1))).astype(np.int64)  # m & -m: its largest power of two
-    common = np.minimum(twos, k - 1)
-    return m >> common, k - common
-
-
-def weight_bytes(layer: IntegerLayer, layout: str) -> int:
-    """Bytes of a layer's weights in model.c."""
-    if layout == "packed":
-        return math.ceil(layer.codes.size * layer.bits / 8)
-    return _rows(layer) * _stride(layer)
-
-
-def channel_bytes(model: IntegerModel) -> int:
-    """Bytes of all biases, multipliers and shifts in model.c."""
-    bias, multiplier = (BYTES[name] for name in _channel_types(model))
-    return sum(len(layer.codes) * (bias + (multiplier + 1 if layer.requantization else 0)) for layer in model.layers)
-
-
-def _stride(layer: IntegerLayer) -> int:
-    """Bytes from row to row in layout int8."""
-    return _multiple(int(layer.codes[0].size), ALIGN)
-
-
-def _rows(layer: IntegerLayer) -> int:
-    """Rows in layout int8."""
-    return _multiple(len(layer.codes), CONV_ROWS if layer.kind == "conv" else LINEAR_ROWS)
-
-
-def _multiple(count: int, of: int) -> int:
-    return math.ceil(count / of) * of
-
-
-def _channel_types(model: IntegerModel) -> tuple[str, str]:
-    """The types of biases and of multipliers."""
-    biases = np.concatenate([layer.bias for layer in model.layers])
-    multipliers = np.concatenate([reduced(layer.requantization)[0] for layer in model.layers if layer.requantization])
-    return _smallest_type(biases), _smallest_type(multipliers, "u")
-
-
-def _weight_type(model: IntegerModel) -> str:
-    return _smallest_type(np.concatenate([layer.centered.ravel() for layer in model.layers]))
-
-
-def _smallest_type(values: IntArray, sign: str = "") -> str:
-    kinds = [np.iinfo(f"{sign}int{bits}") for bits in (8, 16, 32)]
-    return next(f"{kind.dtype}_t" for kind in kinds if kind.min <= values.min() and values.max() <= kind.max)

@@ -53,6 +53,13 @@ def test_every_exporter_writes_verified_files_and_says_so(
     assert "0 logits differ" in text.stderr
 
 
+def test_a_prefix_names_the_c_files(run_dir: Path, tmp_path: Path, document: Callable[..., Any]) -> None:
+    given = ("export", run_dir, "--to", "c", "--out", tmp_path, "--verify-images", 3)
+    for prefix in ("cats", "dogs"):
+        assert list(document(*given, "--prefix", prefix)["bytes"])[:2] == [f"{prefix}.c", f"{prefix}.h"]
+    assert b"cats_predict" in (tmp_path / "cats.c").read_bytes()
+
+
 def test_the_default_folder_belongs_to_the_run(run_dir: Path, document: Callable[..., Any]) -> None:
     first = document("export", run_dir.name, "--to", "packed", "--runs-dir", run_dir.parent)
     (path,) = first["files"]
@@ -123,6 +130,8 @@ def test_what_cannot_be_exported_is_one_clear_line_and_leaves_nothing(
         ([last, "--to", "tflite"], 1, ("tflite", *EXPORTERS)),
         ([last], 2, ("--to",)),
         ([last, "--to", "packed", "--layout", "int8"], 1, ("int8", "leave it out")),
+        ([last, "--to", "packed", "--prefix", "cats"], 1, ("--prefix 'cats'", "only with --to c")),
+        ([last, "--to", "c", "--prefix", "2nd"], 1, ("--prefix '2nd'", "a letter first")),
         ([last, "--to", "packed", "--verify-images", "0"], 2, ("--verify-images", "0")),
         ([last, "--to", "packed", "--verify-images", "5", "--no-verify"], 1, ("--verify-images 5", "--no-verify")),
         (["nosuch", "--to", "packed"], 1, ("nosuch",)),

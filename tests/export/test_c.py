@@ -22,6 +22,7 @@ from qattrain.export import c_compile, c_export
 from qattrain.export.base import Files
 from qattrain.export.c_compile import C_FOLDER, EMBEDDED, Target, measure
 from qattrain.export.c_export import C_EXPORTER
+from qattrain.export.c_layers import GEOMETRY
 from qattrain.files.compiler import COMPILERS
 from qattrain.integer import IntegerModel, ModelFacts, unpack_codes
 from qattrain.integer.lowering import lower
@@ -321,21 +322,23 @@ def test_the_compiler_is_the_one_that_cc_names(monkeypatch: pytest.MonkeyPatch) 
 
 PRELUDE = """
 #include "model.h"
-#define KERNEL 5
 #define CONV_ROWS 2
 #define LINEAR_ROWS 8
 #define TWO_PRODUCTS_FIT_16_BITS 0
 typedef int16_t weight_t, bias_t;
 typedef uint32_t multiplier_t;
+typedef uint16_t count_t, side_t;
 """
-ARENA = "static struct { int32_t sums[8]; weight_t row[25]; uint8_t patches[128]; } arena;\n"
+CONVOLUTION = f"struct convolution {{ struct layer layer; side_t {', '.join(GEOMETRY)}; }};"
 
 
 @pytest.mark.parametrize(("layout", "flags"), FORMS, ids=str)
 def test_the_kernels_in_the_package_are_plain_c(layout: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     """A compiler reads them as they are, given what the tables of a model would define."""
-    header, kernels = (C_FOLDER / f"{layout}.{suffix}" for suffix in ("h", "c"))
-    source = f'{PRELUDE}#include "{header}"\n{ARENA}#include "{kernels}"\n'
+    of_layout = sorted(path.name for path in C_FOLDER.glob(f"{layout}*.c"))
+    names = ("average.h", "requantize.c", *of_layout, "average.c")
+    kernels = [f'#include "{C_FOLDER / name}"' for name in names]
+    source = "\n".join([PRELUDE, f'#include "{C_FOLDER / layout}.h"', CONVOLUTION, *kernels, ""])
     place({"kernels.c": source.encode(), "model.h": export(random_model())["model.h"]}, tmp_path)
     command = [needs("gcc"), *STRICT, *flags, "-Wno-unused-function", "-fsyntax-only", "kernels.c"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

@@ -12,7 +12,8 @@ from qattrain.errors import ExportError
 from qattrain.export import c_export
 from qattrain.export.base import Files
 from qattrain.export.c_compile import PORTABLE, compiled_c
-from qattrain.export.c_export import C_EXPORTER, two_products_fit_16_bits
+from qattrain.export.c_export import C_EXPORTER
+from qattrain.export.c_network import CNetwork
 from qattrain.files import compiler as compiling
 from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import IntegerModel, ModelFacts
@@ -118,7 +119,7 @@ def test_products_are_added_in_16_bits_only_where_they_fit(
     """Two white pixels times 64 are 32,640; times 65 they are beyond 16 bits."""
     model = random_model("lsq", 4)
     model = with_layer(model, 0, codes=np.full_like(model.layers[0].codes, code), bits=8)
-    assert two_products_fit_16_bits(model) == fits
+    assert CNetwork(model, "int8").two_products_fit_16_bits == fits
     flags, needed, instruction = FORMS["avx2"]
     assert (instruction in assembly(export(model), compiler, flags, tmp_path)) == fits
     if not needed <= processor():

@@ -1,3 +1,5 @@
+INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* no branch, which would be unpredictable */
+
 #ifndef VECTORS
 
 /* The sum of n products. */
@@ -15,8 +17,6 @@ INLINE int32_t sum_of(const uint8_t *bytes, uint32_t n) {
     for (i = 0; i < n; i++) sum += bytes[i];
     return sum;
 }
-
-INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* no branch, which would be unpredictable */
 
 /* Two rows of weights times the inputs under the four windows of a 2x2 maximum; keeps the largest sum of each row. */
 INLINE void multiply_windows(const int8_t *weights, const uint8_t *inputs, uint32_t stride, int32_t step,
@@ -120,16 +120,22 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
 }
 #endif
 
-/* arena.sums -> the next codes: (sum * multiplier + 2^(shift - 1)) >> shift, written to need at most 64 bits and no
- * branch. A sum of 0 or less gives code 0 with any multiplier, so only unsigned numbers are shifted. */
-INLINE void requantize(const struct layer *layer, uint8_t *restrict codes) {
-    const int32_t *restrict sums = arena.sums;
+/* The sums of a layer -> the next codes. */
+INLINE void requantize_all(const struct layer *layer, const int32_t *RESTRICT sums, uint8_t *RESTRICT codes) {
     uint32_t channel;
     for (channel = 0; channel < layer->outputs; channel++) {
-        const int32_t sum = sums[channel] + layer->bias[channel];
-        const uint64_t product = (uint64_t)(uint32_t)(sum > 0 ? sum : 0) * layer->multiplier[channel];
-        const uint64_t code = ((product >> (layer->shift[channel] - 1)) + 1) >> 1;
-        codes[channel] = (uint8_t)(code < layer->largest ? code : layer->largest);
+        codes[channel] = requantize(sums[channel] + layer->bias[channel], layer->multiplier[channel],
+                                    layer->shift[channel], layer->largest);
+    }
+}
+
+/* What a fully connected layer does with its sums: codes or, in the last layer, logits. */
+INLINE void finish(const struct layer *layer, const int32_t *sums, uint8_t *codes, int32_t *logits) {
+    uint32_t channel;
+    if (codes) {
+        requantize_all(layer, sums, codes);
+    } else {
+        for (channel = 0; channel < layer->outputs; channel++) logits[channel] = sums[channel] + layer->bias[channel];
     }
 }
 
@@ -142,47 +148,18 @@ INLINE int32_t correction(const struct layer *layer, uint8_t *inputs) {
     return sum_of(inputs, layer->stride) * layer->rest;
 }
 
-INLINE void copy(uint8_t *restrict to, const uint8_t *restrict from, uint32_t count) {
+INLINE void copy(uint8_t *RESTRICT to, const uint8_t *RESTRICT from, uint32_t count) {
     uint32_t i;
     for (i = 0; i < count; i++) to[i] = from[i];
 }
 
-/* Convolution and pooling: map, side x side pixels -> output, (side - 4) / 2 squared. The pixels under the four kernel
- * positions of a pooling window are copied side by side, then every output channel uses them. */
-INLINE void convolve(const struct layer *layer, const uint8_t *map, uint32_t side, uint32_t channels, uint8_t *output) {
-    const uint32_t half = (side - KERNEL + 1) / 2, line = side * channels, run = KERNEL * channels;
+/* A fully connected layer: inputs -> codes or, in the last layer, logits. sums: room for all rows. */
+INLINE void connect(const struct layer *layer, uint8_t *inputs, int32_t *sums, uint8_t *codes, int32_t *logits) {
     const uint32_t stride = layer->stride;
-    uint32_t row, column, window, k, channel;
-    for (row = 0; row < half; row++) {
-        for (column = 0; column < half; column++) {
-            int32_t start[4];
-            for (window = 0; window < 4; window++) {
-                const uint8_t *corner = map + (2 * row + window / 2) * line + (2 * column + window % 2) * channels;
-                uint8_t *patch = arena.patches + window * stride;
-                for (k = 0; k < KERNEL; k++) copy(patch + k * run, corner + k * line, run);
-                start[window] = correction(layer, patch);
-            }
-            for (channel = 0; channel < layer->outputs; channel += CONV_ROWS) {
-                multiply_windows(layer->weights + channel * stride, arena.patches, stride, layer->step, start,
-                                 arena.sums + channel);
-            }
-            requantize(layer, output);
-            output += layer->outputs;
-        }
-    }
-}
-
-/* A fully connected layer: inputs -> codes or, in the last layer, sums. */
-INLINE void connect(const struct layer *layer, uint8_t *inputs, uint8_t *codes, int32_t *sums) {
-    const uint32_t stride = layer->stride, outputs = layer->outputs;
     const int32_t start = correction(layer, inputs);
     uint32_t channel;
-    for (channel = 0; channel < outputs; channel += LINEAR_ROWS) {
-        multiply_rows(layer->weights + channel * stride, inputs, stride, layer->step, start, arena.sums + channel);
+    for (channel = 0; channel < layer->outputs; channel += LINEAR_ROWS) {
+        multiply_rows(layer->weights + channel * stride, inputs, stride, layer->step, start, sums + channel);
     }
-    if (codes) {
-        requantize(layer, codes);
-    } else {
-        for (channel = 0; channel < outputs; channel++) sums[channel] = arena.sums[channel] + layer->bias[channel];
-    }
+    finish(layer, sums, codes, logits);
 }

@@ -4,21 +4,27 @@
 #endif
 
 #ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline))           /* the caller knows all sizes */
+#define INLINE static inline __attribute__((always_inline, unused))   /* the caller knows all sizes */
 #define ALIGNED __attribute__((aligned(64)))                          /* no vector crosses a cache line */
 #else
 #define INLINE static inline
 #define ALIGNED
 #endif
 
+#ifdef __cplusplus
+#define RESTRICT
+#else
+#define RESTRICT restrict
+#endif
+
 struct layer {
-    const int8_t *weights;           /* rows one after the other, in the order of the inputs */
+    const int8_t *weights;           /* rows one after the other, or columns: see above */
     const bias_t *bias;              /* one per output channel, as are the two below */
     const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
     const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t stride;                 /* bytes in a row, its zeros included */
-    uint32_t outputs;                /* rows, without the padding rows */
+    count_t inputs;                  /* weights in a row */
+    count_t outputs;                 /* rows, without the padding rows */
+    count_t stride;                  /* bytes in a row, its zeros included; unused by columns */
     uint8_t step;                    /* a weight is step * byte + rest: 1 and 0 if weights fit a byte */
     int16_t rest;
     uint8_t largest;                 /* largest output code */

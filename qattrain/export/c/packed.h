@@ -3,8 +3,8 @@ struct layer {
     const bias_t *bias;              /* one per output channel, as are the two below */
     const multiplier_t *multiplier;  /* the last layer has none: its sums are the logits */
     const uint8_t *shift;
-    uint32_t inputs;                 /* weights in a row */
-    uint32_t outputs;                /* rows */
+    count_t inputs;                  /* weights in a row */
+    count_t outputs;                 /* rows */
     uint8_t bits;                    /* of a weight: 1 .. 8 */
     uint8_t step;                    /* weight = lowest + step * number; step is 2 where weights are odd numbers */
     int16_t lowest;

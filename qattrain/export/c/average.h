@@ -1,0 +1,7 @@
+struct average {
+    uint32_t multiplier;             /* contains the division by the number of pixels */
+    uint8_t shift;
+    uint8_t largest;                 /* largest output code */
+    uint32_t pixels;                 /* of the map */
+    uint32_t channels;
+};

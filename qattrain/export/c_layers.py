@@ -1,0 +1,227 @@
+"""One layer in model.c: how it is computed, its weights as they lie there, its geometry, and the call that runs it.
+
+A form is how a layer is computed, by a kernel in `qattrain/export/c`:
+
+    packed          any product; its weights are unpacked row by row
+    rows            int8: each row padded with zeros to whole vectors, several rows multiplied at a time
+    columns         int8: without padding, in columns; for groups and for sums of few inputs
+    average
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qattrain.errors import ExportError
+from qattrain.export.base import pixels_first
+from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer, Shape
+
+LAYOUTS = ("packed", "int8")
+ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector
+CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once, with four inputs or with one
+BUFFERS = ("even", "odd")
+
+GEOMETRY = {  # the fields of `struct convolution` behind the first
+    "rows": "of the map it reads",
+    "columns": "and its pixels in a row",
+    "depth": "channels that a group reads",
+    "output_rows": "of the map it writes, after pooling",
+    "output_columns": "and its pixels in a row",
+    "kernel_rows": "of the window under the kernel",
+    "kernel_columns": "and its pixels in a row",
+    "down": "stride: pixels from window to window",
+    "right": "and to the side",
+    "pad_top": "rows of code 0 above and below the map",
+    "pad_left": "columns of them on both sides",
+    "pool": "of pool x pool windows the largest sum is kept",
+    "groups": "of channels, each convolved by itself",
+    "together": "channels that a group writes; 0 without groups",
+}
+OF_MAPS = tuple(GEOMETRY)[:5]  # fields of the struct in any network; the others are constants where all agree
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class CLayer:
+    """A layer in one layout. inputs: the shape it reads; number: its place, from 0."""
+
+    layer: IntegerLayer | AverageLayer
+    layout: str
+    inputs: Shape
+    number: int
+
+    @property
+    def name(self) -> str:
+        assert self.layer.name.isidentifier(), self.layer.name
+        return self.layer.name
+
+    @property
+    def product(self) -> IntegerLayer:
+        assert isinstance(self.layer, IntegerLayer), self.layer
+        return self.layer
+
+    @property
+    def outputs(self) -> Shape:
+        return self.layer.output_shape(self.inputs)
+
+    @property
+    def row_length(self) -> int:
+        """Inputs of a sum."""
+        return int(self.product.codes[0].size)
+
+    @property
+    def stride(self) -> int:
+        """Bytes from row to row."""
+        return multiple(self.row_length, ALIGN)
+
+    @cached_property
+    def form(self) -> str:
+        """packed, rows, columns or average; columns where rows would be at least half zeros."""
+        if isinstance(self.layer, AverageLayer):
+            return "average"
+        if self.layout == "packed":
+            return "packed"
+        return "columns" if self.layer.groups > 1 or 2 * self.row_length <= self.stride else "rows"
+
+    @property
+    def pools_by_four(self) -> bool:
+        """Whether it is a convolution that multiplies the four windows of a 2x2 maximum at once."""
+        return self.form == "rows" and self.layer.kind == "conv" and self.product.pool == 2
+
+    @property
+    def copies_image(self) -> bool:
+        """Whether it reads whole vectors, which may end behind the caller's image."""
+        return self.number == 0 and self.form == "rows" and self.layer.kind == "linear"
+
+    @property
+    def rows(self) -> int:
+        """Rows of weights in form rows, and sums in any form of layout int8."""
+        count = len(self.product.codes)
+        return multiple(count, CONV_ROWS if self.pools_by_four else LINEAR_ROWS)
+
+    @property
+    def weight_bytes(self) -> int:
+        match self.form:
+            case "average":
+                return 0
+            case "packed":
+                return math.ceil(self.product.codes.size * self.product.bits / 8)
+            case "columns":
+                return self.product.codes.size
+            case _:
+                return self.rows * self.stride
+
+    @cached_property
+    def int8_codes(self) -> tuple[IntArray, int, int]:
+        """(codes of the weights' shape, step, rest) with q_w - z_w = step * code + rest, and codes that fit a byte.
+
+        Affine weights of 8 bits can be -255 .. 255 away from their zero point: then rest is not 0. The odd numbers of 8
+        bits span more than a byte by themselves: then step is 2, and rest 1.
+        """
+        layer = self.product
+        low, high = int(layer.codes.min()), int(layer.codes.max())
+        step = 1 if high - low <= 255 else layer.grid.step
+        center = int(np.clip(layer.zero_point, high - 127 * step, low + 128 * step))
+        center += (low - center) % step
+        return (layer.codes - center) // step, step, center - layer.zero_point
+
+    @property
+    def int8_weights(self) -> IntArray:
+        """The weights in rows or columns. Raises ExportError.
+
+        In rows the kernel adds rest times the sum of the inputs, which can exceed the layer's own bound.
+        """
+        layer, (codes, step, rest) = self.product, self.int8_codes
+        if self.form == "columns":
+            if layer.kind == "linear":
+                return pixels_first(layer, codes, self.inputs).T
+            grouped = codes.reshape(layer.groups, -1, *codes.shape[1:])  # (groups, together, depth, K, J)
+            return grouped.transpose(3, 4, 0, 2, 1)
+        rows = pixels_first(layer, codes, self.inputs)
+        sums = step * np.abs(rows).sum(1) + abs(rest) * rows.shape[1]
+        bound = int((sums * layer.input_max + np.abs(layer.bias)).max())
+        if bound > INT32_MAX:
+            raise ExportError(f"{self.name}: a sum in layout int8 could reach {bound}, beyond int32; use layout packed")
+        return np.pad(rows, ((0, self.rows - len(rows)), (0, self.stride - rows.shape[1])))
+
+    @property
+    def geometry(self) -> dict[str, int]:
+        """The fields of GEOMETRY."""
+        layer, (channels, rows, columns), (_, output_rows, output_columns) = self.product, self.inputs, self.outputs
+        groups = layer.groups
+        together = len(layer.codes) // groups if groups > 1 else 0
+        kernel_rows, kernel_columns = layer.codes.shape[2:]
+        maps = (rows, columns, channels // groups, output_rows, output_columns)
+        numbers = (*maps, kernel_rows, kernel_columns, *layer.stride, *layer.padding, layer.pool, groups, together)
+        return dict(zip(GEOMETRY, numbers, strict=True))
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The files of C that it needs besides its layout's own."""
+        if self.form == "average":
+            return ("average.c",)
+        columns = ("int8_columns.c",) if self.form == "columns" else ()
+        if self.layer.kind == "linear":
+            return columns
+        return (*columns, "int8_convolve_columns.c" if columns else f"{self.layout}_convolve.c")
+
+    @property
+    def summary(self) -> str:
+        """One line about it."""
+        return f"{self.name:8}{self._what:40} -> {self.output_text}"
+
+    @property
+    def output_text(self) -> str:
+        """rows x columns x channels, or the number of outputs."""
+        channels, *sides = self.outputs
+        return " x ".join(map(str, (*sides, channels) if math.prod(sides) > 1 else (channels,)))
+
+    @property
+    def _what(self) -> str:
+        if isinstance(self.layer, AverageLayer):
+            return "average of the map"
+        if self.layer.kind == "linear":
+            return "fully connected" + ("" if self.layer.requantization else "; its sums are the logits")
+        g = self.geometry
+        words = [f"{g['kernel_rows']}x{g['kernel_columns']} convolution"]
+        words += [f"stride {g['down']}x{g['right']}"] if self.layer.stride != (1, 1) else []
+        words += [f"padding {g['pad_top']}x{g['pad_left']}"] if self.layer.padding != (0, 0) else []
+        words += [f"{self.layer.groups} groups"] if self.layer.groups > 1 else []
+        words += [f"{g['pool']}x{g['pool']} maximum"] if self.layer.pool > 1 else []
+        return ", ".join(words)
+
+    def call(self, last: bool) -> tuple[str, ...]:
+        """The lines of C that compute it."""
+        source = "image" if self.number == 0 else f"arena->{BUFFERS[(self.number - 1) % 2]}"
+        target = f"arena->{BUFFERS[self.number % 2]}"
+        lines = []
+        if self.copies_image:
+            source = f"arena->{BUFFERS[1]}"
+            lines = [f"copy({source}, image, {self.row_length});"]
+        both = f"&{self.name}, {source}"
+        finish = "0, logits" if last else f"{target}, 0"
+        match self.form, self.layer.kind:
+            case "average", _:
+                call = f"average({both}, {target});"
+            case "packed", "conv":
+                call = f"convolve({both}, {target}, arena->row);"
+            case "packed", _:
+                call = f"connect({both}, {finish}, arena->row);"
+            case "rows", "conv":
+                name = "convolve_2x2" if self.pools_by_four else "convolve"
+                call = f"{name}({both}, arena->sums, arena->patches, {target});"
+            case "columns", "conv":
+                window = "arena->window" if self.product.pool > 1 else "0"
+                call = f"convolve_columns({both}, arena->sums, {window}, {target});"
+            case form, _:
+                name = "connect" if form == "rows" else "connect_columns"
+                call = f"{name}({both}, arena->sums, {finish});"
+        return *lines, call
+
+
+def multiple(count: int, of: int) -> int:
+    return math.ceil(count / of) * of

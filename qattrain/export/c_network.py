@@ -1,0 +1,246 @@
+"""What differs from network to network in model.c: types, tables, memory, and the calls that run the layers in turn.
+
+Types are the smallest that hold the values of all layers. A multiplier and its shift lose the factors of two they share
+(down to a shift of 1): (sum m + 2^(k-1)) >> k stays the same number, and the multipliers of `pow2` become 1.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from qattrain.export.base import fits_16_bits, pixels_first
+from qattrain.export.c_layers import (
+    ALIGN,
+    BUFFERS,
+    GEOMETRY,
+    LAYOUTS,
+    LINEAR_ROWS,
+    OF_MAPS,
+    CLayer,
+    IntArray,
+    multiple,
+)
+from qattrain.integer import AverageLayer, IntegerModel, Requantization, pack_codes
+
+BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A layer's constants in model.c. arrays: field, C type, numbers. initializer: the lines of its struct."""
+
+    name: str
+    note: str
+    struct: str
+    arrays: tuple[tuple[str, str, list[Any]], ...]
+    initializer: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """All memory that model.c writes to. fields: C type, name, count, comment; none needs padding before it."""
+
+    fields: tuple[tuple[str, str, int, str], ...]
+
+    @property
+    def align(self) -> int:
+        """Bytes."""
+        return max(BYTES[ctype] for ctype, *_ in self.fields)
+
+    @property
+    def total_bytes(self) -> int:
+        total = sum(BYTES[ctype] * count for ctype, _, count, _ in self.fields)
+        return multiple(total, self.align)  # a struct ends where the next one could begin
+
+
+@dataclass(frozen=True, eq=False)
+class CNetwork:
+    """A model in one layout."""
+
+    model: IntegerModel
+    layout: str
+
+    @cached_property
+    def layers(self) -> list[CLayer]:
+        assert self.layout in LAYOUTS, self.layout
+        shapes = self.model.shapes
+        return [CLayer(layer, self.layout, shapes[i], i) for i, layer in enumerate(self.model.layers)]
+
+    @cached_property
+    def products(self) -> list[CLayer]:
+        return [layer for layer in self.layers if layer.form != "average"]
+
+    @property
+    def convolutions(self) -> list[CLayer]:
+        return [layer for layer in self.products if layer.layer.kind == "conv"]
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """The files of C it needs, each once; what a file uses stands before it."""
+        own = [kernel for layer in self.layers for kernel in layer.kernels]
+        return tuple(dict.fromkeys(("requantize.c", f"{self.layout}.c", *own)))
+
+    @property
+    def calls(self) -> list[str]:
+        return [line for layer in self.layers for line in layer.call(layer is self.layers[-1])]
+
+    @property
+    def weight_type(self) -> str:
+        return _smallest_type(np.concatenate([layer.product.centered.ravel() for layer in self.products]))
+
+    @cached_property
+    def channel_types(self) -> tuple[str, str]:
+        """The types of biases and of multipliers."""
+        biases = np.concatenate([layer.product.bias for layer in self.products])
+        hows = [layer.product.requantization for layer in self.products]
+        multipliers = [reduced(how)[0] for how in hows if how] or [np.zeros(1, np.int64)]
+        return _smallest_type(biases), _smallest_type(np.concatenate(multipliers), "u")
+
+    @property
+    def count_type(self) -> str:
+        """The type of numbers of inputs and outputs."""
+        return _smallest_type(np.array([(layer.stride, len(layer.product.codes)) for layer in self.products]), "u")
+
+    @property
+    def side_type(self) -> str:
+        """The type of what describes a convolution; "" if there is none."""
+        values = [value for layer in self.convolutions for value in layer.geometry.values()]
+        return _smallest_type(np.array(values), "u") if values else ""
+
+    @cached_property
+    def shared(self) -> dict[str, int]:
+        """The fields of GEOMETRY that all convolutions have in common, those of maps left out: constants in model.c."""
+        each = [layer.geometry for layer in self.convolutions]
+        names = [name for name in GEOMETRY if each and name not in OF_MAPS]
+        return {name: each[0][name] for name in names if len({geometry[name] for geometry in each}) == 1}
+
+    @property
+    def channel_bytes(self) -> int:
+        """Bytes of all biases, multipliers and shifts in model.c."""
+        bias, multiplier = (BYTES[name] for name in self.channel_types)
+        products = [layer.product for layer in self.products]
+        own = sum(len(layer.codes) * (bias + (multiplier + 1 if layer.requantization else 0)) for layer in products)
+        return own + 5 * (len(self.layers) - len(products))
+
+    @property
+    def weights(self) -> int:
+        return sum(layer.product.codes.size for layer in self.products)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return sum(layer.layer.macs(layer.inputs) for layer in self.layers)
+
+    @property
+    def two_products_fit_16_bits(self) -> bool:
+        """Whether layout int8 may add two neighbouring products of any row in 16 bits."""
+        rows = [layer for layer in self.products if layer.form == "rows"]
+        return all(fits_16_bits(int(np.abs(each.int8_codes[0]).max()), each.product.input_max) for each in rows)
+
+    @property
+    def arena(self) -> Arena:
+        buffers = [0, 0]
+        for layer in self.layers[:-1]:
+            buffers[layer.number % 2] = max(buffers[layer.number % 2], math.prod(layer.outputs))
+        own: list[tuple[str, str, int, str]] = []
+        if self.layout == "packed":
+            longest = max(layer.row_length for layer in self.products)
+            own = [(self.weight_type, "row", longest, "the weights of one output channel, unpacked")]
+        else:
+            for layer in self.products:  # whole vectors are read
+                if layer.form == "rows" and layer.layer.kind == "linear":
+                    buffers[(layer.number - 1) % 2] = max(buffers[(layer.number - 1) % 2], layer.stride)
+            buffers = [multiple(count, ALIGN) for count in buffers]  # every field at a multiple of ALIGN
+            own = self._int8_fields()
+        notes = ("the outputs of the first layer, of the third, and so on", "those of the second, of the fourth, ...")
+        maps = [("uint8_t", *field) for field in zip(BUFFERS, buffers, notes, strict=True) if field[1]]
+        return Arena((*own, *maps))
+
+    def _int8_fields(self) -> list[tuple[str, str, int, str]]:
+        sums = max(multiple(layer.rows, LINEAR_ROWS) for layer in self.products)
+        fields = [("int32_t", "sums", sums, "of one pixel, or of a fully connected layer")]
+        pooled = [layer.rows for layer in self.convolutions if layer.form == "columns" and layer.product.pool > 1]
+        if pooled:
+            fields.append(("int32_t", "window", multiple(max(pooled), LINEAR_ROWS), "the sums of one window"))
+        rows = [layer for layer in self.convolutions if layer.form == "rows"]
+        patches = max(((4 if layer.pools_by_four else 1) * layer.stride for layer in rows), default=0)
+        if patches:
+            fields.append(("uint8_t", "patches", patches, "the pixels under the kernel, at each window that is pooled"))
+        return fields
+
+    def table(self, layer: CLayer) -> Table:
+        """Raises ExportError where layout int8 cannot hold the layer."""
+        if isinstance(layer.layer, AverageLayer):
+            return _average_table(layer, layer.layer)
+        product = layer.product
+        arrays: list[tuple[str, str, list[Any]]]
+        counts = {"inputs": layer.row_length, "outputs": len(product.codes)}
+        if self.layout == "packed":
+            packed = pack_codes(pixels_first(product, product.numbers, layer.inputs), product.bits, 0)
+            arrays = [("codes", "uint8_t", [f"0x{value:02x}" for value in packed.tolist()])]
+            step, lowest = product.grid.step, product.grid.start - product.zero_point
+            fields = counts | {"bits": product.bits, "step": step, "lowest": lowest}
+        else:
+            weights, (_, step, rest) = layer.int8_weights, layer.int8_codes
+            in_rows = layer.form == "rows"
+            arrays = [("weights", "ALIGNED int8_t" if in_rows else "int8_t", weights.ravel().tolist())]
+            fields = counts | {"stride": layer.stride if in_rows else 0, "step": step, "rest": rest}
+        arrays.append(("bias", "bias_t", product.bias.tolist()))
+        pointers = [f"{layer.name}_{field}" for field, *_ in arrays]
+        how = product.requantization
+        if how:
+            multiplier, shift = reduced(how)
+            arrays.append(("multiplier", "multiplier_t", _unsigned(multiplier)))
+            arrays.append(("shift", "uint8_t", shift.tolist()))
+        pointers += [f"{layer.name}_{field}" if how else "0" for field in ("multiplier", "shift")]
+        fields |= {"largest": how.qmax if how else 0}
+        lines = [
+            *(f"{pointer}," for pointer in pointers),
+            *(f"{value}, /* {name} */" for name, value in fields.items()),
+        ]
+        if product.kind == "conv":
+            own = {name: value for name, value in layer.geometry.items() if name not in self.shared}
+            geometry = [f"{value}, /* {name} */" for name, value in own.items()]
+            lines = ["{", *(f"    {line}" for line in lines), "},", *geometry]
+        struct = "convolution" if product.kind == "conv" else "layer"
+        note = f"{' x '.join(map(str, product.codes.shape))} weights, {product.quantizer}, {product.bits} bits"
+        note += f", zero point {product.zero_point}" if product.zero_point else ""
+        return Table(layer.name, note, struct, tuple(arrays), tuple(lines))
+
+
+def _average_table(layer: CLayer, average: AverageLayer) -> Table:
+    multiplier, shift = reduced(average.requantization)
+    fields = {
+        "multiplier": _unsigned(multiplier)[0],
+        "shift": int(shift[0]),
+        "largest": average.requantization.qmax,
+        "pixels": average.pixels,
+        "channels": layer.inputs[0],
+    }
+    lines = tuple(f"{value}, /* {name} */" for name, value in fields.items())
+    return Table(layer.name, "the average of every channel", "average", (), lines)
+
+
+def reduced(how: Requantization) -> tuple[IntArray, IntArray]:
+    """Multipliers and shifts without the factors of two they share."""
+    m, k = how.multiplier, how.shift
+    twos = np.where(m == 0, 62, np.log2(np.maximum(m & -m, 1))).astype(np.int64)  # m & -m: its largest power of two
+    common = np.minimum(twos, k - 1)
+    return m >> common, k - common
+
+
+def _unsigned(numbers: IntArray) -> list[str]:
+    suffix = "u" if int(numbers.max()) > 2**15 - 1 else ""
+    return [f"{number}{suffix}" for number in numbers.tolist()]
+
+
+def _smallest_type(values: IntArray, sign: str = "") -> str:
+    kinds = [np.iinfo(f"{sign}int{bits}") for bits in (8, 16, 32)]
+    return next(f"{kind.dtype}_t" for kind in kinds if kind.min <= values.min() and values.max() <= kind.max)
