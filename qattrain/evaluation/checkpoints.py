@@ -175,7 +175,7 @@ def export_model(
     net: a chain of layers that `lower` takes. to: packed, onnx or c. images: uint8 (N, C, H, W), tensor or array: every
     logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is counted.
     input_shape: (C, H, W), needed without images. class_names: one per logit; None: "0", "1", ... name: of the network,
-    for the files' documentation. layout: one of the exporter's; None: its default. prefix: of C symbols; None: qattrain.
+    for the files' documentation. layout: one of the exporter's; None: its default. prefix: of C symbols.
     force: write even into a folder that holds other files. Writes nothing if it raises ConfigError or ExportError.
     """
     exporter, folder = settled_prefix(pick(EXPORTERS, to, "to ="), prefix), Path(folder)

@@ -41,7 +41,7 @@ def ok(done: Any) -> dict[str, Any]:
 def test_one_command_trains_and_others_evaluate_export_and_resume(main: Callable[..., Any]) -> None:
     asked = (*TRAIN, "folder:pets", "--image-size", "28x28", "--epochs", "4", "--flip", "--json")
     stopped = ok(main(*asked, "--stop-after", "2"))
-    assert (stopped["run_dir"], stopped["dataset"]) == ("runs/lenet-nano-w4a4-lsq-pets-s0", "folder:pets")
+    assert (stopped["run_dir"], stopped["dataset"]) == ("runs/lenet-nano-w4a4-lsq-pets-s0", "folder:pets@28x28")
     trained = ok(main(*asked, "--resume", "lenet-nano-w4a4-lsq-pets-s0"))
     assert trained["epochs"] == 4
     data = load_checkpoint(Path(trained["checkpoint"])).config.data
