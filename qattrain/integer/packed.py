@@ -27,7 +27,7 @@ names a tensor has a single number there, which is that of all its outputs. An a
 
 A layer is a matrix product, a convolution or an average. What is left out has the value on the right:
 
-    name             of the layer
+    name             of the layer: conv, dw, fc or avg, and a number
     shape            of a product [outputs, inputs], of a convolution [outputs, inputs / groups, rows, columns]
     pixels           of an average, in place of a shape: how many numbers it averages, height * width
     stride, padding  of a convolution: a number, or [vertical, horizontal]                      1 and 0
@@ -128,7 +128,7 @@ class ModelFacts:
 class LayerHeader(StrictModel):
     """A layer without its tensors, as written: what is left out is None, or has the geometry's default."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
+    name: Annotated[str, Field(pattern=r"^(conv|dw|fc|avg)[0-9]{1,4}$")]  # an identifier in the exported C
     shape: tuple[Count, Count] | tuple[Count, Count, Count, Count] | None = None
     pixels: Count | None = None
     stride: Count | tuple[Count, Count] = 1
