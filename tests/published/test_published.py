@@ -3,6 +3,8 @@
 import json
 import re
 import statistics
+from pathlib import Path
+from typing import Any
 
 import publish
 import published_results
@@ -10,10 +12,13 @@ import pytest
 import recipes
 import torch
 
+from qattrain import export_model
 from qattrain.benchmark.inference import INFERENCE
 from qattrain.benchmark.training import TRAINING
 from qattrain.config.sources import build_config
 from qattrain.experiments.grid import expand, read_grid
+from qattrain.export import EXPORTERS
+from qattrain.export.base import NOISE_IMAGES
 from qattrain.quant import QUANTIZERS
 
 HELD_OUT = ("ablation", "teacher-split", recipes.LEFT_OUT)  # measured on training images that were held back
@@ -122,12 +127,22 @@ def test_the_readme_names_every_quantizer_with_its_summary() -> None:
     assert f"Quantizers: {named}." in publish.README.read_text().splitlines()
 
 
-def test_the_drop_in_example_of_the_readme_is_ten_lines_and_learns() -> None:
+def test_the_loop_of_the_readme_is_ten_lines_learns_and_ships_in_every_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", publish.README.read_text(), flags=re.S)
     assert len(code.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     losses = names["losses"]
     assert isinstance(losses, list)
     assert losses[-1] < losses[0] / 2
+    assert (tmp_path / "export" / "model.c").is_file()
+    for to, exporter in EXPORTERS.items():
+        for layout in exporter.layouts or (None,):
+            done = export_model(names["net"], to, tmp_path / f"{to}-{layout}", images=names["x"], layout=layout)
+            assert done.verified_images == 1000 + NOISE_IMAGES
+            assert done.mismatches is not None
+            assert (done.mismatches.predictions, done.mismatches.logits) == (0, 0)
