@@ -105,9 +105,9 @@ def handmade(random: np.random.Generator, quantizer: str, lowest: int, zero_poin
         )
         shape, inputs = layer.output_shape(shape), 255
     pixels = shape[1] * shape[2]
-    layers.append(AverageLayer("avg1", pixels, 255, Requantization(np.array([2**31 // pixels]), np.array([29]), 8)))
+    layers.append(AverageLayer("avg1", pixels, 255, Requantization(np.array([2**31 // pixels]), np.array([29]), 6)))
     codes = random.integers(0, 256, (3, 15)) + lowest
-    layers.append(IntegerLayer("fc1", "linear", codes, 8, quantizer, lowest, zero_point, np.arange(3), 255, None))
+    layers.append(IntegerLayer("fc1", "linear", codes, 8, quantizer, lowest, zero_point, np.arange(3), 63, None))
     return IntegerModel(tuple(layers), LOGIT_SCALE, (4, 11, 14))
 
 
