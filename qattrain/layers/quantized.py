@@ -34,7 +34,6 @@ from qattrain.quant import (
     weight_quantizer,
 )
 from qattrain.quant.grid import widened
-from qattrain.quant.quantizers import LSQQuantizer
 
 # Below this, integers that differ in float32 still differ after a multiplication by a common factor; the integers
 # themselves are exact to twice as many.
@@ -386,9 +385,7 @@ class QuantAvgPool2d(nn.Module):
     """The average over the whole map as unsigned codes: QTensor or Tensor (N, C, H, W) -> QTensor (N, C, 1, 1).
 
     The values must not be negative, as behind a QuantReLU. bits: 1..8, or 32; quantizer, surrogate: as in QuantReLU.
-    The average of b-bit codes needs more than b bits, hence a scale of its own and 8 bits by default. A learned step
-    starts where the codes reach the largest average of the first batch: LSQ's own start is meant for few bits, and
-    would use 16 of 256 codes.
+    The average of b-bit codes needs more than b bits, hence a scale of its own and 8 bits by default.
     """
 
     def __init__(self, bits: int = 8, quantizer: str = "lsq", surrogate: str = "clipped") -> None:
@@ -398,11 +395,7 @@ class QuantAvgPool2d(nn.Module):
 
     def forward(self, x: Tensor | QTensor) -> QTensor:
         means = self.values(x)
-        if self.quantizer is None:
-            return QTensor(means, None)
-        if isinstance(self.quantizer, LSQQuantizer) and not self.quantizer.is_initialized:
-            self.quantizer.set_range(torch.zeros_like(self.quantizer.scale), means.detach().amax())
-        return _coded(self.quantizer, means)
+        return QTensor(means, None) if self.quantizer is None else _coded(self.quantizer, means)
 
     def values(self, x: Tensor | QTensor) -> Tensor:
         """What is quantized: the averages; in evaluation of codes in float64, from an exact sum."""

@@ -153,14 +153,10 @@ class InitializedQuantizer(Quantizer):
     def initialize(self, x: Tensor) -> None:
         """Set the state from the first tensor."""
 
-    @property
-    def is_initialized(self) -> bool:
-        return self._known_initialized or bool(self.initialized)
-
     def ensure_initialized(self, x: Tensor) -> None:
         """Initialize from x if nothing else has; call it first in `forward`."""
         if not self._known_initialized:
-            if not self.is_initialized:
+            if not bool(self.initialized):
                 with torch.no_grad():
                     self.initialize(self.rectified(x))
             self.mark_initialized()
