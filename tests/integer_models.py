@@ -88,7 +88,7 @@ def random_model(
         layers.append(layer)
         if layer.requantization:
             x, input_max = layer.requantization.apply(layer.accumulate(x)), layer.requantization.qmax
-    return IntegerModel(tuple(layers), LOGIT_SCALE)
+    return IntegerModel(tuple(layers), LOGIT_SCALE, (1, 28, 28))
 
 
 def _with_columns(

@@ -16,6 +16,7 @@ from torch import nn
 from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
 from qattrain.benchmark.training import plain_net, timed
 from qattrain.config import ModelConfig, QuantConfig
+from qattrain.config.chain import MNIST_SHAPE
 from qattrain.errors import ExportError, optional_package
 from qattrain.export import EXPORTERS
 from qattrain.export.c_compile import compiled_c
@@ -23,7 +24,7 @@ from qattrain.export.c_export import c_sources
 from qattrain.export.onnx_export import open_session
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
-from qattrain.layers.network import MNIST_SHAPE, build_model
+from qattrain.layers.network import build_model
 
 OPSET = 17
 ORDERS = ("relu, then pool", "pool, then relu")  # equal results; which is faster depends on what the runtime fuses

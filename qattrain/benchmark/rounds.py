@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from qattrain.config.chain import MNIST_SHAPE
 from qattrain.data import ImageSet
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.runs.environment import describe_environment, keep_freed_memory, package_version, pick_precision
@@ -74,7 +75,7 @@ class Contender:
 def synthetic_images(count: int) -> ImageSet:
     """Noise with random labels: the speeds do not depend on the pixels."""
     generator = torch.Generator().manual_seed(SEED)
-    images = torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (count, *MNIST_SHAPE), dtype=torch.uint8, generator=generator)
     return ImageSet(images, torch.randint(0, CLASSES, (count,), generator=generator))
 
 

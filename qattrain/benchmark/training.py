@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from qattrain.benchmark.rounds import CLASSES, SEED, Contender, Ready, Workload
 from qattrain.config import FLOAT_BITS, DataConfig, ModelConfig, QuantConfig, TrainConfig
+from qattrain.config.chain import MNIST_SHAPE
 from qattrain.data import ImageSet, batch_slices
 from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import optional_package
-from qattrain.layers.network import MNIST_SHAPE, build_model, plan_layers
+from qattrain.layers.network import build_model, plan_layers
 from qattrain.quant import QUANTIZERS, native
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH, OPTIMIZERS, settle_training
@@ -29,7 +30,7 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # of MNIST, as in every example
 
 
 def built_of(conv: Callable[..., nn.Module], relu: Callable[[], nn.Module], linear: Callable[..., nn.Module]) -> Any:
-    """The preset `lenet` as an nn.Sequential of such layers: float32 (N, 1, 28, 28) -> logits (N, classes)."""
+    """The preset `lenet` as an nn.Sequential of such layers: float32 (N, C, H, W) -> logits (N, classes)."""
     modules: list[nn.Module] = []
     for placed in ModelConfig().chain.place(MNIST_SHAPE, CLASSES):
         outputs, inputs, *kernel = placed.weight_shape
@@ -56,7 +57,7 @@ def nesterov(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    """Forward, backward and update on float images (B, 1, 28, 28)."""
+    """Forward, backward and update on float images (B, C, H, W)."""
     loss = F.cross_entropy(model(images), labels)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -30,6 +30,7 @@ PRESETS: dict[str, str] = {
 }
 
 Shape = tuple[int, int, int]  # channels, height, width
+MNIST_SHAPE: Shape = (1, 28, 28)  # of the images that the presets are made for
 Kind = Literal["conv", "dw", "avg", "fc"]
 
 OPTIONS = {"conv": ("stride", "pad", "groups", "bn"), "dw": ("stride", "pad", "bn"), "fc": ("bn",)}

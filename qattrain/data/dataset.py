@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qattrain.config import IMAGE_SIDES
+from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, DataError
 
 IMAGE_SIDE = 28  # of MNIST and its relatives
 BOX_SIDE = 20  # MNIST's digits were scaled into 20x20, then placed by their centre of mass (LeCun et al. 1998)
 MAX_TOTAL_BYTES = 2**30  # of the images of a folder or a file: all of them stay in memory
-
-Shape = tuple[int, int, int]  # of one image: channels, height, width
 
 
 class ImageSet(NamedTuple):

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qattrain.config import DataConfig, ModelConfig, QuantConfig, TrainConfig
+from qattrain.config.chain import MNIST_SHAPE
 from qattrain.data import AUTO_NAME, DIGITS_NAME, Dataset, is_on_disk, load_dataset
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
-from qattrain.layers.network import MNIST_SHAPE, build_model, copy_weights, plan_layers
+from qattrain.layers.network import build_model, copy_weights, plan_layers
 from qattrain.report import console
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training

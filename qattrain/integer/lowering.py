@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qattrain.config.chain import Shape
+from qattrain.config.chain import MNIST_SHAPE, Shape
 from qattrain.errors import ConfigError, ExportError
 from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization
 from qattrain.layers import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
@@ -50,7 +50,7 @@ def multiplier_and_shift(factor: float, up: bool = False) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def lower(net: nn.Module, input_shape: Shape = (1, 28, 28)) -> IntegerModel:
+def lower(net: nn.Module, input_shape: Shape = MNIST_SHAPE) -> IntegerModel:
     """The integers of a trained network, on the CPU; `net` is put into evaluation mode.
 
     net: an nn.Sequential of PixelInput, then layers of ours; nn.MaxPool2d with stride = kernel behind a convolution,

@@ -18,14 +18,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from qattrain.config.chain import output_side
+from qattrain.config.chain import Shape, output_side
 
 IntArray = NDArray[np.int64]
 INT32_MAX = 2**31 - 1
 EXACT_FLOAT32 = 2**24  # float32 holds every integer up to this
 BATCH = 500  # images computed at a time, fewer if a layer is large
 WORKING_SET = 2**25  # numbers that a layer may copy at a time
-Shape = tuple[int, int, int]  # channels, height, width
 
 
 def weight_grid(lowest: int, bits: int) -> range:
@@ -203,7 +202,7 @@ class IntegerModel:
 
     layers: tuple[IntegerLayer | AverageLayer, ...]
     logit_scale: float
-    input_shape: Shape = (1, 28, 28)
+    input_shape: Shape
 
     @property
     def products(self) -> tuple[IntegerLayer, ...]:

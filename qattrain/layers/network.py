@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qattrain.config import ModelConfig, QuantConfig, bits_by_layer
-from qattrain.config.chain import PlacedLayer, Shape
+from qattrain.config.chain import MNIST_SHAPE, PlacedLayer, Shape
 from qattrain.errors import ConfigError, pick
 from qattrain.layers.quantized import (
     BatchNorm,
@@ -31,8 +31,6 @@ from qattrain.layers.quantized import (
     WeightLayer,
 )
 from qattrain.quant import QUANTIZERS, QTensor, weight_quantizer_name
-
-MNIST_SHAPE: Shape = (1, 28, 28)
 
 
 def kaiming(module: nn.Module) -> None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from qattrain.config import ExperimentConfig, parse_config
-from qattrain.config.chain import Shape
+from qattrain.config.chain import MNIST_SHAPE, Shape
 from qattrain.errors import CheckpointError, ConfigError, reason, system_errors
 from qattrain.files import write_atomically
-from qattrain.layers.network import MNIST_SHAPE, build_model
+from qattrain.layers.network import build_model
 
 FORMAT_VERSION = 1
 MAGIC = b"QATTRAIN"
