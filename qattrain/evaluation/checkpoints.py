@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qattrain.config.chain import Shape
 from qattrain.data import Dataset, ImageSet, check_identity, load_dataset
 from qattrain.errors import ConfigError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate
@@ -27,7 +28,7 @@ from qattrain.evaluation.networks import (
 )
 from qattrain.export import EXPORTERS
 from qattrain.export.base import Exported, check_folder, settled_layout, settled_prefix, write_verified
-from qattrain.integer import IntegerModel, ModelFacts, Shape
+from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.runs.environment import pick_device
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from qattrain.config import FLOAT_BITS, bits_by_layer
+from qattrain.config.chain import Shape
 from qattrain.data import DIGITS_NAME
 from qattrain.errors import ConfigError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
 from qattrain.export import EXPORTERS
 from qattrain.export.base import Exporter, Runner, settled_layout
-from qattrain.integer import IntegerModel, ModelFacts, Shape
+from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import is_packed, load_packed
 from qattrain.layers.quantized import QuantAvgPool2d, WeightLayer

@@ -15,9 +15,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from qattrain.config.chain import Shape
 from qattrain.errors import ExportError
 from qattrain.export.base import pixels_first
-from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer, Shape
+from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer
 
 LAYOUTS = ("packed", "int8")
 ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector

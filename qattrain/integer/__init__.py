@@ -1,6 +1,6 @@
 """The network as integers: what it is, what it computes, how its codes are packed. Only `lowering` needs torch."""
 
-from qattrain.integer.model import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization, Shape
+from qattrain.integer.model import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization
 from qattrain.integer.packed import ModelFacts, pack_codes, unpack_codes
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "IntegerModel",
     "ModelFacts",
     "Requantization",
-    "Shape",
     "pack_codes",
     "unpack_codes",
 ]
