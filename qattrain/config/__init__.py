@@ -17,7 +17,7 @@ from qattrain.config.chain import PRESETS, Chain, canonical_name, parse_chain
 from qattrain.errors import ConfigError
 
 FLOAT_BITS = 32  # "32 bits" means: not quantized
-AVERAGE_BITS = 8  # of the codes behind an average, unless `layer_bits` names it
+AVERAGE_BITS = 8  # of the codes after an average, unless `layer_bits` names it
 
 Auto = Literal["auto"]
 
@@ -38,7 +38,7 @@ class StrictModel(BaseModel):
 
 
 class ModelConfig(StrictModel):
-    """The network. `name` is a preset's or a chain (`qattrain.config.chain`); `widths` replaces the numbers behind its
+    """The network. `name` is a preset's or a chain (`qattrain.config.chain`); `widths` replaces the numbers after its
     conv and fc, in order; `dropout` is of the last hidden layer's outputs, in training.
     """
 
@@ -190,7 +190,7 @@ _SPEC = re.compile(rf"(?:(folder|npz):)?(.*?)(?:@(?:{IMAGE_SIZE.pattern}(,color)
 
 
 def parse_spec(text: str) -> DatasetSpec:
-    """The parts of `DataConfig.spec`; options are what stands after the last `@`, if it looks like them."""
+    """The parts of `DataConfig.spec`; options are what comes after the last `@`, if it looks like them."""
     match = _SPEC.fullmatch(text)
     assert match is not None, text
     kind, name, height, width, color, only_color = match.groups()

@@ -9,7 +9,7 @@
     fc D [bn]                                        fully connected layer with D outputs
     fc                                               the last layer: one output per class
 
-Options come in any order. A ReLU with activation codes stands after every product but the last. Names count by kind:
+Options come in any order. A ReLU with activation codes comes after every product but the last. Names count by kind:
 conv1, dw1, fc1 for products, act1, act2, ... for their ReLUs, avg1 for averages. Chains only: no branches, no sums.
 """
 
@@ -51,7 +51,7 @@ class Layer:
     """One layer of a chain. width: outputs; None: as many as channels (dw, avg) or classes (the last fc).
 
     activation: name of the activation codes it ends with; None for the last layer. pool: side of the max-pooling
-    windows behind it, 1 for none.
+    windows after it, 1 for none.
     """
 
     kind: Kind
@@ -112,7 +112,7 @@ class Chain:
         return tuple(layer.width for layer in self.layers if layer.width is not None)
 
     def with_widths(self, widths: tuple[int, ...]) -> "Chain":
-        """The same chain with other numbers behind `conv` and `fc`. Raises ConfigError if there are more or fewer."""
+        """The same chain with other numbers after `conv` and `fc`. Raises ConfigError if there are more or fewer."""
         if len(widths) != len(self.widths):
             raise ConfigError(
                 f"model.widths = {list(widths)}: '{self.line}' has {len(self.widths)} widths, {list(self.widths)}; "
@@ -240,7 +240,7 @@ def _add(layers: list[Layer], names: Counter[str], part: _Part) -> None:
     if part.is_last and (word != "fc" or rest):
         part.fail("a chain ends in a bare fc, as wide as there are classes")
     if word != "fc" and not on_map:
-        part.fail(f"{word} needs a map of pixels, but stands behind fc")
+        part.fail(f"{word} needs a map of pixels, but comes after fc")
     if word == "pool":
         if not layers or layers[-1].kind not in ("conv", "dw"):
             part.fail("pool follows conv or dw")
@@ -267,11 +267,11 @@ def _add(layers: list[Layer], names: Counter[str], part: _Part) -> None:
 
 
 def _product(kind: Kind, name: str, activation: str, rest: list[str], part: _Part) -> Layer:
-    """A hidden conv, dw or fc from the words behind its own."""
+    """A hidden conv, dw or fc from the words after its own."""
     width = None
     if kind != "dw":
         if not rest:
-            part.fail(f"expected the number of outputs behind {kind}")
+            part.fail(f"expected the number of outputs after {kind}")
         width, rest = part.count(rest[0], "a number of outputs", 1, LARGEST["width"]), rest[1:]
     layer = Layer(kind, name, activation, width)
     if kind != "fc":
@@ -291,7 +291,7 @@ def _product(kind: Kind, name: str, activation: str, rest: list[str], part: _Par
             layer = replace(layer, bn=True)
             continue
         if not rest:
-            part.fail(f"expected a number behind {option}")
+            part.fail(f"expected a number after {option}")
         limits = {"stride": (1, LARGEST["stride"]), "pad": (0, layer.kernel - 1), "groups": (1, LARGEST["width"])}
         value, rest = part.count(rest[0], f"a {option} here", *limits[option]), rest[1:]
         layer = replace(layer, **{"padding" if option == "pad" else option: value})  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ Values = dict[str, Any]  # by name, for --json
 def naive_sums(lab: Lab) -> Values:
     """The first convolution of scale.py's network, divided and undivided, with the same weights on the same images.
 
-    ratio: of the standard deviations of one channel's sums. largest_difference: of all values behind a new batch
+    ratio: of the standard deviations of one channel's sums. largest_difference: of all values after a new batch
     normalization in training.
     """
     images, found = lab.dataset.train.images[:PROBE_IMAGES] / 255, []
@@ -166,7 +166,7 @@ def explain(lab: Lab) -> Explanation:
         answer=[
             f"Batch norm hides the missing division. Without the division by 2^{scale.N}, the sums of the first "
             f"convolution vary {probe['ratio']:.4g} times as much (same weights, same images). Batch norm divides them "
-            "by their own deviation, so a common factor cancels: behind it, no value differs by more than "
+            "by their own deviation, so a common factor cancels: after it, no value differs by more than "
             f"{probe['largest_difference']:.2g}, because of the small constant under the root. That is why the wrong "
             f"layer reaches {percent(wrong.test_accuracy[-1])} with batch norm and "
             f"{percent(plain_wrong.test_accuracy[-1])} without.",

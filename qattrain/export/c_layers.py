@@ -25,7 +25,7 @@ ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector
 CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once, with four inputs or with one
 BUFFERS = ("even", "odd")
 
-GEOMETRY = {  # the fields of `struct convolution` behind the first
+GEOMETRY = {  # the fields of `struct convolution` after the first
     "rows": "of the map it reads",
     "columns": "and its pixels in a row",
     "depth": "channels that a group reads",
@@ -95,7 +95,7 @@ class CLayer:
 
     @property
     def copies_image(self) -> bool:
-        """Whether it reads whole vectors, which may end behind the caller's image."""
+        """Whether it reads whole vectors, which may end beyond the caller's image."""
         return self.number == 0 and self.form == "rows" and self.layer.kind == "linear"
 
     @property

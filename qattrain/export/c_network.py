@@ -79,7 +79,7 @@ class CNetwork:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """The files of C it needs, each once; what a file uses stands before it."""
+        """The files of C it needs, each once; what a file uses comes before it."""
         own = [kernel for layer in self.layers for kernel in layer.kernels]
         return tuple(dict.fromkeys(("requantize.c", f"{self.layout}.c", *own)))
 

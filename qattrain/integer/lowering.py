@@ -23,6 +23,7 @@ from qattrain.layers.conversion import leaves, runs_in_order
 from qattrain.layers.quantized import PIXEL_SCALE, joint_scale
 from qattrain.quant import Quantizer
 from qattrain.quant.kernels import bias_codes
+from qattrain.quant.quantizers import InitializedQuantizer
 
 PIXEL_MAX = 255
 OWN_NAME = re.compile(r"(conv|dw|fc|avg)\d+")  # as in a chain
@@ -53,8 +54,8 @@ def multiplier_and_shift(factor: float, up: bool = False) -> tuple[int, int]:
 def lower(net: nn.Module, input_shape: Shape = MNIST_SHAPE) -> IntegerModel:
     """The integers of a trained network, on the CPU; `net` is put into evaluation mode.
 
-    net: an nn.Sequential of PixelInput, then layers of ours; nn.MaxPool2d with stride = kernel behind a convolution,
-    nn.Flatten before the first QuantLinear, nn.Dropout anywhere. An nn.BatchNorm2d directly behind QuantConv2d is
+    net: an nn.Sequential of PixelInput, then layers of ours; nn.MaxPool2d with stride = kernel after a convolution,
+    nn.Flatten before the first QuantLinear, nn.Dropout anywhere. An nn.BatchNorm2d directly after QuantConv2d is
     converted. input_shape: (C, H, W) of its images. The last layer must be a QuantLinear with per_channel=False.
     Raises ExportError, naming the module, for anything else, for float layers, and where sums could leave int32.
     """
@@ -96,6 +97,7 @@ class _Builder:
     largest: int = PIXEL_MAX
     shape: Shape = (0, 0, 0)
     is_flat: bool = False
+    unknown: ExportError | None = None  # a scale; raised at the end, because what cannot be lowered at all comes first
 
     def fail(self, problem: str) -> ExportError:
         return ExportError(f"{self.path}: {problem}")
@@ -134,7 +136,7 @@ class _Builder:
         if (module.start_dim, module.end_dim) not in ((1, -1), (1, 3)):
             raise self.fail(f"start_dim={module.start_dim}, end_dim={module.end_dim}; allowed: 1 and -1")
         if self.open is not None:
-            raise self.fail("put it behind the QuantReLU")
+            raise self.fail("put it after the QuantReLU")
         self.is_flat = True
 
     def _take_product(self, module: QuantConv2d | QuantLinear, name: str) -> None:
@@ -143,11 +145,8 @@ class _Builder:
                 "it gets real values and would quantize them with a quantizer of its own; put a QuantReLU before it"
             )
         kind = "linear" if isinstance(module, QuantLinear) else "conv"
-        is_map = not self.is_flat and len(self.shape) == 3
-        if (kind == "linear") == is_map:
-            raise self.fail(
-                "put nn.Flatten before it" if is_map else "it needs a map of pixels, but they are flattened"
-            )
+        if (kind == "linear") != self.is_flat:
+            raise self.fail("it needs a map of pixels, not flattened" if self.is_flat else "put nn.Flatten before it")
         weight = module.quantized_weight()
         if weight.scale is None or module.weight_quantizer is None:
             raise self.fail("32 bits: a float layer has no integer form; train it with 1 to 8 bits")
@@ -187,7 +186,7 @@ class _Builder:
 
     def _take_norm(self, module: BatchNorm | nn.BatchNorm2d | nn.BatchNorm1d) -> None:
         if self.open is None or self.open.layer.pool > 1 or self.open.is_normalized:
-            raise self.fail("batch normalization stands directly behind QuantConv2d or QuantLinear")
+            raise self.fail("batch normalization comes directly after QuantConv2d or QuantLinear")
         is_ours = isinstance(module, BatchNorm)
         if is_ours != self.open.module.bn:
             wanted = "bn=True" if is_ours else "bn=False, or use qattrain's BatchNorm here"
@@ -216,7 +215,7 @@ class _Builder:
             return
         before = self.layers[-1] if self.layers else None
         if before is None or self.is_flat:
-            raise self.fail("max-pooling stands behind a convolution")
+            raise self.fail("max-pooling comes after a convolution")
         self._require_conv(before)
         assert isinstance(before, IntegerLayer)
         self.layers[-1] = replace(before, pool=before.pool * side)
@@ -226,11 +225,11 @@ class _Builder:
 
     def _require_conv(self, layer: IntegerLayer | AverageLayer) -> None:
         if layer.kind != "conv":
-            raise self.fail("max-pooling stands behind a convolution")
+            raise self.fail("max-pooling comes after a convolution")
 
     def _take_relu(self, module: QuantReLU) -> None:
         if self.open is None:
-            raise self.fail("a QuantReLU stands behind QuantConv2d or QuantLinear")
+            raise self.fail("a QuantReLU comes after QuantConv2d or QuantLinear")
         scale = self._scale_of(module.quantizer)
         pairs = [multiplier_and_shift(factor) for factor in (self.open.scales / scale.double()).tolist()]
         pairs = pairs * (len(self.open.module.weight) // len(pairs))
@@ -241,7 +240,7 @@ class _Builder:
 
     def _take_average(self, module: QuantAvgPool2d, name: str) -> None:
         if self.open is not None or self.is_flat:
-            raise self.fail("an average stands behind a QuantReLU, before nn.Flatten")
+            raise self.fail("an average comes after a QuantReLU, before nn.Flatten")
         assert self.scale is not None
         scale, pixels = self._scale_of(module.quantizer), self.shape[1] * self.shape[2]
         factor = self.scale.double().item() / pixels / scale.double().item()
@@ -254,6 +253,11 @@ class _Builder:
     def _scale_of(self, quantizer: Quantizer | None) -> Tensor:
         if quantizer is None:
             raise self.fail("32 bits: it has no integer form; train it with 1 to 8 bits")
+        if isinstance(quantizer, InitializedQuantizer) and not bool(quantizer.initialized):
+            self.unknown = self.unknown or self.fail(
+                "its scale is not known yet; train the network, or run it on some images, first"
+            )
+            return torch.tensor(1.0)
         device = next((p.device for p in (*quantizer.parameters(), *quantizer.buffers())), torch.device("cpu"))
         scale: Tensor = quantizer(torch.zeros(1, device=device)).scale
         return scale.cpu()
@@ -274,10 +278,12 @@ class _Builder:
         if self.open is None or self.open.layer.kind != "linear":
             raise ExportError("the network does not end in a QuantLinear, whose sums are the logits")
         if self.open.is_normalized:
-            raise self.fail("no batch normalization behind the last layer: its sums are the logits")
+            raise self.fail("no batch normalization after the last layer: its sums are the logits")
         if len(self.open.scales) > 1:
             raise self.fail("the last layer needs one scale, so that its sums rank the classes: per_channel=False")
         self._close(self.open.layer)
+        if self.unknown is not None:
+            raise self.unknown
         own = all(OWN_NAME.fullmatch(name) for name in self.names) and len(set(self.names)) == len(self.names)
         names = self.names if own else _counted(self.layers)
         layers = tuple(replace(layer, name=name) for layer, name in zip(self.layers, names, strict=True))

@@ -3,7 +3,7 @@
 This is the whole description of the format, version 2. The file is a safetensors file: any reader of those gives its
 tensors and its metadata. What it leaves out: real weights, their scales, training. Numbers are little-endian.
 
-**Tensors**, each of one dimension and left out if empty. They hold all layers in order, one behind the other:
+**Tensors**, each of one dimension and left out if empty. They hold all layers in order, one after the other:
 
     weights      uint8            packed codes; every layer starts at a new byte
     biases       smallest type    b_q, one for each output
@@ -32,7 +32,7 @@ A layer is a matrix product, a convolution or an average. What is left out has t
     pixels           of an average, in place of a shape: how many numbers it averages, height * width
     stride, padding  of a convolution: a number, or [vertical, horizontal]                      1 and 0
     groups           of a convolution: output d sees the inputs of group d * groups // outputs  1
-    pool             side and stride of the max-pooling behind a convolution; drops remainders  1, for none
+    pool             side and stride of the max-pooling after a convolution; drops remainders  1, for none
     bits             1..8, of a weight                                                          as in the layer before
     quantizer        which one made the codes; for information                                  as in the layer before
     lowest           the smallest code the layer's weights can have                             as in the layer before
@@ -54,7 +54,7 @@ significant. So two 4-bit indices share a byte, the first in its low half. The l
     acc = sum of x over a channel's map     for an average
     x = clip((acc * m + 2^(k - 1)) >> k, 0, 2^activation_bits - 1)      in 64 bits; not in the last layer
 
-The first product behind a map takes it flattened in the order (channel, row, column).
+The first product after a map takes it flattened in the order (channel, row, column).
 
 Version 1, which has no geometry and is still read: `packed_v1.py`.
 """
@@ -341,7 +341,7 @@ def _resolved(entries: tuple[LayerHeader, ...]) -> list[LayerHeader]:
         layers.append(layer)
     kinds = [layer.kind for layer in layers]
     _require(kinds[-1] == "linear" and entries[-1].activation_bits is None, "its last layer does not give logits")
-    _require(set(kinds[kinds.index("linear") :]) == {"linear"}, "a layer that needs a map is behind a matrix product")
+    _require(set(kinds[kinds.index("linear") :]) == {"linear"}, "a layer that needs a map comes after a matrix product")
     return layers
 
 

@@ -43,7 +43,7 @@ def quantize_model(
         raise ConfigError(f"quantize_model: a layer is called {PIXELS!r}, the name of the PixelInput; rename it")
     last = max((i for i, (_, module) in enumerate(flat) if isinstance(module, nn.Linear)), default=-1)
     new: dict[str, nn.Module] = {}
-    shared: dict[int, nn.Module] = {}  # a layer with weights that stands in several places stays one layer
+    shared: dict[int, nn.Module] = {}  # a layer with weights that is used in several places stays one layer
     for i, (path, module) in enumerate(flat):
         if id(module) in shared:
             new[path] = shared[id(module)]
@@ -64,7 +64,7 @@ def quantize_model(
         elif type(module) in KEPT:
             new[path] = copy.deepcopy(module)
         else:
-            where = "; it must come directly behind Conv2d or Linear" if isinstance(module, NORMS) else ""
+            where = "; it must come directly after Conv2d or Linear" if isinstance(module, NORMS) else ""
             raise ConfigError(f"quantize_model: '{path}' is a {module}; allowed: {ALLOWED}{where}")
         if any(True for _ in module.parameters()):
             shared[id(module)] = new[path]

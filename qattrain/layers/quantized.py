@@ -384,7 +384,7 @@ class QuantReLU(nn.Module):
 class QuantAvgPool2d(nn.Module):
     """The average over the whole map as unsigned codes: QTensor or Tensor (N, C, H, W) -> QTensor (N, C, 1, 1).
 
-    The values must not be negative, as behind a QuantReLU. bits: 1..8, or 32; quantizer, surrogate: as in QuantReLU.
+    The values must not be negative, as after a QuantReLU. bits: 1..8, or 32; quantizer, surrogate: as in QuantReLU.
     The average of b-bit codes needs more than b bits, hence a scale of its own and 8 bits by default.
     """
 

@@ -25,7 +25,7 @@ CELLS_FOLDER, COMPARISON_FILE = "cells", "compare.json"  # of a sweep, of a comp
 def default_name(config: ExperimentConfig) -> str:
     """`lenet-w4a4-lsq-mnist-s0`, or `chain-1a2b3c4d-...` for a chain. config: settled.
 
-    `float` stands in place of the quantizer, or `lsq-ptq`, as the method is.
+    `float` takes the place of the quantizer, or `lsq-ptq`, as the method is.
     """
     quant = config.quant
     how = {"float": "float", "qat": quant.quantizer, "ptq": f"{quant.quantizer}-ptq"}[config.method]

@@ -103,7 +103,7 @@ def test_forging_nothing_is_accepted() -> None:
         ({}, {"weights": TENSORS["weights"].astype(np.int8)}, "weights: int8"),
         ({}, {"biases": np.full(20, 2**31 - 1, np.int32)}, "beyond int32"),
         (layers(0, shape=[2, 1, 25, 1]), {}, "is not a valid network"),
-        (layers(0, shape=[50, 1], pool=None), {}, "is behind a matrix product"),
+        (layers(0, shape=[50, 1], pool=None), {}, "comes after a matrix product"),
         (layers(0, shape=[50, 1]), {}, "conv1 is no convolution, but has stride, padding, groups, pool"),
         (layers(0, shape=[10**400, 1, 5, 5]), {}, "is not a valid network: weights has shape"),
         (layers(0, shape=[2**31, 2**31, 5, 5]), {}, "is not a valid network: weights has shape"),

@@ -189,17 +189,17 @@ START = (P(), C(3, 4, 3))
         ((*START, Residual(R()), *FLAT), r"'2' \(Residual\): it has no integer form"),
         ((*START, C(4, 4, 1), R(), *FLAT), r"'2' \(QuantConv2d\): it gets real values and would quantize them with a"),
         ((*START, nn.MaxPool2d(2), C(4, 4, 1), R(), *FLAT), r"'3' \(QuantConv2d\): .*; put a QuantReLU before it"),
-        ((*START, *FLAT), r"'2' \(Flatten\): put it behind the QuantReLU"),
+        ((*START, *FLAT), r"'2' \(Flatten\): put it after the QuantReLU"),
         ((*START, R(), FLAT[1]), r"'3' \(QuantLinear\): put nn.Flatten before it"),
-        ((*START, R(), nn.Flatten(), C(4, 4, 1)), r"'4' \(QuantConv2d\): it needs a map of pixels, but they are flatt"),
+        ((*START, R(), nn.Flatten(), C(4, 4, 1)), r"'4' \(QuantConv2d\): it needs a map of pixels, not flatt"),
         ((*START, R(), nn.Flatten(0), FLAT[1]), r"'3' \(Flatten\): start_dim=0, end_dim=-1; allowed: 1 and -1"),
-        ((*START, R(), R(), *FLAT), r"'3' \(QuantReLU\): a QuantReLU stands behind QuantConv2d or QuantLinear"),
-        ((P(), R(), *FLAT), r"'1' \(QuantReLU\): a QuantReLU stands behind"),
-        ((*START, QuantAvgPool2d(), *FLAT), r"'2' \(QuantAvgPool2d\): an average stands behind a QuantReLU, before"),
-        ((*START, R(), nn.Flatten(), QuantAvgPool2d(), FLAT[1]), r"'4' \(QuantAvgPool2d\): an average stands behind"),
-        ((P(), nn.MaxPool2d(2), *FLAT), r"'1' \(MaxPool2d\): max-pooling stands behind a convolution"),
-        ((*START, R(), nn.Flatten(), nn.MaxPool2d(2)), r"'4' \(MaxPool2d\): max-pooling stands behind a convolution"),
-        ((*START, R(), QuantAvgPool2d(), nn.MaxPool2d(1)), r"'4' \(MaxPool2d\): max-pooling stands behind a conv"),
+        ((*START, R(), R(), *FLAT), r"'3' \(QuantReLU\): a QuantReLU comes after QuantConv2d or QuantLinear"),
+        ((P(), R(), *FLAT), r"'1' \(QuantReLU\): a QuantReLU comes after"),
+        ((*START, QuantAvgPool2d(), *FLAT), r"'2' \(QuantAvgPool2d\): an average comes after a QuantReLU, before"),
+        ((*START, R(), nn.Flatten(), QuantAvgPool2d(), FLAT[1]), r"'4' \(QuantAvgPool2d\): an average comes after"),
+        ((P(), nn.MaxPool2d(2), *FLAT), r"'1' \(MaxPool2d\): max-pooling comes after a convolution"),
+        ((*START, R(), nn.Flatten(), nn.MaxPool2d(2)), r"'4' \(MaxPool2d\): max-pooling comes after a convolution"),
+        ((*START, R(), QuantAvgPool2d(), nn.MaxPool2d(1)), r"'4' \(MaxPool2d\): max-pooling comes after a conv"),
         ((*START, nn.MaxPool2d(3, 2), R(), *FLAT), r"'2' \(MaxPool2d\): .*; allowed: a square kernel, stride = kernel"),
         ((*START, nn.MaxPool2d((2, 1)), R(), *FLAT), r"'2' \(MaxPool2d\): .*allowed: a square kernel"),
         ((*START, nn.MaxPool2d(2, padding=1), R(), *FLAT), r"'2' \(MaxPool2d\): .*no padding, dilation or ceil_mode"),
@@ -238,12 +238,15 @@ START = (P(), C(3, 4, 3))
         ((*START, R()), "the network does not end in a QuantLinear"),
         ((*START,), "the network does not end in a QuantLinear"),
         ((), "the network does not end in a QuantLinear"),
-        ((*START, R(), BatchNorm(4), *FLAT), r"'3' \(BatchNorm\): batch normalization stands directly behind"),
+        ((*START, R(), BatchNorm(4), *FLAT), r"'3' \(BatchNorm\): batch normalization comes directly after"),
         (
             (*START, nn.MaxPool2d(2), nn.BatchNorm2d(4), R(), *FLAT),
             r"'3' \(BatchNorm2d\): batch norm.* directly",
         ),
-        ((*START, nn.BatchNorm2d(4), nn.BatchNorm2d(4), R(), *FLAT), r"'3' \(BatchNorm2d\): batch norm.* directly beh"),
+        (
+            (*START, nn.BatchNorm2d(4), nn.BatchNorm2d(4), R(), *FLAT),
+            r"'3' \(BatchNorm2d\): batch norm.* directly after",
+        ),
         ((*START, BatchNorm(4), R(), *FLAT), r"'2' \(BatchNorm\): .*; give the layer before it bn=True"),
         (
             (P(), C(3, 4, 3, bn=True), nn.BatchNorm2d(4), R(), *FLAT),
@@ -271,3 +274,16 @@ def test_negative_gains_are_named_by_module_and_channel() -> None:
 def test_what_is_no_chain_is_refused(net: nn.Module) -> None:
     with pytest.raises(ExportError, match=f"{type(net).__name__} is no nn.Sequential, or has a forward of its own"):
         lower(net, SHAPE)
+
+
+def test_a_network_that_has_seen_no_images_is_refused_and_stays_as_it_is() -> None:
+    net = nn.Sequential(
+        PixelInput(), QuantConv2d(3, 4, 3), QuantReLU(), nn.Flatten(), QuantLinear(576, 5, per_channel=False)
+    )
+    with pytest.raises(
+        ExportError, match=r"'2' \(QuantReLU\): its scale is not known yet; train the network, or run it"
+    ):
+        lower(net, (3, 14, 14))
+    assert not net[2].quantizer.initialized
+    net(torch.randint(0, 256, (2, 3, 14, 14), dtype=torch.uint8))
+    assert lower(net, (3, 14, 14)).classes == 5

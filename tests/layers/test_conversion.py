@@ -164,7 +164,7 @@ class Own(nn.Sequential):
         (nn.Sequential(nn.AdaptiveAvgPool2d(2)), "'0' is a AdaptiveAvgPool2d"),
         (nn.Sequential(nn.AvgPool2d(2)), "'0' is a AvgPool2d"),
         (nn.Sequential(QuantReLU()), "'0' is a QuantReLU"),
-        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), "'1' is a BatchNorm2d.*; it must come directly behind Conv2d or"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), "'1' is a BatchNorm2d.*; it must come directly after Conv2d or"),
         (nn.Sequential(OrderedDict(a=nn.Conv1d(1, 1, 3))), "'a' is a Conv1d"),
         (nn.Sequential(Own(nn.Conv2d(3, 3, 1))), "'0' is a Own"),
         (Own(nn.Conv2d(3, 3, 1)), "Own has no layers; allowed: an nn.Sequential of Conv2d"),
