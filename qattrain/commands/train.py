@@ -45,7 +45,7 @@ def train(
       qattrain train --bits 4 --epochs 10
       qattrain train --bits 32                               the float baseline
       qattrain train --bits 2 --layer-bits conv1=8,act2=4    other bits for some layers
-      qattrain train --model 'conv 8 3x3 stride 2 bn, dw 3x3 bn, conv 16 1x1 bn, avgpool, fc'
+      qattrain train --model 'conv 8 5x5 stride 2 bn, dw 3x3 bn, conv 24 1x1 bn, pool 2, fc'
       qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        continue where it stopped
