@@ -39,7 +39,7 @@ def _root(
       qattrain train --bits 4 --epochs 10       train a 4-bit network (about a minute)
       qattrain eval lenet-w4a4-lsq-mnist-s0     evaluate it
       qattrain compare fp32 vs ptq vs qat       compare float, PTQ and QAT
-      qattrain train --model 'conv 16 3x3 bn, pool 2, conv 32 3x3 bn, pool 2, fc' --dataset folder:pets --image-size 32x32
+      qattrain train --model 'conv 16 3x3 bn, pool 2, fc 32, fc' --dataset folder:pets --image-size 32x32
     """
 
 

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from qattrain.config.chain import PRESETS, Chain, canonical_name, parse_chain
 from qattrain.errors import ConfigError
 
+COMMAND_LINE = "configuration"  # the source of values that come from no file
 FLOAT_BITS = 32  # "32 bits" means: not quantized
 AVERAGE_BITS = 8  # of the codes after an average, unless `layer_bits` names it
 
@@ -300,7 +301,7 @@ def validated(section: type[Section], values: dict[str, Any], source: str) -> Se
         message = _explain(first, section) + (" or 'auto'" if also else "")
         raise ConfigError(f"{source}: {message}") from None
     except ConfigError as error:  # of the chain, or of a layer that it does not have
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(str(error) if source == COMMAND_LINE else f"{source}: {error}") from None
 
 
 def _explain(detail: Any, section: Any) -> str:

@@ -44,6 +44,8 @@ EXAMPLES = {
 EXAMPLE = "conv 8 3x3 stride 2 bn, dw 3x3 bn, conv 16 1x1 bn, avgpool, fc"
 LARGEST = {"width": 4096, "kernel": 31, "stride": 31, "pool": 31}
 MAX_LAYERS = 64
+MOST_WEIGHTS = 2**25  # of a layer
+MOST_SUMS = 2**20  # of a layer for one image, before pooling: training keeps those of a whole batch
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Chain:
             else:
                 placed.append(_placed_conv(layer, inputs))
                 outputs = placed[-1].outputs
+            _check_size(placed[-1])
             channels, height, width = outputs
         return placed
 
@@ -167,6 +170,18 @@ def _placed_conv(layer: Layer, inputs: Shape) -> PlacedLayer:
     return PlacedLayer(layer, inputs, outputs, weight_shape, rows * columns * math.prod(weight_shape))
 
 
+def _check_size(placed: PlacedLayer) -> None:
+    """Raises ConfigError if a layer is far larger than what this project is for, and than most memories."""
+    weights = math.prod(placed.weight_shape)
+    sums = placed.macs // (weights // placed.weight_shape[0]) if placed.weight_shape else 0
+    for count, most, what in ((weights, MOST_WEIGHTS, "weights"), (sums, MOST_SUMS, "outputs before pooling")):
+        if count > most:
+            raise ConfigError(
+                f"--model: {placed.layer.name} has {count:,} {what}; allowed: at most {most:,}; use fewer outputs, "
+                "or a stride, pool or avgpool before it"
+            )
+
+
 def _text(layer: Layer) -> str:
     words = {"avg": "avgpool"}.get(layer.kind, layer.kind)
     if layer.width is not None:
@@ -187,6 +202,8 @@ def parse_chain(text: str) -> Chain:
     parts = [" ".join(part.split()) for part in text.split(",")]
     if not is_chain(text):
         raise ConfigError(f"model {text!r}: allowed: {', '.join(PRESETS)}, or a chain of layers such as '{EXAMPLE}'")
+    if not parts[-1]:
+        raise ConfigError(f"--model: '{text}' ends in a comma; leave it out, or write another layer after it")
     if len(parts) > MAX_LAYERS:
         raise ConfigError(f"--model: a chain of {len(parts)} parts; allowed: at most {MAX_LAYERS}")
     layers: list[Layer] = []
@@ -218,10 +235,9 @@ class _Part:
     def words(self) -> list[str]:
         return self.text.split()
 
-    def fail(self, expected: str) -> NoReturn:
+    def fail(self, expected: str, example: str | None = None) -> NoReturn:
         """Raises ConfigError: where it is, what was expected, an example."""
-        word = self.words[0] if self.words else ""
-        example = EXAMPLES.get(word, EXAMPLE)
+        example = example or EXAMPLES.get(self.words[0] if self.words else "", EXAMPLE)
         raise ConfigError(f"--model: part {self.number}, '{self.text}': {expected}; for example: {example}")
 
     def count(self, word: str, what: str, smallest: int, largest: int) -> int:
@@ -238,7 +254,7 @@ def _add(layers: list[Layer], names: Counter[str], part: _Part) -> None:
     if word not in EXAMPLES:
         part.fail(f"expected one of {', '.join(EXAMPLES)}" + (" after the comma" if not word else ""))
     if part.is_last and (word != "fc" or rest):
-        part.fail("a chain ends in a bare fc, as wide as there are classes")
+        part.fail("a chain ends in a bare fc, as wide as there are classes", EXAMPLE)
     if word != "fc" and not on_map:
         part.fail(f"{word} needs a map of pixels, but comes after fc")
     if word == "pool":

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import ExperimentConfig, parse_config
+from qattrain.config import COMMAND_LINE, ExperimentConfig, parse_config
 from qattrain.config.chain import PRESETS, is_chain
 from qattrain.errors import ConfigError, reason
 
@@ -106,7 +106,7 @@ def collect_settings(file: Path | None, assignments: list[str], flags: Mapping[t
 
 def build_config(file: Path | None, assignments: list[str], flags: Mapping[tuple[str, ...], Any]) -> ExperimentConfig:
     """One valid config from its sources and, below them, the defaults. Raises ConfigError."""
-    return parse_config(collect_settings(file, assignments, flags), str(file) if file else "configuration")
+    return parse_config(collect_settings(file, assignments, flags), str(file) if file else COMMAND_LINE)
 
 
 def assigned_settings(
@@ -114,7 +114,7 @@ def assigned_settings(
 ) -> dict[tuple[str, ...], Any]:
     """Only what the sources set, without defaults: path -> value, validated. Raises ConfigError."""
     values = collect_settings(file, assignments, flags)
-    known = parse_config(values, str(file) if file else "configuration").model_dump(mode="json")
+    known = parse_config(values, str(file) if file else COMMAND_LINE).model_dump(mode="json")
     return {path: lookup(known, path) for path, _ in leaves(values)}
 
 

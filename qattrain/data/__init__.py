@@ -56,15 +56,15 @@ def load_dataset(spec: str, data_dir: Path) -> Dataset:
     """The dataset that a `DataConfig.spec` describes: a key of DATASETS, `folder:PATH` or `npz:PATH`, with options.
 
     Of a name or file the options may say only what it is anyway. choose_dataset resolves "auto" first. A relative path
-    is one from the working directory. Raises ConfigError for an unknown name and for options that do not fit, DataError
-    if files are corrupt, or missing and cannot be downloaded.
+    is one from the working directory or, if nothing is there, from `data_dir`. Raises ConfigError for an unknown name
+    and for options that do not fit, DataError if files are corrupt, or missing and cannot be downloaded.
     """
     kind, name, size, color = asked = parse_spec(spec)
     assert name != AUTO_NAME, "resolve 'auto' with choose_dataset, whose notice the user must see"
     if kind == "folder":
-        return load_folder(_user_path(kind, name), asked.dataset, size, color)
+        return load_folder(_user_path(kind, name, data_dir), asked.dataset, size, color)
     if kind == "npz":
-        dataset = load_npz(_user_path(kind, name), asked.dataset)
+        dataset = load_npz(_user_path(kind, name, data_dir), asked.dataset)
     else:
         dataset = pick(DATASETS, name, "dataset", f", {AUTO_NAME}, {OWN_IMAGES}")(data_dir)
     channels, *sides = dataset.shape
@@ -103,21 +103,25 @@ def is_on_disk(spec: str, data_dir: Path) -> bool:
     """Whether the dataset that a `DataConfig.spec` describes needs no download; the built-in digits never do."""
     kind, name, *_ = parse_spec(spec)
     if kind is not None:
-        return _user_path(kind, name).exists()
+        return _user_path(kind, name, data_dir).exists()
     if name == cifar.CIFAR10_NAME:
         return cifar.is_on_disk(data_dir)
     return name not in sets.SOURCES or sets.is_on_disk(sets.SOURCES[name], data_dir)
 
 
-def _user_path(kind: str, name: str) -> Path:
-    """The path of `folder:PATH` or `npz:PATH`; no shell expands a ~ after a colon. Raises ConfigError."""
+def _user_path(kind: str, name: str, data_dir: Path) -> Path:
+    """The path of `folder:PATH` or `npz:PATH`, in the working directory or else in `data_dir`. Raises ConfigError.
+
+    No shell expands a ~ after a colon.
+    """
     if not name:
         example = "pets.npz" if kind == "npz" else "pets"
         raise ConfigError(f"dataset '{kind}:': a path must follow, for example {kind}:{example}")
     try:
-        return Path(name).expanduser()
+        path = Path(name).expanduser()
     except RuntimeError:  # of an unknown user
-        return Path(name)
+        path = Path(name)
+    return data_dir / path if not path.exists() and (data_dir / path).exists() else path
 
 
 def choose_dataset(data_dir: Path) -> tuple[str, str | None]:

@@ -34,6 +34,7 @@ from qattrain.files import cache_dir, replace_files
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_FILE_BYTES = 200_000_000
 PARTS = ("train", "test")
+UNUSED = ("val", "valid", "validation")  # a run holds out its own images, with --val-split
 TEST_SHARE = 5  # one in so many images of each class, if the folder has no test images of its own
 RESIZE = "bring all to one size with --image-size HxW, for example --image-size 32x32"
 CACHE_FOLDER, CACHE_VERSION = "images", 1
@@ -79,6 +80,12 @@ def _found(path: Path, name: str) -> tuple[list[str], list[list[Picture]]]:
     if not (any(map(_folders, roots)) or all(root.is_dir() for root in roots)):
         class_names, pictures = _classes(path)  # `train` alone may well be a class
         return class_names, _split(path, class_names, pictures)
+    others = [folder.name for folder in _folders(path) if folder.name not in (*PARTS, *UNUSED)]
+    if others:
+        raise DataError(
+            f"{path} holds {' and '.join(PARTS)}, and besides them the folder {others[0]!r}, whose pictures belong to "
+            "neither; move it into one of them, or away"
+        )
     (class_names, train), (test_names, test) = (_classes(root) for root in roots)
     if class_names != test_names:
         odd = sorted({*class_names} ^ {*test_names})[0]
@@ -132,7 +139,7 @@ def _folders(root: Path) -> list[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     with system_errors(DataError, f"{folder}: cannot be read", "correct its permissions"):
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
 
 
 def _read(path: Path) -> bytes:

@@ -4,7 +4,7 @@ And `export_model`, for a network that somebody trained in a loop of their own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +110,11 @@ def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[
 def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
     """The dataset `network`, read from `path`, was trained on. Raises DataError, also for other data."""
     facts = network.facts
+    if facts.dataset == OWN_DATA:
+        raise ConfigError(
+            f"{path} does not say what its images were, as export_model was not told; allowed: predict, inspect, and "
+            "export with --no-verify; or export it again with dataset='npz:FILE' or 'folder:PATH'"
+        )
     dataset = load_dataset(facts.dataset, data_dir)
     digest = network.checkpoint.config.data.digest if isinstance(network, Trained) else None
     check_identity(dataset, str(path), facts.class_names, network.input_shape, digest)
@@ -155,7 +160,7 @@ def default_folder(path: Path) -> Path:
 class ExportedModel(Exported):
     """What was written, and the integers in it. mismatches: of torch's evaluation with them; None without images."""
 
-    integers: IntegerModel
+    integers: IntegerModel = field(repr=False)
     mismatches: Mismatches | None
 
 
@@ -167,6 +172,7 @@ def export_model(
     input_shape: Shape | None = None,
     class_names: Sequence[str] | None = None,
     name: str = "network",
+    dataset: str = OWN_DATA,
     layout: str | None = None,
     prefix: str | None = None,
     force: bool = False,
@@ -176,7 +182,8 @@ def export_model(
     net: a chain of layers that `lower` takes. to: packed, onnx or c. images: uint8 (N, C, H, W), tensor or array: every
     logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is counted.
     input_shape: (C, H, W), needed without images. class_names: one per logit; None: "0", "1", ... name: of the network,
-    for the files' documentation. layout: one of the exporter's; None: its default. prefix: of C symbols.
+    for the files' documentation. dataset: what its images were, such as npz:FILE, so that `qattrain eval` finds them.
+    layout: one of the exporter's; None: its default. prefix: of C symbols.
     force: write even into a folder that holds other files. Writes nothing if it raises ConfigError or ExportError.
     """
     exporter, folder = settled_prefix(pick(EXPORTERS, to, "to ="), prefix), Path(folder)
@@ -191,7 +198,7 @@ def export_model(
     mismatches = None
     if len(pixels):
         mismatches = compare_with_integers(torch_predictor(net), integers, torch.tensor(pixels), net)
-    facts = ModelFacts(name, OWN_DATA, names, None)
+    facts = ModelFacts(name, dataset, names, None)
     exported = write_verified(exporter, integers, facts, layout, pixels, folder, force)
     return ExportedModel(**vars(exported), integers=integers, mismatches=mismatches)
 

@@ -266,7 +266,7 @@ class _Builder:
         """Adds a layer that is complete; errors name the product, not the module that completed it."""
         self.path = self.path if self.open is None else self.open.path
         try:
-            self.shape = layer.output_shape(self.shape)
+            self.shape = replace(layer, name="it").output_shape(self.shape)
         except ValueError as error:
             raise self.fail(f"it does not fit images of {'x'.join(map(str, self.input_shape))}: {error}") from None
         if layer.accumulator_bound > INT32_MAX:

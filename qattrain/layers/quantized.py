@@ -278,10 +278,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    by_magnitude: Tensor
     momentum: float
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps, momentum)
+        self.register_buffer("by_magnitude", torch.tensor(True))  # tells its state from that of nn.BatchNorm2d
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Raises ConfigError for negative gains of an `nn.BatchNorm2d`."""
+        mark, gains = f"{prefix}by_magnitude", state_dict.get(f"{prefix}weight")
+        if mark not in state_dict and gains is not None:
+            _refuse_negative(gains, f"{prefix}weight")
+            state_dict = {**state_dict, mark: self.by_magnitude}
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _check_input_dim(self, _input: Tensor) -> None: ...
 
@@ -325,18 +335,22 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"{norm}: it lacks running statistics, trained gains or a momentum; allowed: affine=True, "
                 "track_running_stats=True, momentum a number"
             )
-        negative = (norm.weight < 0).nonzero().flatten().tolist()
-        if negative:
-            shown = ", ".join(map(str, negative[:8])) + (", ..." if len(negative) > 8 else "")
-            raise ConfigError(
-                f"{type(norm).__name__} has negative gains in channels {shown}: they have no integer form; flip the "
-                "sign of these gains and of the weights and running means before them"
-            )
+        _refuse_negative(norm.weight, type(norm).__name__)
         result = cls(norm.num_features, norm.eps, norm.momentum).to(norm.weight.device, norm.weight.dtype)
         result.load_state_dict(norm.state_dict())
         if bias is not None:  # (x + bias) - mean
             result.running_mean -= bias.detach()
         return result.train(norm.training)
+
+
+def _refuse_negative(gains: Tensor, source: str) -> None:
+    negative = (gains < 0).nonzero().flatten().tolist()
+    if negative:
+        shown = ", ".join(map(str, negative[:8])) + (", ..." if len(negative) > 8 else "")
+        raise ConfigError(
+            f"{source} has negative gains in channels {shown}: they have no integer form; flip the sign of these "
+            "gains, and of these channels' weights, biases and running means before them"
+        )
 
 
 class PixelInput(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qattrain.errors import ConfigError
 
+SUMS = "; sums of branches have no integer form: networks are chains"
 MIN_SCALE = 2.0**-20  # of every scale, so that multipliers stay finite and gradients bounded
 
 
@@ -89,7 +90,7 @@ def refuse_on_codes(name: str) -> NoReturn:
     allowed = ", ".join(function for function in CODE_FUNCTIONS if not function.startswith("_"))
     raise ConfigError(
         f"{name} does not work on the codes of a QTensor; allowed: {allowed}; for real values use "
-        "qattrain.quant.dequantize(q), for a ReLU QuantReLU"
+        f"qattrain.quant.dequantize(q), for a ReLU QuantReLU{SUMS if 'add' in name else ''}"
     )
 
 

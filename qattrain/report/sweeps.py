@@ -196,6 +196,7 @@ def _accuracy_charts(document: Document) -> list[Chart]:
 def _curves(sweep: Sweep) -> list[Chart]:
     """The test error of every group that was trained, mean of all seeds, over the epochs."""
     series: list[Series] = []
+    several_models = len({group["model"] for group in sweep.document["groups"]}) > 1
     for group in sweep.document["groups"]:
         members = [row for row in sweep.finished if all(row[key] == group[key] for key in SAME_IN_GROUP)]
         histories = [history for row in members if (history := runs.read_metrics(sweep.folder / row["run_dir"]))]
@@ -203,7 +204,9 @@ def _curves(sweep: Sweep) -> list[Chart]:
         means = [100 * max(sum(errors) / len(errors), LEAST_ERROR) for errors in zip(*epochs, strict=False)]
         if len(means) > 1:
             settings = ", ".join(f"{name}={value}" for name, value in group["settings"].items())
-            name = f"{group['method']} {group['bits']}/{group['act_bits']} {group['quantizer']} {settings}".strip()
+            model = network_label(group["model"]) if several_models else ""
+            words = [group["method"], f"{group['bits']}/{group['act_bits']}", group["quantizer"], model, settings]
+            name = " ".join(word for word in words if word)
             series.append(Series(name, list(range(1, len(means) + 1)), means))
     labels, caption = ("epoch", "test error (%)"), "Mean of all seeds after every epoch."
     return [

@@ -14,6 +14,7 @@ from qattrain.config.chain import (
     MAX_LAYERS,
     PRESETS,
     Layer,
+    Shape,
     canonical_name,
     output_side,
     parse_chain,
@@ -93,12 +94,11 @@ def test_a_preset_written_out_is_a_chain() -> None:
 @pytest.mark.parametrize(
     ("text", "part", "expected", "shown"),
     [
-        ("conv 8 3x3", "part 1, 'conv 8 3x3'", "a chain ends in a bare fc", EXAMPLES["conv"]),
-        ("fc 10", "part 1, 'fc 10'", "a chain ends in a bare fc", EXAMPLES["fc"]),
-        ("fc bn", "part 1, 'fc bn'", "a chain ends in a bare fc", EXAMPLES["fc"]),
-        ("conv 8 3x3, fc 3", "part 2, 'fc 3'", "a chain ends in a bare fc", EXAMPLES["fc"]),
+        ("conv 8 3x3", "part 1, 'conv 8 3x3'", "a chain ends in a bare fc", EXAMPLE),
+        ("fc 10", "part 1, 'fc 10'", "a chain ends in a bare fc", EXAMPLE),
+        ("fc bn", "part 1, 'fc bn'", "a chain ends in a bare fc", EXAMPLE),
+        ("conv 8 3x3, fc 3", "part 2, 'fc 3'", "a chain ends in a bare fc", EXAMPLE),
         ("conv 8 3x3, , fc", "part 2, ''", "expected one of conv, dw, pool, avgpool, fc after the comma", EXAMPLE),
-        ("conv 8 3x3, fc,", "part 2, 'fc'", "expected the number of outputs after fc", EXAMPLES["fc"]),
         ("conv 8 3x3, relu, fc", "part 2, 'relu'", "expected one of conv, dw, pool, avgpool, fc;", EXAMPLE),
         ("fc, fc", "part 1, 'fc'", "expected the number of outputs after fc", EXAMPLES["fc"]),
         ("conv, fc", "part 1, 'conv'", "expected the number of outputs after conv", EXAMPLES["conv"]),
@@ -239,3 +239,25 @@ def test_the_largest_of_everything_is_taken() -> None:
     k, w = LARGEST["kernel"], LARGEST["width"]
     line = f"conv {w} {k}x{k} stride 31 pad {k - 1} groups {w}, pool 31, fc {w}, fc"
     assert parse_chain(line).line == line
+
+
+def test_a_comma_at_the_end_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"'conv 8 3x3, fc,' ends in a comma; leave it out"):
+        parse_chain("conv 8 3x3, fc,")
+
+
+@pytest.mark.parametrize(
+    ("line", "shape", "text"),
+    [
+        (
+            "conv 64 3x3, fc 4096, fc",
+            (3, 256, 256),
+            r"conv1 has 4,129,024 outputs before pooling; allowed: at most 1,048,576",
+        ),
+        ("conv 16 3x3, fc 4096, fc", (3, 256, 256), r"fc1 has 4,228,120,576 weights; allowed: at most 33,554,432"),
+        ("conv 2048 1x1, conv 2048 3x3, fc", (1, 16, 16), r"conv2 has 37,748,736 weights; allowed: at most 33,554,432"),
+    ],
+)
+def test_layers_beyond_any_memory_are_refused_by_name(line: str, shape: Shape, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        parse_chain(line).place(shape, 10)

@@ -98,6 +98,19 @@ def test_train_and_test_folders_are_the_two_parts(split_pets: Path) -> None:
     assert sorted(test) == [(14, 0), (15, 0), (114, 1), (115, 1)]
 
 
+def test_a_folder_beside_train_and_test_is_not_left_out_in_silence(split_pets: Path) -> None:
+    draw(split_pets / "cow" / "1.png", 3)
+    with pytest.raises(DataError, match=r"holds train and test, and besides them the folder 'cow'"):
+        load(split_pets)
+
+
+def test_a_relative_path_is_looked_for_in_the_data_folder_too(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    assert load_dataset("folder:pets", pets.parent).digest == load(pets).digest
+    with pytest.raises(DataError, match="does not exist"):
+        load_dataset("folder:pets", Path("/nowhere"))
+
+
 def test_a_class_may_be_called_train(pets: Path) -> None:
     (pets / "cat").rename(pets / "train")
     assert load(pets).class_names == ("dog", "train")
@@ -116,6 +129,7 @@ def test_hidden_files_and_files_that_are_no_pictures_are_ignored(pets: Path) -> 
         (pets / "cat" / name).write_text("no picture")
         (pets / name).write_text("no picture")
     (pets / ".git").mkdir()
+    (pets / "__MACOSX").mkdir()
     (pets / "cat" / ".thumbnails").mkdir()
     draw(pets / "stray.png", 7)
     assert load(pets).digest == before

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import qattrain
 from qattrain.errors import ConfigError, ExportError
+from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.export.base import NOISE_IMAGES
 from qattrain.integer.packed import FILE_NAME, load_packed
 
@@ -63,6 +64,24 @@ def test_a_network_of_ones_own_is_written_verified_and_compared(net: nn.Sequenti
     assert exported.mismatches.codes is not None
     assert exported.mismatches.codes <= 2
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_packed_file_is_evaluated_if_it_was_told_its_images(
+    net: nn.Sequential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = images(20, 99).numpy(), np.arange(20) % 4
+    np.savez(tmp_path / "own.npz", x_train=x.transpose(0, 2, 3, 1), y_train=y, x_test=x.transpose(0, 2, 3, 1), y_test=y)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = qattrain.export_model(net, "packed", "told", images=x, dataset="npz:own.npz")
+    outcome = evaluate_checkpoint(told.folder / FILE_NAME, tmp_path)
+    assert np.array_equal(outcome.evaluation.predictions.numpy(), told.integers.run(x).argmax(1))
+    silent = qattrain.export_model(net, "packed", "silent", images=x)
+    assert "IntegerModel" not in repr(silent)
+    with pytest.raises(
+        ConfigError, match=r"does not say what its images were.*allowed: predict, inspect.*dataset='npz:"
+    ):
+        evaluate_checkpoint(silent.folder / FILE_NAME, tmp_path)
 
 
 def test_without_images_it_needs_their_shape_and_is_verified_on_noise(net: nn.Sequential, tmp_path: Path) -> None:

@@ -285,3 +285,14 @@ def test_one_relu_in_several_places_becomes_several_with_a_scale_each_and_one_la
     assert len(set(map(id, relus))) == 3
     assert quantized._modules["3"] is quantized._modules["5"]
     assert quantized(torch.zeros(2, 1, 3, 3, dtype=torch.uint8)).shape == (2, 3)
+
+
+def test_a_float_state_dict_with_negative_gains_is_refused_but_our_own_is_loaded() -> None:
+    net, other = float_net(), quantize_model(float_net())
+    with torch.no_grad():
+        net.features[1].weight[2] = -0.5  # type: ignore[index, operator, union-attr]
+    with pytest.raises(ConfigError, match=r"features\.1\.weight has negative gains in channels 2: .*running means"):
+        other.load_state_dict(net.state_dict())
+    own = other.state_dict()
+    own["features.1.weight"] = -own["features.1.weight"]  # as training may leave it: gains count by magnitude
+    assert not any(other.load_state_dict(own))

@@ -156,3 +156,10 @@ def test_every_entry_of_the_table_is_tried() -> None:
     assert set(CODE_FUNCTIONS) - {"_max_pool2d", "size"} == {
         "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "flatten", "view", "reshape",
     }  # fmt: skip
+
+
+def test_a_sum_of_branches_is_told_that_networks_are_chains() -> None:
+    q = QTensor(torch.ones(2, 3), torch.tensor(0.5))
+    for add in (lambda: q + q, lambda: torch.add(q, q), lambda: torch.ones(2, 3) + q):  # type: ignore[operator, call-overload]
+        with pytest.raises(ConfigError, match="sums of branches have no integer form: networks are chains"):
+            add()
