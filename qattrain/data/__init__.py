@@ -6,6 +6,7 @@ Importing this package loads neither torchvision, scikit-learn nor pillow.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def _user_path(kind: str, name: str, data_dir: Path) -> Path:
         path = Path(name).expanduser()
     except RuntimeError:  # of an unknown user
         path = Path(name)
-    return data_dir / path if not path.exists() and (data_dir / path).exists() else path
+    with suppress(OSError, ValueError):  # no path at all, which is said when it is read
+        if not path.exists() and (data_dir / path).exists():
+            return data_dir / path
+    return path
 
 
 def choose_dataset(data_dir: Path) -> tuple[str, str | None]:
