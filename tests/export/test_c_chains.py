@@ -12,13 +12,14 @@ from integer_models import LOGIT_SCALE
 from random_chains import Case, noise, random_case, trained
 
 from qattrain.config import ModelConfig, QuantConfig
+from qattrain.config.chain import Shape
 from qattrain.export.base import noise_images
 from qattrain.export.c_compile import EMBEDDED, PORTABLE, Target, compiled_c, measure
 from qattrain.export.c_export import c_sources, write_c
 from qattrain.export.c_layers import LAYOUTS
 from qattrain.export.c_network import CNetwork
 from qattrain.files.compiler import NATIVE, find_compiler
-from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFacts, Requantization, Shape
+from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFacts, Requantization
 from qattrain.integer.lowering import lower
 
 FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", (NATIVE, f"-D{PORTABLE}")))
