@@ -117,6 +117,9 @@ def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
     """The same with comma-separated values for all but NO_AXIS: `settings` then maps their paths to lists."""
     several = tuple(name for name in SETTINGS if name not in NO_AXIS)
     options = {name: SETTINGS[name]._replace(type=str) if name in several else SETTINGS[name] for name in SETTINGS}
+    presets = listed("config/chain.py", "PRESETS")
+    chains = f"{presets}; chains as a list: \"['conv 8 3x3, pool 2, fc', 'lenet']\". [default: lenet]"
+    options["model"] = options["model"]._replace(help=chains, metavar="M,...")
     options["seed"] = Setting("seed", str, "Comma-separated seeds. [default: 0]", "N,...", ("--seeds", "--seed"))
     return _with_options(command, options, several)
 

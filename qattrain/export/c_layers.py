@@ -207,7 +207,7 @@ class CLayer:
         finish = "0, logits" if last else f"{target}, 0"
         match self.form, self.layer.kind:
             case "average", _:
-                call = f"average({both}, {target});"
+                call = f"average_map({both}, {target});"
             case "packed", "conv":
                 call = f"convolve({both}, {target}, arena->row);"
             case "packed", _:

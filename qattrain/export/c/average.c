@@ -1,5 +1,5 @@
 /* The average of every channel: adds up its pixels and turns the sum into a code. */
-static void average(const struct average *layer, const uint8_t *map, uint8_t *codes) {
+static void average_map(const struct average *layer, const uint8_t *map, uint8_t *codes) {
     uint32_t channel, pixel;
     for (channel = 0; channel < layer->channels; channel++) {
         int32_t sum = 0;
