@@ -9,7 +9,8 @@ from torch import nn
 
 from qattrain.config import AVERAGE_BITS, FLOAT_BITS
 from qattrain.errors import ConfigError
-from qattrain.layers.quantized import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
+from qattrain.layers.batchnorm import BatchNorm
+from qattrain.layers.quantized import PixelInput, QuantAvgPool2d, QuantConv2d, QuantLinear, QuantReLU
 
 KEPT = (nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 PIXELS = "pixels"  # name of the first layer

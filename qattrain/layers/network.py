@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from qattrain.config import ModelConfig, QuantConfig, bits_by_layer
 from qattrain.config.chain import MNIST_SHAPE, PlacedLayer, Shape
 from qattrain.errors import ConfigError, pick
+from qattrain.layers.batchnorm import BatchNorm
 from qattrain.layers.quantized import (
-    BatchNorm,
     PixelInput,
     QuantAvgPool2d,
     QuantConv2d,
