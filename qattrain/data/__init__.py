@@ -101,13 +101,13 @@ def is_handwriting(spec: str) -> bool:
 
 
 def is_on_disk(spec: str, data_dir: Path) -> bool:
-    """Whether the dataset that a `DataConfig.spec` describes needs no download; the built-in digits never do."""
+    """Whether the dataset that a `DataConfig.spec` describes can be loaded without a download; the digits always can."""
     kind, name, *_ = parse_spec(spec)
     if kind is not None:
         return _user_path(kind, name, data_dir).exists()
     if name == cifar.CIFAR10_NAME:
         return cifar.is_on_disk(data_dir)
-    return name not in sets.SOURCES or sets.is_on_disk(sets.SOURCES[name], data_dir)
+    return name in DATASETS and (name not in sets.SOURCES or sets.is_on_disk(sets.SOURCES[name], data_dir))
 
 
 def _user_path(kind: str, name: str, data_dir: Path) -> Path:

@@ -4,9 +4,10 @@
     pets/dog/2.jpg        pets/test/dog/2.jpg
 
 A folder's name is its class; classes are numbered in the order of their names. With `train` and `test` folders, these
-are the two parts, and anything beside them is ignored. Without them a fifth of each class is the test set, at least one
-image: those whose files have the smallest SHA-256. That is as good as drawn at random, but the same in every run, with
-every seed, on every machine. Images are in the order of these SHA-256 too, so the first N are a mixture of all classes.
+are the two parts; a `val` folder beside them is not used, and any other is refused. Without them a fifth of each class
+is the test set, at least one image: those whose files have the smallest SHA-256. That is as good as drawn at random,
+but the same in every run, with every seed, on every machine. Images are in the order of these SHA-256 too, so the first
+N are a mixture of all classes.
 
 Files whose names start with a dot, or do not end like a picture's (SUFFIXES), are ignored. Each picture is prepared by
 `pictures.read_picture`.

@@ -183,8 +183,8 @@ def export_model(
     logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is counted.
     input_shape: (C, H, W), needed without images. class_names: one per logit; None: "0", "1", ... name: of the network,
     for the files' documentation. dataset: what its images were, such as npz:FILE, so that `qattrain eval` finds them.
-    layout: one of the exporter's; None: its default. prefix: of C symbols.
-    force: write even into a folder that holds other files. Writes nothing if it raises ConfigError or ExportError.
+    layout: one of the exporter's; None: its default. prefix: of C symbols. force: write even into a folder that holds
+    other files. Writes nothing if it raises ConfigError or ExportError.
     """
     exporter, folder = settled_prefix(pick(EXPORTERS, to, "to ="), prefix), Path(folder)
     # Refuse early what can be refused: verifying takes seconds.

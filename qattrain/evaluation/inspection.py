@@ -17,7 +17,7 @@ from qattrain.errors import ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
 from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained
 from qattrain.integer import AverageLayer, IntegerModel
-from qattrain.layers.network import Activation, watched_activations
+from qattrain.layers.network import Activation, packed_bytes, watched_activations
 from qattrain.layers.quantized import WeightLayer
 from qattrain.quant import QTensor, Quantizer
 
@@ -158,11 +158,6 @@ class LayerCost:
     weights: int
     total_bytes: int
     macs: int
-
-
-def packed_bytes(weights: int, bits: int) -> int:
-    """Bytes of so many codes without gaps between them."""
-    return math.ceil(weights * bits / 8)
 
 
 def integer_costs(model: IntegerModel) -> dict[str, LayerCost]:

@@ -168,9 +168,14 @@ def watched_activations(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, QT
             handle.remove()
 
 
+def packed_bytes(weights: int, bits: int) -> int:
+    """Bytes of so many codes without gaps between them."""
+    return math.ceil(weights * bits / 8)
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all weight codes, packed without gaps layer by layer; 4 per weight at 32 bits. No biases, no scales."""
-    return sum(math.ceil(layer.weight.numel() * layer.bits / 8) for layer in weight_layers(model).values())
+    return sum(packed_bytes(layer.weight.numel(), layer.bits) for layer in weight_layers(model).values())
 
 
 def copy_weights(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> None:

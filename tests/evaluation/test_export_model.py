@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qattrain
+from qattrain.data import is_on_disk
 from qattrain.errors import ConfigError, ExportError
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.export.base import NOISE_IMAGES
@@ -78,6 +79,7 @@ def test_a_packed_file_is_evaluated_if_it_was_told_its_images(
     assert np.array_equal(outcome.evaluation.predictions.numpy(), told.integers.run(x).argmax(1))
     silent = qattrain.export_model(net, "packed", "silent", images=x)
     assert "IntegerModel" not in repr(silent)
+    assert not is_on_disk(load_packed(silent.folder / FILE_NAME)[1].dataset, tmp_path)  # so inspect does without images
     with pytest.raises(
         ConfigError, match=r"does not say what its images were.*allowed: predict, inspect.*dataset='npz:"
     ):
