@@ -101,7 +101,7 @@ def is_handwriting(spec: str) -> bool:
 
 
 def is_on_disk(spec: str, data_dir: Path) -> bool:
-    """Whether the dataset that a `DataConfig.spec` describes can be loaded without a download; the digits always can."""
+    """Whether the dataset that a `DataConfig.spec` describes can be loaded without a download; the digits can."""
     kind, name, *_ = parse_spec(spec)
     if kind is not None:
         return _user_path(kind, name, data_dir).exists()
