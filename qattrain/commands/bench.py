@@ -47,7 +47,7 @@ def bench(
     if repeats is not None:
         effort = replace(effort, repeats=repeats)
     names = [name.strip() for name in only.split(",")] if only is not None else []
-    result = run_benchmark({"training": TRAINING, "inference": INFERENCE}, effort, names, threads, console.text)
+    result = run_benchmark({"training": TRAINING, "inference": INFERENCE}, effort, names, threads, console.status)
     console.result(result)
     for group, title in (("training", "training"), ("inference", "inference, one thread, one call per batch")):
         if rows := result[group]:

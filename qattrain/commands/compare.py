@@ -47,7 +47,7 @@ def compare(
     from qattrain.report.tables import result_row
 
     comparer = Comparer(
-        experiment_config, asked, opt.data_folder(data_dir), runs_dir, console.text, lambda: training_display(console)
+        experiment_config, asked, opt.data_folder(data_dir), runs_dir, console.status, lambda: training_display(console)
     )
     comparison = comparer.run(methods)
     console.notice(comparison.notice)

@@ -48,7 +48,7 @@ def report(
     from qattrain.report.sections import page_contents
 
     check_target(out)
-    findings = investigate(subjects, opt.data_folder(data_dir), console.text)
+    findings = investigate(subjects, opt.data_folder(data_dir), console.status)
     for note in dict.fromkeys(note for finding in findings for note in finding.notes):
         console.notice(note)
     again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]

@@ -102,7 +102,7 @@ def sweep(
 
     try:
         with sweep_display(console) as display:
-            run_sweep(grid, folder, runs_dir, hire, display.update, console.text)
+            run_sweep(grid, folder, runs_dir, hire, display.update, console.status)
     except KeyboardInterrupt:
         if folder.read_plan() is not None:
             _report(console, folder, points)

@@ -1,15 +1,16 @@
-"""What the tool prints: text on stdout if that is a terminal, else on stderr; one JSON object on stdout on request.
+"""What the tool prints: results on stdout, progress and notices on stderr; on request one JSON object on stdout instead.
 
 Also the one kind of table, which the terminal and the page of a report both show, and how numbers are written.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
@@ -17,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
+FILE_COLUMNS = 160  # of text that goes to a file or a pipe
 UNKNOWN = "-"  # a value that is missing or does not apply
 
 
@@ -45,17 +47,25 @@ class Table:
 
 
 class Console:
-    """The only printer of the tool. With `as_json`, stdout carries the JSON object and nothing else."""
+    """The only printer of the tool. With `as_json`, stdout carries the JSON object and nothing else.
+
+    is_live: whether stderr is a screen on which a bar can be drawn over and over.
+    """
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.is_terminal = sys.stdout.isatty() and not as_json
-        # A file or pipe has no width of its own: wide enough that no table is cut.
-        self.rich = RichConsole(file=sys.stdout) if self.is_terminal else RichConsole(stderr=True, width=160)
+        self.progress = _printer(sys.stderr)
+        # Results go to stderr where stdout is taken.
+        self.rich = self.progress if as_json else _printer(sys.stdout)
+        self.is_live = self.progress.is_terminal and not self.progress.is_dumb_terminal
 
     def text(self, line: str) -> None:
-        """A line, printed unchanged and not wrapped."""
+        """A line of the result, printed unchanged and not wrapped."""
         self.rich.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def status(self, line: str) -> None:
+        """A line about what is happening, not part of the result: on stderr."""
+        self.progress.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def heading(self, text: str) -> None:
         """A heading: bold, wrapped between words."""
@@ -68,7 +78,8 @@ class Console:
     def notice(self, text: str | None) -> None:
         """Something nobody may miss, in a box; nothing for None."""
         if text is not None:
-            self.rich.print(Panel(text, title="NOTICE", border_style="bold yellow", width=min(100, self.rich.width)))
+            panel = Panel(text, title="NOTICE", border_style="bold yellow", width=min(100, self.progress.width))
+            self.progress.print(panel)
 
     def table(self, table: Table) -> None:
         """The columns and rows of a table, without its title."""
@@ -85,6 +96,11 @@ class Console:
         if self.as_json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
             sys.stdout.flush()
+
+
+def _printer(stream: TextIO) -> RichConsole:
+    # A file or pipe has no width of its own: wide enough that no table is cut.
+    return RichConsole(file=stream, width=None if stream.isatty() or "COLUMNS" in os.environ else FILE_COLUMNS)
 
 
 def number(value: float | None, form: str) -> str:

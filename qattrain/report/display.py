@@ -47,7 +47,7 @@ class PlainDisplay:
         """Say what is going to be trained, and on what."""
         self.test_images = test_images
         self.console.notice(checkpoint.notice)
-        self.console.text(describe(run_dir, checkpoint, train_images, test_images))
+        self.console.status(describe(run_dir, checkpoint, train_images, test_images))
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
         if self.bar is None:
@@ -70,7 +70,7 @@ class PlainDisplay:
         row = epoch_row(record)
         shown = ("train loss", "test loss", "test accuracy", "val accuracy")
         measured = "  ".join(f"{name} {row[name]}" for name in shown if name in row)
-        self.console.text(f"epoch {record['epoch']:3d}  {measured}  {row['images/s']} images/s  {row['time']}")
+        self.console.status(f"epoch {record['epoch']:3d}  {measured}  {row['images/s']} images/s  {row['time']}")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -110,9 +110,9 @@ class LiveDisplay(PlainDisplay):
             TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            console=console.rich,
+            console=console.progress,
         )
-        self.live = Live(Group(self.table, self.progress), console=console.rich, refresh_per_second=8, transient=False)
+        self.live = Live(Group(self.table, self.progress), console=console.progress, refresh_per_second=8, transient=False)
         self.task = self.progress.add_task("", total=None, loss="-", visible=False)
         self.epochs = 0
 
@@ -165,7 +165,7 @@ def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_im
 
 def training_display(console: Console) -> AbstractContextManager[PlainDisplay]:
     """The display that suits the console; closed at the end, also after an error."""
-    return closing(LiveDisplay(console) if console.is_terminal else PlainDisplay(console))
+    return closing(LiveDisplay(console) if console.is_live else PlainDisplay(console))
 
 
 class TensorBoardDisplay:
@@ -243,7 +243,7 @@ class PlainSweepDisplay:
         name, outcome = ended
         what = f"test accuracy {percent(outcome)}" if isinstance(outcome, float) else f"failed: {outcome}"
         number = status.finished + len(status.failed)
-        self.console.text(f"[{number} of {status.total}] {name}: {what}{_left(status)}")
+        self.console.status(f"[{number} of {status.total}] {name}: {what}{_left(status)}")
 
     def close(self) -> None: ...
 
@@ -254,7 +254,7 @@ class LiveSweepDisplay(PlainSweepDisplay):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.since: dict[str, float] = {}
-        self.live = Live(console=console.rich, refresh_per_second=4, transient=True)
+        self.live = Live(console=console.progress, refresh_per_second=4, transient=True)
         self.live.start()
 
     def update(self, status: Status, ended: tuple[str, float | str] | None) -> None:
@@ -287,7 +287,7 @@ def _left(status: Status) -> str:
 
 def sweep_display(console: Console) -> AbstractContextManager[PlainSweepDisplay]:
     """The display that suits the console; closed at the end, also after an error."""
-    return closing(LiveSweepDisplay(console) if console.is_terminal else PlainSweepDisplay(console))
+    return closing(LiveSweepDisplay(console) if console.is_live else PlainSweepDisplay(console))
 
 
 def show_results(console: Console, document: dict[str, Any]) -> None:
