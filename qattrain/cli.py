@@ -1,6 +1,7 @@
 """The command line: the Typer app, and `main`, the only place that turns an error into one line and an exit code.
 
-Nothing here imports torch. Exit codes: 0 done, 1 a QattrainError, 2 wrong usage, 130 interrupted.
+Nothing here imports torch. Exit codes: 0 done; 2 wrong usage, be it of an option or of a setting; 1 any other
+QattrainError; 130 interrupted.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import typer
 
 import qattrain
 from qattrain.commands import COMMANDS
-from qattrain.errors import QattrainError
+from qattrain.errors import ConfigError, QattrainError
 
 app = typer.Typer(name="qattrain", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 for command_name, command in COMMANDS.items():
@@ -55,7 +56,7 @@ def main() -> None:
     except QattrainError as error:
         if "--debug" in sys.argv:
             raise
-        code = _fail(str(error), 1)
+        code = _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted; the last checkpoint is kept", 130)
     except Exception as error:
@@ -77,5 +78,7 @@ def _offending_value(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    is_colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    label = "\x1b[1;31merror:\x1b[0m" if is_colored else "error:"
+    sys.stderr.write(f"{label} {' '.join(message.split())}\n")
     return code

@@ -8,7 +8,7 @@ QattrainError
   +-- ExportError       a model that cannot become integers, or a file that does not equal them
   +-- ReportError       a picture or a page that cannot be made or written
 
-Libraries raise them; only `qattrain.cli.main` catches them, prints one line and exits with 1. A message says what is
+Libraries raise them; only `qattrain.cli.main` catches them and prints one line. A message says what is
 wrong, the value found, what is allowed, and the remedy, on one line.
 """
 
@@ -71,7 +71,7 @@ def system_errors(kind: type[QattrainError], what: str, remedy: str) -> Iterator
 
 
 @contextmanager
-def optional_package(extra: str, what: str, kind: type[QattrainError] = ConfigError) -> Iterator[None]:
+def optional_package(extra: str, what: str, kind: type[QattrainError] = TrainingError) -> Iterator[None]:
     """Imports of the packages of an extra go inside. Raises `kind`, naming `what` needs it, if one is missing."""
     try:
         yield

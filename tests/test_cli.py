@@ -42,45 +42,45 @@ ROW_FIELDS = "method run_dir bits act_bits accuracy accuracy_ci95 delta mcnemar_
 
 # Arguments, exit code, and what the one line must say. Refused before torch is loaded: a process of their own.
 EARLY: list[tuple[str, int, tuple[str, ...]]] = [
-    ("train --bits 0", 1, ("bits = 0", "1 to 8", "32")),
-    ("train --bits 9", 1, ("bits = 9", "1 to 8")),
+    ("train --bits 0", 2, ("bits = 0", "1 to 8", "32")),
+    ("train --bits 9", 2, ("bits = 9", "1 to 8")),
     ("train --bits four", 2, ("--bits", "integer", "--help")),
-    ("train --epochs -1", 1, ("epochs = -1", "1")),
-    ("train --layer-bits nosuch=4", 1, ("nosuch", "conv1", "act3")),
-    ("train --model nosuch", 1, ("nosuch", *PRESETS, "chain")),
-    ("train --model conv", 1, ("part 1, 'conv'", "ends in a bare fc")),
-    ("train --model fc --layer-bits conv1=4", 1, ("conv1", "allowed: fc1")),
-    ("train --layer-bits conv1", 1, ("conv1", "LAYER=BITS", "conv1=8")),
-    ("train --set train.lrr=1", 1, ("train.lrr", "momentum")),
-    ("train --config broken.toml", 1, ("broken.toml", "TOML", "line 1")),
-    ("train --config wrong.toml", 1, ("wrong.toml", "train.epochs", '"ten"', "integer")),
+    ("train --epochs -1", 2, ("epochs = -1", "1")),
+    ("train --layer-bits nosuch=4", 2, ("nosuch", "conv1", "act3")),
+    ("train --model nosuch", 2, ("nosuch", *PRESETS, "chain")),
+    ("train --model conv", 2, ("part 1, 'conv'", "ends in a bare fc")),
+    ("train --model fc --layer-bits conv1=4", 2, ("conv1", "allowed: fc1")),
+    ("train --layer-bits conv1", 2, ("conv1", "LAYER=BITS", "conv1=8")),
+    ("train --set train.lrr=1", 2, ("train.lrr", "momentum")),
+    ("train --config broken.toml", 2, ("broken.toml", "TOML", "line 1")),
+    ("train --config wrong.toml", 2, ("wrong.toml", "train.epochs", '"ten"', "integer")),
     ("train --nosuch 1", 2, ("--nosuch", "--help")),
     ("nosuch", 2, ("nosuch", "--help")),
-    ("ptq x.pt --bits 0", 1, ("bits = 0", "1 to 8")),
+    ("ptq x.pt --bits 0", 2, ("bits = 0", "1 to 8")),
 ]
 # The same in this process, because each would load torch.
 LATE: list[tuple[str, int, tuple[str, ...]]] = [
-    ("train --dataset digits --quantizer nosuch", 1, ("nosuch", *QUANTIZERS)),
-    ("train --dataset nosuch", 1, ("nosuch", "auto", *DATASETS)),
-    ("train --dataset digits --model nosuch", 1, ("nosuch", *PRESETS)),
-    ("train --dataset digits --augment nosuch", 1, ("nosuch", *AUGMENTATIONS)),
-    ("train --dataset digits --device nosuch", 1, ("nosuch", "cpu", "cuda")),
-    ("train --dataset digits --quantizer ternary --bits 3", 1, ("ternary", "3", "2")),
+    ("train --dataset digits --quantizer nosuch", 2, ("nosuch", *QUANTIZERS)),
+    ("train --dataset nosuch", 2, ("nosuch", "auto", *DATASETS)),
+    ("train --dataset digits --model nosuch", 2, ("nosuch", *PRESETS)),
+    ("train --dataset digits --augment nosuch", 2, ("nosuch", *AUGMENTATIONS)),
+    ("train --dataset digits --device nosuch", 2, ("nosuch", "cpu", "cuda")),
+    ("train --dataset digits --quantizer ternary --bits 3", 2, ("ternary", "3", "2")),
     ("train --resume nosuch", 1, ("nosuch",)),
     ("train --dataset digits --teacher nosuch", 1, ("nosuch", "checkpoint")),
-    ("train --set distill.weight=2", 1, ("distill.weight = 2", "less than or equal to 1")),
-    ("train --set model.dropout=1", 1, ("model.dropout = 1", "less than 1")),
+    ("train --set distill.weight=2", 2, ("distill.weight = 2", "less than or equal to 1")),
+    ("train --set model.dropout=1", 2, ("model.dropout = 1", "less than 1")),
     ("train --dataset digits --runs-dir a-file", 1, ("a-file", "--runs-dir")),
     ("compare fp32 vs nosuch", 1, ("nosuch",)),
-    ("compare fp32", 1, ("two", "ptq")),
-    ("compare fp32 vs qat --dataset digits --bits 32", 1, ("--bits 32", "1 to 8")),
+    ("compare fp32", 2, ("two", "ptq")),
+    ("compare fp32 vs qat --dataset digits --bits 32", 2, ("--bits 32", "1 to 8")),
     ("eval nosuch", 1, ("nosuch",)),
     ("eval garbage.pt", 1, ("garbage.pt", "end mark")),
     ("eval truncated.pt", 1, ("truncated.pt", "truncated")),
     ("eval flipped.pt", 1, ("flipped.pt", "altered")),
-    ("eval good.pt --engine nosuch", 1, ("nosuch", "torch")),
+    ("eval good.pt --engine nosuch", 2, ("nosuch", "torch")),
     ("inspect truncated.pt", 1, ("truncated.pt",)),
-    ("ptq good.pt --bits 8", 1, ("good.pt", "already quantized", "--bits 32")),
+    ("ptq good.pt --bits 8", 2, ("good.pt", "already quantized", "--bits 32")),
 ]
 
 
@@ -124,7 +124,7 @@ def test_wrong_input_found_later_is_one_clear_line_and_leaves_no_run(
 
 def test_debug_shows_the_traceback(qattrain: Callable[..., Any]) -> None:
     result = qattrain("train", "--bits", 0, "--debug")
-    assert result.rc == 1
+    assert result.rc == 1  # Python's own, for an exception
     assert "Traceback" in result.stderr
 
 
@@ -154,15 +154,16 @@ def test_train_eval_inspect_runs_speak_json_alone_on_stdout_and_agree(
     assert low < evaluation["accuracy"] < high
     assert not any(elsewhere.iterdir())
 
-    # Text goes to stderr where stdout is no terminal, with and without --json.
+    # Text goes to stdout, also where that is no terminal; with --json to stderr.
     for command in (("eval", train["run_dir"]), ("inspect", train["run_dir"]), ("runs",)):
         arguments = [tmp_path / part if part == train["run_dir"] else part for part in command]
         plain = main(*arguments, "--runs-dir", tmp_path / "runs")
-        assert (plain.rc, plain.stdout) == (0, "")
-        assert "digits" in plain.stderr
-        document = main(*arguments, "--runs-dir", tmp_path / "runs", "--json").stdout
-        assert isinstance(json.loads(document), dict)
-        assert document.count("\n") == 1
+        assert (plain.rc, "digits" in plain.stdout) == (0, True)
+        assert "accuracy" not in plain.stderr
+        asked = main(*arguments, "--runs-dir", tmp_path / "runs", "--json")
+        assert isinstance(json.loads(asked.stdout), dict)
+        assert asked.stdout.count("\n") == 1
+        assert "digits" in asked.stderr
 
 
 def test_ptq_and_compare_speak_json_alone_on_stdout(tmp_path: Path, main: Callable[..., Any]) -> None:
@@ -214,14 +215,14 @@ def test_a_run_stopped_by_ctrl_c_and_by_kill_9_in_mid_epoch_equals_the_uninterru
     arguments = ["train", *SMALL, "--limit-train", "1000", "--batch-size", "1"]
     process = started(arguments, tmp_path, "1 thread")
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     (run_dir,) = (tmp_path / "runs").iterdir()
     state = load_checkpoint(run_dir / runs.LAST_FILE).trainer
     assert state is not None
     assert (state["epoch"], 0 < state["step"] < 1000) == (0, True)
-    match = re.search(r"to continue:  qattrain (.*)$", stderr.strip())
-    assert match is not None, stderr
+    match = re.search(r"to continue:  qattrain (.*)$", stdout.strip())
+    assert match is not None, stdout
 
     process = started(shlex.split(match[1]), tmp_path, "epoch   1")
     process.kill()

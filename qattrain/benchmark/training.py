@@ -150,7 +150,7 @@ IMAGE_BITS = 8
 def brevitas_training(workload: Workload, tuned: bool, quantized_image: bool) -> dict[int, Ready]:
     """The plain loop on Brevitas' layers. tuned: with our memory format and our precision.
 
-    Raises ConfigError if Brevitas is not installed.
+    Raises TrainingError if Brevitas is not installed.
     """
     torch.manual_seed(SEED)
     model = _net(quantized_image)

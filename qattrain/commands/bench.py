@@ -52,7 +52,7 @@ def bench(
     for group, title in (("training", "training"), ("inference", "inference, one thread, one call per batch")):
         if rows := result[group]:
             console.text(title)
-            console.table(Table.of(title, [_cells(row) for row in rows], left=("what it is",)))
+            console.table(Table.of(title, [_cells(row) for row in rows], keys=2, prose=("what it is",)))
     machine, busy = result["environment"], result["other_processes_cores"]
     console.text(
         f"medians of {result['repeats']}; {machine['cpu']}, {machine['cpu_cores']} cores, "

@@ -72,5 +72,5 @@ def compare(
     ]
     first = comparison.rows[0].method
     console.text(f"{comparison.test_images:,} test images of {comparison.dataset}; differences are relative to {first}")
-    console.table(Table.of("", rows))
-    console.text(f"saved in {folder}: compare.json, compare.png")
+    console.table(Table.of("", rows, keys=2, strong=("test accuracy",)))
+    console.text(f"saved in {folder}: compare.json, compare.png", dim=str(folder))

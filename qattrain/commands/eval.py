@@ -35,12 +35,14 @@ def evaluate(
     from qattrain.report.console import UNKNOWN, Console, Table, confidence, percent
 
     console = Console(json)
-    from qattrain.evaluation.checkpoints import evaluate_checkpoint
-    from qattrain.evaluation.metrics import errors_by_class
     from qattrain.runs.folder import find_checkpoint
 
     path = find_checkpoint(checkpoint, runs_dir)
-    outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)
+    with console.busy(f"evaluating {path}"):
+        from qattrain.evaluation.checkpoints import evaluate_checkpoint
+        from qattrain.evaluation.metrics import errors_by_class
+
+        outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)
     result, facts, mismatches = outcome.evaluation, outcome.network.facts, outcome.mismatches
     console.notice(outcome.network.notice)
     console.result(
@@ -60,7 +62,9 @@ def evaluate(
     )
     console.text(
         f"{path}: {result.correct:,} of {result.total:,} correct on {facts.dataset}: accuracy "
-        f"{percent(result.accuracy)} ({confidence(result.interval)}), loss {result.loss:.4f}, engine {outcome.engine}"
+        f"{percent(result.accuracy)} ({confidence(result.interval)}), loss {result.loss:.4f}, engine {outcome.engine}",
+        strong=percent(result.accuracy),
+        dim=str(path),
     )
     if mismatches:
         codes = "" if mismatches.codes is None else f", {mismatches.codes} hidden codes"
@@ -75,4 +79,4 @@ def evaluate(
         [name, str(errors), f"{images:,}", percent(1 - errors / images) if images else UNKNOWN]
         for name, (errors, images) in zip(facts.class_names, by_class, strict=True)
     ]
-    console.table(Table("", ["class", "errors", "images", "accuracy"], rows))
+    console.table(Table("", ["class", "errors", "images", "accuracy"], rows, strong=("accuracy",)))

@@ -51,7 +51,7 @@ def explain(
     if topic is None:
         console.result({"topics": {name: known.question for name, known in TOPICS.items()}})
         rows = [[name, known.question] for name, known in TOPICS.items()]
-        console.table(Table("", ["qattrain explain", "question"], rows, left=("question",)))
+        console.table(Table("", ["qattrain explain", "question"], rows, prose=("question",)))
         return
     chosen = pick(TOPICS, topic, "topic", also="; run 'qattrain explain' to see what each is about")
     check_writable(out)

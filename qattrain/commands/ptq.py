@@ -30,7 +30,7 @@ def ptq(
       qattrain ptq float.pt --bits 4 --quantizer lsq --calibration mse
     """
     from qattrain.config import PtqConfig, QuantConfig, validated
-    from qattrain.report.console import Console, percent, saved_line
+    from qattrain.report.console import Console, percent
 
     console = Console(json)
     quant = validated(QuantConfig, {"quantizer": quantizer, "bits": bits, "act_bits": act_bits}, "ptq")
@@ -46,6 +46,7 @@ def ptq(
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
     console.text(
         f"{result.run_dir.name}: test accuracy {percent(accuracy)}, "
-        f"{100 * (accuracy - float_accuracy):+.2f} points compared with the float network's {percent(float_accuracy)}\n"
-        f"{saved_line(result.run_dir)}"
+        f"{100 * (accuracy - float_accuracy):+.2f} points compared with the float network's {percent(float_accuracy)}",
+        strong=percent(accuracy),
     )
+    console.saved(result.run_dir)

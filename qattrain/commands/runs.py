@@ -1,6 +1,5 @@
 """`qattrain runs`: a list of the runs."""
 
-import shlex
 from dataclasses import asdict
 
 from qattrain.commands import options as opt
@@ -24,25 +23,26 @@ def runs(
     console, found, sweeps = Console(json), list_runs(runs_dir), list_sweeps(runs_dir)
     console.result({"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps})
     for name in sweeps:
-        console.text(
-            f"sweep {name}; list its runs with:  qattrain runs --runs-dir {shlex.quote(str(runs_dir / name / 'cells'))}"
-        )
+        cells = ["qattrain", "runs", "--runs-dir", str(runs_dir / name / "cells")]
+        console.command(f"sweep {name}; list its runs with", cells)
     if not found and sweeps:
         return
     if not found:
-        console.text(f"no runs in {runs_dir}; train one with:  qattrain train --bits 4 --epochs 10")
+        console.command(
+            f"no runs in {runs_dir}; train one with", ["qattrain", "train", "--bits", "4", "--epochs", "10"]
+        )
         return
     rows = [
         {
             "name": run.name,
-            "dataset": run.dataset,
-            "method": run.method,
-            "W/A bits": f"{run.bits}/{run.act_bits}",
-            "quantizer": UNKNOWN if run.method == "float" else run.quantizer,
-            "epochs": UNKNOWN if run.method == "ptq" else f"{run.epochs} of {run.epochs_asked}",
             "test accuracy": percent(run.accuracy),
+            "epochs": UNKNOWN if run.method == "ptq" else f"{run.epochs} of {run.epochs_asked}",
+            "W/A bits": f"{run.bits}/{run.act_bits}",
+            "method": run.method,
+            "quantizer": UNKNOWN if run.method == "float" else run.quantizer,
+            "dataset": run.dataset,
             "age": age(run.age_seconds),
         }
         for run in found
     ]
-    console.table(Table.of("", rows, left=("dataset", "method", "quantizer")))
+    console.table(Table.of("", rows, left=("dataset", "method", "quantizer"), strong=("test accuracy",)))

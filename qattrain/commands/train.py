@@ -1,6 +1,5 @@
 """`qattrain train`: train a network, or resume a run."""
 
-import shlex
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -61,12 +60,13 @@ def train(
     data = opt.data_folder(data_dir)
 
     from qattrain.report.display import tensorboard_display, training_display
-    from qattrain.training import run as experiment
 
     with (
         training_display(console) as shown,
         tensorboard_display(shown) if tensorboard else nullcontext(shown) as display,
     ):
+        from qattrain.training import run as experiment  # takes seconds: the display says so
+
         if experiment_config is not None:
             result = experiment.train(experiment_config, data, runs_dir, display, stop_after)
         else:
@@ -76,12 +76,12 @@ def train(
     if not result.interrupted:
         console.result(result.summary())
     if result.checkpoint.finished:
-        console.text(shown.farewell(result))
+        shown.farewell(result)
         return
     resume_line = ["qattrain", "train", "--resume", result.run_dir.name]
     resume_line += ["--tensorboard"] if tensorboard else []
     resume_line += ["--data-dir", str(data_dir)] if data_dir else []
     resume_line += ["--runs-dir", str(runs_dir)] if runs_dir != opt.DEFAULT_RUNS else []
-    console.text(f"stopped and saved; to continue:  {shlex.join(resume_line)}")
+    console.command("stopped and saved; to continue", resume_line)
     if result.interrupted:
         raise typer.Exit(130)

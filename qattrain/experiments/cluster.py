@@ -65,7 +65,7 @@ class Slice:
 class DaskCrew:
     """Workers of the cluster whose scheduler is at `address`. data_dir: on the workers; None: each has its own.
 
-    Raises ConfigError if the scheduler cannot be reached, has no workers, or has one that cannot run this qattrain.
+    Raises TrainingError if the scheduler cannot be reached, has no workers, or has one that cannot run this qattrain.
     """
 
     def __init__(self, address: str, folder: SweepFolder, data_dir: Path | None, threads: int) -> None:
@@ -186,7 +186,7 @@ class DaskCrew:
         try:
             self.client.wait_for_workers(1, timeout=WORKER_SECONDS)
         except TimeoutError:
-            raise ConfigError(
+            raise TrainingError(
                 f"the scheduler at {self.address} has no workers after {WORKER_SECONDS} s; start one with: "
                 f"dask worker {self.address} --nthreads 1"
             ) from None
@@ -205,10 +205,10 @@ def _of_worker(worker: str, error: QattrainError) -> QattrainError:
     return type(error)(f"worker {worker}: {error}")
 
 
-def _other_version(found: str | None, expected: str) -> ConfigError:
+def _other_version(found: str | None, expected: str) -> TrainingError:
     """The error for a worker with another qattrain, or, where `found` is None, without."""
     has = f"qattrain {found}" if found else "no qattrain"
-    return ConfigError(f"it has {has}, this is {expected}; install that there")
+    return TrainingError(f"it has {has}, this is {expected}; install that there")
 
 
 def _connect(address: str) -> Any:
@@ -226,7 +226,7 @@ def _connect(address: str) -> Any:
         asyncio.run(handshake())  # a Client takes long to give up
         return untyped.Client(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False)
     except Exception as error:  # an address can be wrong in any way
-        raise ConfigError(
+        raise TrainingError(
             f"--scheduler {address}: no dask scheduler answered within {CONNECT_SECONDS} s ({reason(error)}); "
             "start one with: dask scheduler --host 127.0.0.1 --port 8786"
         ) from None

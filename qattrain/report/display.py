@@ -15,15 +15,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 from tqdm import tqdm
 
 from qattrain.config import model_label
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
-from qattrain.report.console import Console, age, confidence, counted, percent, saved_line
-from qattrain.report.tables import chain_lines, epoch_row, group_table
+from qattrain.report.console import Console, Table, age, confidence, counted, laid_out, percent
+from qattrain.report.tables import chain_lines, epoch_row, group_table, shared_columns
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,16 +32,22 @@ if TYPE_CHECKING:
     from qattrain.training.run import Display, RunResult
 
 SECONDS_BETWEEN_UPDATES = 0.2
+LOADING = "loading torch and the images"
+LIVE_WIDTHS = {"epoch": 5, "train loss": 7, "test loss": 7, "time": 7}  # so wide that later rows stay in line
+CALM = "cyan"  # of bars
+WIDE = 90  # a terminal with room for everything beside the bar
 TENSORBOARD_FOLDER = "tensorboard"  # in the run's folder
 
 
 class PlainDisplay:
-    """One line per epoch, and a progress bar by tqdm if stderr is a terminal."""
+    """One line per epoch, and a progress bar by tqdm if stderr is a terminal, however simple."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.test_images = console, 0
         self.bar: tqdm[Any] | None = None
         self.shown_at = 0.0
+        if console.progress.is_terminal and not console.is_live:
+            console.status(LOADING)
 
     def on_start(self, run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> None:
         """Say what is going to be trained, and on what."""
@@ -77,68 +83,81 @@ class PlainDisplay:
             self.bar.close()
             self.bar = None
 
-    def farewell(self, result: "RunResult") -> str:
-        """The last line: the result and where it is saved."""
+    def farewell(self, result: "RunResult") -> None:
+        """The last lines: the result and where it is saved."""
         from qattrain.evaluation.metrics import wilson_interval
 
         last, run_dir = result.checkpoint.history[-1], result.run_dir
         epochs = counted(last["epoch"], "epoch")
         accuracy = f"test accuracy {percent(last['test_accuracy'])}"
         if not self.test_images:
-            return f"{run_dir} was already finished: {accuracy} after {epochs}; nothing was trained"
+            line = f"{run_dir} was already finished: {accuracy} after {epochs}; nothing was trained"
+            self.console.text(line, strong=percent(last["test_accuracy"]))
+            return
         interval = wilson_interval(round(last["test_accuracy"] * self.test_images), self.test_images)
-        return (
-            f"{accuracy} after {epochs} ({confidence(interval)}, "
-            f"{self.test_images:,} images of {result.checkpoint.config.data.dataset})\n"
-            f"{saved_line(run_dir)}"
-        )
+        images = f"{self.test_images:,} images of {result.checkpoint.config.data.dataset}"
+        line = f"{accuracy} after {epochs} ({confidence(interval)}, {images})"
+        self.console.text(line, strong=percent(last["test_accuracy"]))
+        self.console.saved(run_dir)
 
 
 class LiveDisplay(PlainDisplay):
-    """On a terminal: a table with a row per epoch, and a progress bar with loss and time left."""
-
-    COLUMNS = ("epoch", "train loss", "test loss", "test accuracy", "images/s", "time")
+    """On a terminal: a row per epoch, and below the rows a bar with loss, speed and time left."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self.table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for column in self.COLUMNS:
-            self.table.add_column(column, justify="right")
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
-            TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}"),
+        self.width = console.progress.width
+        self.bar_shown = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(max(8, min(40, self.width - 66)), complete_style=CALM, finished_style=CALM, pulse_style=CALM),
+            TextColumn("{task.fields[measured]}", markup=False),
             TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+            TextColumn("{task.fields[unit]}"),
             console=console.progress,
+            transient=True,
+            redirect_stdout=False,
         )
-        self.live = Live(Group(self.table, self.progress), console=console.progress, refresh_per_second=8, transient=False)
-        self.task = self.progress.add_task("", total=None, loss="-", visible=False)
-        self.epochs = 0
+        self.task = self.bar_shown.add_task(LOADING, total=None, measured="", unit="")
+        self.bar_shown.start()
+        self.epochs = self.batch_size = 0
+        self.epoch_began = (0.0, 0)  # when, and at which step
+        self.has_heading = False
 
     def on_start(self, run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> None:
         super().on_start(run_dir, checkpoint, train_images, test_images)
-        self.epochs = checkpoint.config.train.epochs
+        train = checkpoint.config.train
+        assert isinstance(train.batch_size, int)  # "auto" is settled by now
+        self.epochs, self.batch_size = train.epochs, train.batch_size
         for record in checkpoint.history:
             self.on_epoch(record)
-        self.live.start()
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
+        # Steps of the whole run, so that the time left is the run's, not the epoch's.
+        done, total, text = (epoch - 1) * steps + step, self.epochs * steps, f"epoch {epoch} of {self.epochs}"
+        if self.bar_shown.tasks[0].total is None:
+            self.bar_shown.reset(self.task, total=total, completed=done, description=text, measured="", unit="left")
+        if self.epoch_began[1] == 0:
+            self.epoch_began = (time.monotonic(), step)
         if step == steps or self.due():
-            # Steps of the whole run, so that the time left is the run's, not the epoch's.
-            done, total = (epoch - 1) * steps + step, self.epochs * steps
-            text = f"epoch {epoch} of {self.epochs}"
-            if self.progress.tasks[0].total is None:
-                self.progress.reset(self.task, total=total, completed=done, description=text, visible=True)
-            self.progress.update(self.task, completed=done, description=text, loss=f"{loss():.4f}")
+            began, first = self.epoch_began
+            speed = (step - first) * self.batch_size / max(time.monotonic() - began, 1e-9)
+            measured = f"loss {loss():.4f}" + (f"  {speed:,.0f} images/s" if step > first else "")
+            measured = measured if self.width < WIDE else f"{done}/{total}  {measured}"
+            self.bar_shown.update(self.task, completed=done, description=text, measured=measured)
+        if step == steps:
+            self.epoch_began = (0.0, 0)
 
     def on_epoch(self, record: dict[str, Any], _model: "nn.Module | None" = None) -> None:
-        row = epoch_row(record)
-        self.table.add_row(*(row[column] for column in self.COLUMNS))
+        row = {name: text for name, text in epoch_row(record).items() if name != "learning rate"}
+        for name, width in LIVE_WIDTHS.items():
+            row[name] = row[name].rjust(width)
+        lines = list(laid_out(Table.of("", [row], strong=("test accuracy",)), self.width))
+        for line in lines[-1:] if self.has_heading else lines:
+            self.console.progress.print(line, soft_wrap=True)
+        self.has_heading = True
 
     def close(self) -> None:
-        self.progress.update(self.task, visible=False)
-        self.live.stop()
+        self.bar_shown.stop()
 
 
 def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> str:
@@ -224,7 +243,7 @@ class TensorBoardDisplay:
 
 
 def tensorboard_display(shown: "Display") -> AbstractContextManager[TensorBoardDisplay]:
-    """`shown`, with everything also written for TensorBoard. Raises ConfigError if that package is missing."""
+    """`shown`, with everything also written for TensorBoard. Raises TrainingError if that package is missing."""
     with optional_package("tensorboard", "--tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
     return closing(TensorBoardDisplay(shown, SummaryWriter))
@@ -254,17 +273,17 @@ class LiveSweepDisplay(PlainSweepDisplay):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.since: dict[str, float] = {}
-        self.live = Live(console=console.progress, refresh_per_second=4, transient=True)
+        self.live = Live(console=console.progress, refresh_per_second=4, transient=True, redirect_stdout=False)
         self.live.start()
 
     def update(self, status: Status, ended: tuple[str, float | str] | None) -> None:
         super().update(status, ended)
         self.since = {name: self.since.get(name, time.monotonic()) for name in status.running}
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        table = RichTable(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for column in ("running", "done", "", "time"):
             table.add_column(column)
         for name, share in status.running.items():
-            bar = ProgressBar(total=1, completed=share, width=20)
+            bar = ProgressBar(total=1, completed=share, width=20, complete_style=CALM, finished_style=CALM)
             table.add_row(Text(name), f"{100 * share:.0f} %", bar, age(time.monotonic() - self.since[name]))
         self.live.update(Group(table, Text(describe_status(status) + _left(status))))
 
@@ -291,8 +310,11 @@ def sweep_display(console: Console) -> AbstractContextManager[PlainSweepDisplay]
 
 
 def show_results(console: Console, document: dict[str, Any]) -> None:
-    """The table of a sweep's groups, without columns that would make it wider than a terminal."""
+    """The table of a sweep's groups; what all of them share is said once, above it."""
     if document["groups"]:
-        console.table(group_table(document["groups"], without=("dataset", "epochs")))
+        shared = shared_columns(document["groups"])
+        if shared:
+            console.text(f"all: {', '.join(f'{column} {value}' for column, value in shared.items())}")
+        console.table(group_table(document["groups"], without=tuple(shared)))
         for line in chain_lines(group["model"] for group in document["groups"]):
             console.text(line)

@@ -18,6 +18,7 @@ LAYER_GRID = ("layer", "kind", "shape", "bits", "quantizer", "scale")
 LAYER_USE = ("codes used", "entropy (bits)", "clipped", "SQNR (dB)")
 LAYER_COST = ("output", "weights", "weight bytes", "total bytes", "MACs")
 LAYER_SUMS = ("largest sum", "sum bits")
+GROUP_KEYS = ("method", "W/A bits", "quantizer", "model", "dataset", "epochs")  # and a sweep's own settings
 COST_NOTE = (
     "total bytes: packed weights, and per output channel a bias (4), a multiplier (4) and a shift (1); MACs: "
     "multiply-accumulates for one image"
@@ -115,7 +116,7 @@ def epoch_row(record: Mapping[str, Any]) -> dict[str, str]:
 
 def group_table(groups: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> Table:
     """The groups of a `sweep.json`: all seeds of the same settings together. without: columns to leave out."""
-    rows = []
+    rows, keys = [], [column for column in (*GROUP_KEYS, *groups[0]["settings"]) if column not in without]
     for group in groups:
         std = group["accuracy_std"]
         row = {
@@ -135,4 +136,13 @@ def group_table(groups: Sequence[Mapping[str, Any]], without: Sequence[str] = ()
         }
         rows.append({column: text for column, text in row.items() if column not in without})
     title = "All seeds of the same settings together: mean test accuracy, its standard deviation in points, mean loss"
-    return Table.of(title, rows, ("quantizer", "model", "dataset"))
+    return Table.of(title, rows, ("quantizer", "model", "dataset"), keys=len(keys), strong=("test accuracy",))
+
+
+def shared_columns(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Of the columns that say what a group is, those with one value in all groups, and that value."""
+    table = group_table(groups)
+    values = {
+        column: {row[index] for row in table.rows} for index, column in enumerate(table.columns[2 : table.keys], 2)
+    }
+    return {column: found.pop() for column, found in values.items() if len(found) == 1}

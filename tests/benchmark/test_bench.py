@@ -84,7 +84,7 @@ def test_json_has_every_field_and_its_medians_follow(main: Callable[..., Any]) -
 def test_the_table_says_what_each_contender_is_and_threads_are_as_before(main: Callable[..., Any]) -> None:
     threads = torch.get_num_threads()
     done = main("bench", "--quick", "--only", "plain,c-packed", "--threads", "2")
-    assert (done.rc, done.stdout) == (0, "")
+    assert done.rc == 0, done
     for expected in (
         "images/s",
         "x plain",
@@ -94,13 +94,13 @@ def test_the_table_says_what_each_contender_is_and_threads_are_as_before(main: C
         "2 threads",
         "medians of 1",
     ):
-        assert expected in done.stderr
+        assert expected in done.stdout
     assert torch.get_num_threads() == threads
 
 
 def test_an_unknown_name_is_refused_with_those_there_are(main: Callable[..., Any]) -> None:
     done = main("bench", "--only", "plain,nosuch")
-    assert done.rc == 1
+    assert done.rc == 2
     assert "'nosuch'" in done.error
     assert all(contender.name in done.error for contender in (*TRAINING, *INFERENCE))
     with pytest.raises(ConfigError, match="nosuch"):

@@ -89,7 +89,7 @@ def test_a_sweep_takes_chains_as_a_list(tmp_path: Path, main: Callable[..., Any]
     again = json.loads(main("sweep", "--config", tmp_path / "chains.toml", *common, "--runs-dir", tmp_path).stdout)
     assert [row["accuracy"] for row in again["rows"]] == [row["accuracy"] for row in document["rows"]]
     refused = main("sweep", "--model", lines[0], *common[:-1])
-    assert refused.rc == 1
+    assert refused.rc == 2
     assert "give them as a list" in refused.error
 
 
@@ -101,7 +101,7 @@ def test_widths_replace_the_numbers_of_any_chain(tmp_path: Path, main: Callable[
     layers = json.loads(main("inspect", run_dir, "--json").stdout)["layers"]
     assert [layer["shape"][0] for layer in layers if layer["kind"] == "weight"] == [3, 5, 10]
     refused = main(*asked, "--set", "model.widths=[3,5,6]")
-    assert refused.rc == 1
+    assert refused.rc == 2
     assert "has 2 widths" in refused.error
 
 
@@ -121,5 +121,5 @@ def test_a_wrong_chain_is_one_line_with_the_part_and_what_is_allowed(
     main: Callable[..., Any], line: str, texts: tuple[str, ...]
 ) -> None:
     done = main("train", "--dataset", "digits", "--model", line)
-    assert done.rc == 1
+    assert done.rc == 2
     assert [text for text in texts if text not in done.error] == []

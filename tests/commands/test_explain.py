@@ -12,10 +12,10 @@ from qattrain.explain import TOPICS
 
 def test_without_a_topic_all_are_listed_with_their_questions(main: Callable[..., Any]) -> None:
     listed, document = main("explain"), main("explain", "--json")
-    assert (listed.rc, listed.stdout) == (0, "")
+    assert (listed.rc, listed.stderr) == (0, "")
     assert json.loads(document.stdout) == {"topics": {name: topic.question for name, topic in TOPICS.items()}}
     for name in TOPICS:
-        assert name in listed.stderr
+        assert name in listed.stdout
         assert name in main("explain", "--help").stdout
 
 
@@ -31,26 +31,26 @@ def test_a_topic_speaks_json_alone_on_stdout_and_writes_its_picture(tmp_path: Pa
     assert main("explain", "affine", "--out", out).rc == 0  # again, over its own files
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     plain = main("explain", "affine", "--out", out)
-    assert plain.stdout == ""
+    assert plain.stderr == ""
     for text in (TOPICS["affine"].question, "code q", "Jacob", "affine.png"):
-        assert text in plain.stderr
+        assert text in plain.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "texts"),
+    ("arguments", "code", "texts"),
     [
-        (("nosuch",), ("'nosuch'", *TOPICS)),
-        (("affine", "--out", "a-file"), ("a-file", "another folder")),
-        (("affine", "--out", "a-file/below"), ("a-file", "another folder")),
-        (("ste", "--dataset", "nosuch"), ("nosuch", "mnist", "digits")),
+        (("nosuch",), 2, ("'nosuch'", *TOPICS)),
+        (("affine", "--out", "a-file"), 1, ("a-file", "another folder")),
+        (("affine", "--out", "a-file/below"), 1, ("a-file", "another folder")),
+        (("ste", "--dataset", "nosuch"), 2, ("nosuch", "mnist", "digits")),
     ],
 )
 def test_wrong_input_is_one_clear_line(
-    tmp_path: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: Any, texts: Any
+    tmp_path: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, arguments: Any, code: int, texts: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-file").write_text("not a folder")
     done = main("explain", *arguments)
-    assert done.rc == 1
+    assert done.rc == code
     for text in texts:
         assert text in done.error

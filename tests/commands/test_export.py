@@ -48,9 +48,9 @@ def test_every_exporter_writes_verified_files_and_says_so(
         assert sorted(map(Path, exported["files"])) == sorted((tmp_path / to).iterdir())
         assert (exported["verified_images"], exported["logit_mismatches"]) == (TEST_IMAGES + NOISE_IMAGES, 0)
     text = main(*given)
-    assert (text.rc, text.stdout) == (0, "")
-    assert f"{TEST_IMAGES + NOISE_IMAGES} images" in text.stderr
-    assert "0 logits differ" in text.stderr
+    assert (text.rc, text.stderr) == (0, "")
+    assert f"{TEST_IMAGES + NOISE_IMAGES} images" in text.stdout
+    assert "0 logits differ" in text.stdout
 
 
 def test_a_prefix_names_the_c_files(run_dir: Path, tmp_path: Path, document: Callable[..., Any]) -> None:
@@ -81,7 +81,7 @@ def test_a_packed_file_evaluates_as_the_integers_it_came_from(
     assert (found["engine"], found["prediction_mismatches"], found["logit_mismatches"]) == ("integer", 0, 0)
     assert document("eval", moved, "--limit-test", 100)["total"] == 100
     refused = main("eval", moved, "--engine", "torch")
-    assert (refused.rc, "only integers" in refused.error) == (1, True)
+    assert (refused.rc, "only integers" in refused.error) == (2, True)
 
 
 def test_inspecting_a_packed_file_shows_the_same_integers(
@@ -96,8 +96,8 @@ def test_inspecting_a_packed_file_shows_the_same_integers(
         assert mine["scale_min"] is None
         assert (mine["accumulator_bound"] is None) == (mine["kind"] == "activation")
     text = main("inspect", path)
-    assert (text.rc, "lenet-nano on digits" in text.stderr) == (0, True)
-    assert f"{found[0]['accumulator_bound']:,}" in text.stderr
+    assert (text.rc, "lenet-nano on digits" in text.stdout) == (0, True)
+    assert f"{found[0]['accumulator_bound']:,}" in text.stdout
 
 
 def test_fewer_images_or_none_are_verified_on_request_and_said(
@@ -107,7 +107,7 @@ def test_fewer_images_or_none_are_verified_on_request_and_said(
     assert document(*given, "--verify-images", 7)["verified_images"] == 7 + NOISE_IMAGES
     unverified = document(*given, "--no-verify", "--data-dir", tmp_path / "none")
     assert (unverified["verified_images"], unverified["logit_mismatches"]) == (0, None)
-    assert "NOT VERIFIED" in main(*given, "--no-verify").stderr
+    assert "NOT VERIFIED" in main(*given, "--no-verify").stdout
 
 
 def test_what_cannot_be_exported_is_one_clear_line_and_leaves_nothing(
@@ -127,13 +127,13 @@ def test_what_cannot_be_exported_is_one_clear_line_and_leaves_nothing(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     last = run_dir / LAST_FILE
     cases: list[tuple[list[object], int, tuple[str, ...]]] = [
-        ([last, "--to", "tflite"], 1, ("tflite", *EXPORTERS)),
+        ([last, "--to", "tflite"], 2, ("tflite", *EXPORTERS)),
         ([last], 2, ("--to",)),
-        ([last, "--to", "packed", "--layout", "int8"], 1, ("int8", "leave it out")),
-        ([last, "--to", "packed", "--prefix", "cats"], 1, ("--prefix 'cats'", "only with --to c")),
-        ([last, "--to", "c", "--prefix", "2nd"], 1, ("--prefix '2nd'", "a letter first")),
+        ([last, "--to", "packed", "--layout", "int8"], 2, ("int8", "leave it out")),
+        ([last, "--to", "packed", "--prefix", "cats"], 2, ("--prefix 'cats'", "only with --to c")),
+        ([last, "--to", "c", "--prefix", "2nd"], 2, ("--prefix '2nd'", "a letter first")),
         ([last, "--to", "packed", "--verify-images", "0"], 2, ("--verify-images", "0")),
-        ([last, "--to", "packed", "--verify-images", "5", "--no-verify"], 1, ("--verify-images 5", "--no-verify")),
+        ([last, "--to", "packed", "--verify-images", "5", "--no-verify"], 2, ("--verify-images 5", "--no-verify")),
         (["nosuch", "--to", "packed"], 1, ("nosuch",)),
         ([float_run, "--to", "packed"], 1, ("'fc1' (QuantLinear): 32 bits",)),
         ([packed, "--to", "packed"], 1, ("model.safetensors", "truncated")),

@@ -67,11 +67,11 @@ def test_people_see_the_picture_the_digit_and_three_probabilities(
 ) -> None:
     path, _ = pictures[0]
     done = main("predict", trained, path)
-    assert (done.rc, done.stdout) == (0, "")
-    assert "█" in done.stderr
-    assert len([line for line in done.stderr.splitlines() if len(line) == 28]) == 14
-    assert done.stderr.splitlines()[-1].startswith(f"{path}: ")
-    assert done.stderr.splitlines()[-1].count("%") == 3
+    assert (done.rc, done.stderr) == (0, "")
+    assert "█" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if len(line) == 28]) == 14
+    assert done.stdout.splitlines()[-1].startswith(f"{path}: ")
+    assert done.stdout.splitlines()[-1].count("%") == 3
 
 
 def test_a_float_network_predicts_too(pictures: list[tuple[Path, int]], tiny: Any, main: Callable[..., Any]) -> None:
@@ -142,7 +142,7 @@ def test_pictures_get_the_shape_and_colours_that_the_network_takes(
     done = main("predict", classifier, shapes / "dark" / "3.png")
     assert done.rc == 0, done
     assert asked == [(1, 3, 33, 90)]
-    printed, answer = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
+    printed, answer = done.stdout.splitlines()[:-1], done.stdout.splitlines()[-1]
     assert {len(line) for line in printed} == {45}  # every other pixel: 90 columns would not fit
     assert len(printed) == 9  # 33 rows, every other, two to a line, and half an empty one
     assert answer.endswith("3.png: dark   (dark 75.00 %, bright 25.00 %)")

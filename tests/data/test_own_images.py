@@ -54,7 +54,7 @@ def test_one_command_trains_and_others_evaluate_export_and_resume(main: Callable
     packed = ok(main("eval", f"{run}/export/model.safetensors", "--json"))
     assert (packed["dataset"], packed["total"]) == ("folder:pets@28x28", 4)
     assert packed["accuracy"] == trained["test_accuracy"]
-    assert "cat" in main("eval", run).stderr
+    assert "cat" in main("eval", run).stdout
 
 
 @pytest.mark.usefixtures("working_folder")

@@ -80,7 +80,7 @@ def test_eval_shows_both_accuracies_side_by_side(tiny: Callable[..., Any], main:
     run_dir = tiny({"train.epochs": 1}).run_dir
     shown = main("eval", run_dir)
     assert shown.rc == 0, shown
-    first, second = shown.stderr.splitlines()[:2]
+    first, second = shown.stdout.splitlines()[:2]
     assert "engine torch" in first
     assert second.startswith("the integer network:")
     accuracy = json.loads(main("eval", run_dir, "--json").stdout)["accuracy"]
@@ -100,7 +100,7 @@ def test_eval_of_a_float_network_counts_nothing_and_has_no_integers(
 
 def test_an_unknown_engine_is_refused(tiny: Callable[..., Any], main: Callable[..., Any]) -> None:
     refused = main("eval", tiny({"train.epochs": 1}).run_dir, "--engine", "tpu")
-    assert refused.rc == 1
+    assert refused.rc == 2
     assert [name for name in ("tpu", *ENGINES) if name not in refused.error] == []
 
 

@@ -328,7 +328,7 @@ def test_inspect_writes_pictures_and_json(networks: dict[str, Path], main: Calla
     assert {Path(path).name for path in document["pictures"]} == {f"{n}.{k}" for n in names for k in ("png", "svg")}
     assert all(Path(path).stat().st_size > 1000 for path in document["pictures"])
     assert (document["test_images"], document["notes"]) == (100, [])
-    text = main("inspect", networks["packed"]).stderr
+    text = main("inspect", networks["packed"]).stdout
     for expected in ("entropy", "SQNR", "sum bits", "weight bytes", "█", "holds only integers"):
         assert expected in text
 
@@ -356,8 +356,8 @@ def test_inspect_without_data_says_so_and_without_a_place_to_write_fails_in_one_
     monkeypatch.setattr("qattrain.data.is_on_disk", lambda _name, _folder: False)
     blind = main("inspect", networks["qat"], "--plots", tmp_path / "p")
     assert blind.rc == 0
-    assert "left out" in blind.stderr
-    assert "--data-dir" in blind.stderr
+    assert "left out" in blind.stdout
+    assert "--data-dir" in blind.stdout
     assert sorted(path.stem for path in (tmp_path / "p").glob("*.png")) == ["filters", "weights"]
 
 

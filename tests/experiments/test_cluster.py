@@ -115,7 +115,7 @@ def test_a_worker_that_cannot_take_part_is_named_and_finished_cells_are_kept(
     before = (cell / "last.pt").stat().st_mtime_ns
 
     unreadable = sweep(*one, "--set", f"train.init={cell}")
-    assert unreadable.rc == 1
+    assert unreadable.rc == 2
     assert "not on the workers" in unreadable.error
     lacking = sweep(*one, "--dataset", "mnist")
     assert lacking.rc == 1

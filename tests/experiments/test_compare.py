@@ -33,9 +33,9 @@ def compare(tmp_path: Path, main: Callable[..., Any]) -> Callable[..., dict[str,
     return run
 
 
-def refused(main: Callable[..., Any], *arguments: object) -> str:
+def refused(main: Callable[..., Any], *arguments: object, code: int = 2) -> str:
     done = main("compare", *arguments)
-    assert done.rc == 1, done
+    assert done.rc == code, done
     assert not done.stdout
     line: str = done.stderr.splitlines()[-1]
     assert line.startswith("error: ")
@@ -126,7 +126,7 @@ def test_runs_with_other_test_images_are_refused(
     line = refused(main, one, "vs", fewer)
     for text in ("100 images", "360"):
         assert text in line
-    assert refused(main, one, "nosuch").count("nosuch") == 1
+    assert refused(main, one, "nosuch", code=1).count("nosuch") == 1
 
 
 @pytest.mark.parametrize(

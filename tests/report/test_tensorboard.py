@@ -106,4 +106,4 @@ def test_without_the_extra_nothing_is_trained_and_the_remedy_is_named(
 def test_a_stopped_run_names_the_flag_in_the_line_that_goes_on(main: Callable[..., Any], tmp_path: Path) -> None:
     done = main("train", *SMALL, "--epochs", 2, "--stop-after", 1, "--tensorboard", "--runs-dir", tmp_path)
     assert done.rc == 0, done
-    assert "--tensorboard" in done.stderr.splitlines()[-1]
+    assert "--tensorboard" in done.stdout.splitlines()[-1]
