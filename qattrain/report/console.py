@@ -88,7 +88,7 @@ class Console:
 
     def status(self, line: str) -> None:
         """A line about what is happening, not part of the result: on stderr."""
-        self.progress.print(Text(line), soft_wrap=True)
+        self.progress.print(Text(line), soft_wrap=not self.progress.is_terminal)
 
     def busy(self, line: str) -> AbstractContextManager[object]:
         """Within it the line is shown on stderr, if that is a terminal; on a live one it vanishes at the end."""
@@ -175,7 +175,8 @@ def laid_out(table: Table, width: int) -> Iterator[Text]:
         if widths := _widths(columns, width, gap, is_slim):
             yield from _lines(columns, widths, gap)
             return
-    keys, others, gap = columns[: table.keys], columns[table.keys :], GAPS[1]
+    first = table.keys if table.keys < len(columns) else 0
+    keys, others, gap = columns[:first], columns[first:], GAPS[1]
     taken = sum(key.slim + gap for key in keys)
     is_apart = taken > width / 2.5 or any(taken + column.slim > width for column in others if not column.is_prose)
     repeated = [] if is_apart else keys

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_UPDATES = 0.2
 LOADING = "loading torch and the images"
 LIVE_WIDTHS = {"epoch": 5, "train loss": 7, "test loss": 7, "time": 7}  # so wide that later rows stay in line
+ROW_LINES = 4  # headings of two lines, a rule, and the row
 CALM = "cyan"  # of bars
 WIDE = 90  # a terminal with room for everything beside the bar
 TENSORBOARD_FOLDER = "tensorboard"  # in the run's folder
@@ -151,7 +152,8 @@ class LiveDisplay(PlainDisplay):
         row = {name: text for name, text in epoch_row(record).items() if name != "learning rate"}
         for name, width in LIVE_WIDTHS.items():
             row[name] = row[name].rjust(width)
-        lines = list(laid_out(Table.of("", [row], strong=("test accuracy",)), self.width))
+        while len(lines := list(laid_out(Table.of("", [row], strong=("test accuracy",)), self.width))) > ROW_LINES:
+            row.popitem()  # no room for the last column
         for line in lines[-1:] if self.has_heading else lines:
             self.console.progress.print(line, soft_wrap=True)
         self.has_heading = True
