@@ -12,7 +12,8 @@ Libraries raise them; only `qattrain.cli.main` catches them, prints one line and
 wrong, the value found, what is allowed, and the remedy, on one line.
 """
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -50,8 +51,26 @@ class ReportError(QattrainError):
 def pick(table: Mapping[str, Entry], name: str, what: str, also: str = "") -> Entry:
     """`table[name]`. Raises ConfigError, `what 'name': allowed: ...`, where there is none; also: further advice."""
     if name not in table:
-        raise ConfigError(f"{what} {name!r}: allowed: {', '.join(table)}{also}")
+        raise ConfigError(f"{what} {name!r}: {did_you_mean(name, table)}allowed: {', '.join(table)}{also}")
     return table[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'fashion-mnist'? ` for FashionMNIST, to be put before what is allowed; "" if nothing is near."""
+    found = nearest(name, known)
+    return "" if found is None else f"did you mean {found!r}? "
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is `name` but for case and punctuation, or else looks most like it; None if none does."""
+    by_letters = {_letters(one): one for one in known}
+    letters = _letters(name)
+    found = [letters] if letters in by_letters else difflib.get_close_matches(letters, by_letters, n=1)
+    return by_letters[found[0]] if found and letters else None
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def reason(error: BaseException) -> str:
