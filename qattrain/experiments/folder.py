@@ -40,7 +40,7 @@ import statistics
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -133,6 +133,14 @@ class SweepFolder:
     def write_plan(self, plan: Plan) -> None:
         """Raises TrainingError."""
         write_atomically(self.path / PLAN_FILE, (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+    def with_known_names(self, cells: list[Cell]) -> list[Cell]:
+        """The cells, those that were begun under their old names: a name may change with the version, its hash not."""
+        begun = {path.parent.name for path in self.cells.glob(f"*/{runs.LAST_FILE}")}
+        by_hash = {name.rpartition("-")[2]: name for name in begun}
+        names = {cell.name: by_hash.get(cell.name.rpartition("-")[2], cell.name) for cell in cells}
+        names |= {cell.name: cell.name for cell in cells if cell.name in begun}
+        return [replace(cell, name=names[cell.name], source=cell.source and names[cell.source]) for cell in cells]
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """The result of a finished cell, or None."""
