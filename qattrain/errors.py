@@ -8,8 +8,9 @@ QattrainError
   +-- ExportError       a model that cannot become integers, or a file that does not equal them
   +-- ReportError       a picture or a page that cannot be made or written
 
-Libraries raise them; only `qattrain.cli.main` catches them, prints one line and exits with 1. A message says what is
-wrong, the value found, what is allowed, and the remedy, on one line.
+Libraries raise them; only `qattrain.cli.main` catches them, prints one line and exits, with 2 for a ConfigError (the
+user asked for something wrong) and 1 for the others (the world refused). A message says what is wrong, the value found,
+what is allowed, and the remedy, on one line.
 """
 
 import difflib
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
+LETTERS_TO_BEGIN_WITH = 3  # fewer are the beginning of too much
 
 
 class QattrainError(Exception):
@@ -62,11 +64,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that is `name` but for case and punctuation, or else looks most like it; None if none does."""
+    """The one of `known` that is `name` but for case and punctuation, or begins like it, or else looks most like it.
+
+    None if none does.
+    """
     by_letters = {_letters(one): one for one in known}
     letters = _letters(name)
-    found = [letters] if letters in by_letters else difflib.get_close_matches(letters, by_letters, n=1)
-    return by_letters[found[0]] if found and letters else None
+    longer = sorted((one for one in by_letters if one.startswith(letters)), key=len)  # the name itself comes first
+    found = longer if len(letters) >= LETTERS_TO_BEGIN_WITH or letters in by_letters else []
+    found = found or difflib.get_close_matches(letters, by_letters, n=1)
+    return by_letters[found[0]] if found else None
 
 
 def _letters(name: str) -> str:

@@ -364,12 +364,12 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
 
 
 def write_results(folder: SweepFolder, document: dict[str, Any], pictures: dict[str, bytes]) -> None:
-    """Write `sweep.json`, `sweep.csv` and `pictures` (file name -> content), all or none. Raises ConfigError."""
+    """Write `sweep.json`, `sweep.csv` and `pictures` (file name -> content), all or none. Raises TrainingError."""
     files = pictures | {
         CSV_FILE: csv_text(document["rows"]).encode(),
         JSON_FILE: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
     }
-    with system_errors(ConfigError, f"cannot write into {folder.path}", "choose another --runs-dir"):
+    with system_errors(TrainingError, f"cannot write into {folder.path}", "choose another --runs-dir"):
         replace_files(folder.path, files)
 
 
