@@ -52,7 +52,7 @@ def train(
       qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        continue where it stopped
-      qattrain train --bits 4 --init lenet-w4a4-lsq-mnist-s0 --epochs 5 --lr 0.005    take a finished run further
+      qattrain train --bits 4 --init lenet-w4a4-lsq-mnist-s0 --epochs 5 --lr 0.005
     """
     from qattrain.config.sources import assigned_settings, build_config
     from qattrain.report.console import Console
