@@ -8,15 +8,18 @@ QattrainError
   +-- ExportError       a model that cannot become integers, or a file that does not equal them
   +-- ReportError       a picture or a page that cannot be made or written
 
-Libraries raise them; only `qattrain.cli.main` catches them and prints one line. A message says what is
-wrong, the value found, what is allowed, and the remedy, on one line.
+Libraries raise them; only `qattrain.cli.main` catches them, prints one line and exits, with 2 for a ConfigError (the
+user asked for something wrong) and 1 for the others (the world refused). A message says what is wrong, the value found,
+what is allowed, and the remedy, on one line.
 """
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 Entry = TypeVar("Entry")
+LETTERS_TO_BEGIN_WITH = 3  # fewer are the beginning of too much
 
 
 class QattrainError(Exception):
@@ -50,8 +53,31 @@ class ReportError(QattrainError):
 def pick(table: Mapping[str, Entry], name: str, what: str, also: str = "") -> Entry:
     """`table[name]`. Raises ConfigError, `what 'name': allowed: ...`, where there is none; also: further advice."""
     if name not in table:
-        raise ConfigError(f"{what} {name!r}: allowed: {', '.join(table)}{also}")
+        raise ConfigError(f"{what} {name!r}: {did_you_mean(name, table)}allowed: {', '.join(table)}{also}")
     return table[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'fashion-mnist'? ` for FashionMNIST, to be put before what is allowed; "" if nothing is near."""
+    found = nearest(name, known)
+    return "" if found is None else f"did you mean {found!r}? "
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is `name` but for case and punctuation, or begins like it, or else looks most like it.
+
+    None if none does.
+    """
+    by_letters = {_letters(one): one for one in known}
+    letters = _letters(name)
+    longer = sorted((one for one in by_letters if one.startswith(letters)), key=len)  # the name itself comes first
+    found = longer if len(letters) >= LETTERS_TO_BEGIN_WITH or letters in by_letters else []
+    found = found or difflib.get_close_matches(letters, by_letters, n=1)
+    return by_letters[found[0]] if found else None
+
+
+def _letters(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def reason(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import ENGINES
 from qattrain.explain import TOPICS
 from qattrain.export import EXPORTERS
-from qattrain.quant import QUANTIZERS
+from qattrain.quant import QUANTIZERS, SURROGATES
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint
 from qattrain.training import run as experiment
@@ -255,6 +255,9 @@ def test_help_names_everything_there_is_to_choose_from(main: Callable[..., Any])
     [
         ("quant/__init__.py", "QUANTIZERS", QUANTIZERS, "train"),
         ("quant/__init__.py", "QUANTIZERS", QUANTIZERS, "ptq"),
+        ("quant/surrogates.py", "SURROGATES", SURROGATES, "train"),
+        ("quant/surrogates.py", "SURROGATES", SURROGATES, "compare"),
+        ("quant/surrogates.py", "SURROGATES", SURROGATES, "sweep"),
         ("config/chain.py", "PRESETS", PRESETS, "train"),
         ("data/__init__.py", "DATASETS", DATASETS, "compare"),
         ("data/augment.py", "AUGMENTATIONS", AUGMENTATIONS, "sweep"),

@@ -18,7 +18,7 @@ from torch import nn
 
 from qattrain.config.chain import MNIST_SHAPE
 from qattrain.data import ImageSet
-from qattrain.errors import ConfigError, QattrainError
+from qattrain.errors import ConfigError, QattrainError, did_you_mean
 from qattrain.runs.environment import describe_environment, keep_freed_memory, package_version, pick_precision
 
 CLASSES = 10
@@ -186,7 +186,8 @@ def choose(groups: Groups, only: Sequence[str]) -> dict[str, list[Contender]]:
     names = [contender.name for group in groups.values() for contender in group]
     for pattern in only:
         if not fnmatch.filter(names, pattern):
-            raise ConfigError(f"--only {pattern!r}: no contender has that name; allowed: {', '.join(names)}")
+            hint = did_you_mean(pattern, names)
+            raise ConfigError(f"--only {pattern!r}: no contender has that name; {hint}allowed: {', '.join(names)}")
     return {
         group: [c for c in table if not only or any(fnmatch.fnmatchcase(c.name, pattern) for pattern in only)]
         for group, table in groups.items()

@@ -12,7 +12,7 @@ from qattrain.commands import options as opt
 def compare(
     methods: Annotated[
         list[str],
-        typer.Argument(metavar="METHOD [vs METHOD]...", help="fp32, ptq, qat, checkpoints or runs, separated by 'vs'."),
+        typer.Argument(metavar="METHOD [vs METHOD]...", help="fp32, ptq, qat or any CKPT, separated by 'vs'."),
     ],
     settings: opt.Settings,
     config: opt.ConfigFile = None,

@@ -57,6 +57,12 @@ SETTINGS: dict[str, Setting] = {
         "L=N,...",
     ),
     "quantizer": Setting("quant.quantizer", str, f"{QUANTIZERS}. [default: lsq]", "Q"),
+    "surrogate": Setting(
+        "quant.surrogate",
+        str,
+        f"Straight-through gradient: {listed('quant/surrogates.py', 'SURROGATES')}. [default: clipped]",
+        "S",
+    ),
     "model": Setting(
         "model.name",
         str,
@@ -176,12 +182,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 CheckpointName = Annotated[
-    str, typer.Argument(metavar="CKPT", help="A checkpoint file, a run folder, or a run's name.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="CKPT", help="A checkpoint file, a run folder, a run's name, or a sweep's cell.", show_default=False
+    ),
 ]
 NetworkName = Annotated[
     str,
     typer.Argument(
-        metavar="CKPT", help="A checkpoint file or packed file, a run folder, or a run's name.", show_default=False
+        metavar="CKPT",
+        help="A checkpoint file or packed file, a run folder, a run's name, or a sweep's cell.",
+        show_default=False,
     ),
 ]
 

@@ -16,7 +16,7 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Runs, checkpoints, packed files, or folders of comparisons and sweeps.",
+            help="Runs, checkpoints, packed files, sweeps' cells, or folders of comparisons and sweeps.",
             show_default=False,
         ),
     ],

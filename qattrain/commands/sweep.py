@@ -121,14 +121,15 @@ def _report(
     console: "Console", folder: "SweepFolder", reference: list[dict[str, Any]], redraw: bool = False
 ) -> dict[str, Any]:
     """Write the tables and pictures of what is finished, and show them. Raises ConfigError."""
-    from qattrain.errors import ConfigError
+    from qattrain.errors import ConfigError, did_you_mean
     from qattrain.experiments.folder import PICTURES, is_written, list_sweeps, sweep_document, write_results
     from qattrain.report.display import show_results
 
     plan = folder.read_plan()
     if plan is None:
-        known = ", ".join(list_sweeps(folder.path.parent)[:8]) or "none yet"
-        raise ConfigError(f"{folder.path} holds no sweep of this version; sweeps there: {known}; see --name")
+        known = list_sweeps(folder.path.parent)
+        hint, names = did_you_mean(folder.path.name, known), ", ".join(known[:8]) or "none yet"
+        raise ConfigError(f"{folder.path} holds no sweep of this version; {hint}sweeps there: {names}; see --name")
     document = sweep_document(plan, folder, reference)
     drawn = PICTURES if document["groups"] else ()
     if redraw or not is_written(folder, document, drawn):

@@ -1,5 +1,6 @@
 """`qattrain train`: train a network, or resume a run."""
 
+import shlex
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -17,7 +18,10 @@ def train(
     config: opt.ConfigFile = None,
     set_: opt.Set = None,
     init: Annotated[
-        str | None, typer.Option(metavar="CKPT", help="Start from the weights of this float checkpoint.")
+        str | None,
+        typer.Option(
+            metavar="CKPT", help="Start from this checkpoint's weights and, if its grids are the same, its scales."
+        ),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="CKPT", help="Also learn from this float checkpoint's outputs (distillation).")
@@ -48,6 +52,7 @@ def train(
       qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
       qattrain train --resume lenet-w4a4-lsq-mnist-s0        continue where it stopped
+      qattrain train --bits 4 --init lenet-w4a4-lsq-mnist-s0 --epochs 5 --lr 0.005
     """
     from qattrain.config.sources import assigned_settings, build_config
     from qattrain.report.console import Console
@@ -68,20 +73,24 @@ def train(
         from qattrain.training import run as experiment  # takes seconds: the display says so
 
         if experiment_config is not None:
-            result = experiment.train(experiment_config, data, runs_dir, display, stop_after)
+            result = experiment.train(experiment_config, data, runs_dir, display, stop_after, console.status)
         else:
             assert resume is not None
             asked = assigned_settings(config, set_ or [], settings)
             result = experiment.resume(resume, data, runs_dir, display, asked, stop_after)
     if not result.interrupted:
         console.result(result.summary())
-    if result.checkpoint.finished:
+    places = ["--data-dir", str(data_dir)] if data_dir else []
+    places += ["--runs-dir", str(runs_dir)] if runs_dir != opt.DEFAULT_RUNS else []
+    trained, settled = result.checkpoint, result.checkpoint.config
+    if trained.finished:
         shown.farewell(result)
+        if resume is not None and not shown.test_images and settled.ptq is None:  # nothing was trained
+            further = shlex.split(experiment.further_line(result.run_dir, settled))
+            console.command("to take it further as a new run", [*further, *places])
         return
     resume_line = ["qattrain", "train", "--resume", result.run_dir.name]
     resume_line += ["--tensorboard"] if tensorboard else []
-    resume_line += ["--data-dir", str(data_dir)] if data_dir else []
-    resume_line += ["--runs-dir", str(runs_dir)] if runs_dir != opt.DEFAULT_RUNS else []
-    console.command("stopped and saved; to continue", resume_line)
+    console.command("stopped and saved; to continue", [*resume_line, *places])
     if result.interrupted:
         raise typer.Exit(130)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qattrain.config.chain import PRESETS, Chain, canonical_name, parse_chain
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, did_you_mean, nearest
 
 COMMAND_LINE = "configuration"  # the source of values that come from no file
 FLOAT_BITS = 32  # "32 bits" means: not quantized
@@ -74,8 +74,13 @@ class ModelConfig(StrictModel):
 
 
 def model_label(model: ModelConfig) -> str:
-    """A short name: the preset's, or `chain-<8 hex digits>`, from the SHA-256 of the chain's line."""
-    return model.name if model.is_preset else chain_label(model.chain.line)
+    """A short name: the preset's, with its widths if they are others, as in `lenet-8-16-64`; or `chain-<8 hex digits>`,
+    from the SHA-256 of the chain's line.
+    """
+    if not model.is_preset:
+        return chain_label(model.chain.line)
+    widths = model.chain.widths
+    return "-".join([model.name, *(map(str, widths) if widths != parse_chain(model.name).widths else [])])
 
 
 def chain_label(line: str) -> str:
@@ -123,7 +128,8 @@ def check_layer_bits(quant: QuantConfig, chain: Chain) -> None:
     known = chain.weight_layers + chain.activation_layers
     for layer in quant.layer_bits:
         if layer not in known:
-            raise ConfigError(f"quant.layer_bits: no layer '{layer}'; allowed: {', '.join(known)}")
+            hint = did_you_mean(layer, known)
+            raise ConfigError(f"quant.layer_bits: no layer '{layer}'; {hint}allowed: {', '.join(known)}")
 
 
 def is_float(quant: QuantConfig, chain: Chain) -> bool:
@@ -208,7 +214,7 @@ def short_name(dataset: str) -> str:
 
 
 class TrainConfig(StrictModel):
-    """The training loop. `init` is a float checkpoint to start from. Weight decay does not act on what quantizers
+    """The training loop. `init` is a checkpoint to start from. Weight decay does not act on what quantizers
     learn, except pact's clipping level; `scale_lr` is their learning rate as a fraction of the weights'.
 
     `compile`: whether the elementwise kernels run compiled from C; `auto` compiles on a CPU with a C compiler, unless
@@ -308,9 +314,13 @@ def _explain(detail: Any, section: Any) -> str:
     path = [str(part) for part in detail["loc"]]
     if detail["type"] == "extra_forbidden":
         for part in path[:-1]:
-            section = section.model_fields[part].annotation
-            section = next((s for s in get_args(section) if s is not type(None)), section)
-        return f"unknown key '{'.'.join(path)}'; allowed: {', '.join(section.model_fields)}"
+            section = _section(section.model_fields[part])
+        own = {name: ".".join([*path[:-1], name]) for name in section.model_fields}
+        # `lr` means `train.lr`: it may be a key of another section. Those of its own section come first.
+        known = {key.rpartition(".")[2]: key for key in _keys()} | own
+        found = nearest(path[-1], known)
+        hint = "" if found is None else f"did you mean {known[found]!r}? "
+        return f"unknown key '{'.'.join(path)}'; {hint}allowed: {', '.join(own)}"
     # Branches of a union and items of a list add parts to the path: keep only the key.
     key = ".".join(part for part in path[:2] if part in _known_keys())
     plain = {"missing": "a value is missing", "model_type": "this is a table of settings, not one value"}
@@ -318,6 +328,20 @@ def _explain(detail: Any, section: Any) -> str:
     return f"{key} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
 
 
+def _section(field: Any) -> Any:
+    """What a field holds; of `PtqConfig | None` the first."""
+    return next((one for one in get_args(field.annotation) if one is not type(None)), field.annotation)
+
+
+def _keys() -> list[str]:
+    """All dotted names of settings: `seed`, `train.lr`."""
+    found = []
+    for name, field in ExperimentConfig.model_fields.items():
+        inner = _section(field)
+        is_section = isinstance(inner, type) and issubclass(inner, StrictModel)
+        found += [f"{name}.{key}" for key in inner.model_fields] if is_section else [name]
+    return found
+
+
 def _known_keys() -> set[str]:
-    sections = (ExperimentConfig, ModelConfig, QuantConfig, DataConfig, TrainConfig, DistillConfig, PtqConfig)
-    return {key for section in sections for key in section.model_fields}
+    return {part for key in _keys() for part in key.split(".")}

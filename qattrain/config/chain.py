@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NoReturn
 
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, did_you_mean
 
 PRESETS: dict[str, str] = {
     "lenet": "conv 20 5x5, pool 2, conv 50 5x5, pool 2, fc 500, fc",
@@ -201,7 +201,10 @@ def parse_chain(text: str) -> Chain:
         return parse_chain(PRESETS[text])
     parts = [" ".join(part.split()) for part in text.split(",")]
     if not is_chain(text):
-        raise ConfigError(f"model {text!r}: allowed: {', '.join(PRESETS)}, or a chain of layers such as '{EXAMPLE}'")
+        raise ConfigError(
+            f"model {text!r}: {did_you_mean(text, PRESETS)}allowed: {', '.join(PRESETS)}, or a chain of layers such as "
+            f"'{EXAMPLE}'"
+        )
     if not parts[-1]:
         raise ConfigError(f"--model: '{text}' ends in a comma; leave it out, or write another layer after it")
     if len(parts) > MAX_LAYERS:
@@ -252,7 +255,8 @@ def _add(layers: list[Layer], names: Counter[str], part: _Part) -> None:
     word, *rest = part.words or [""]
     on_map = not layers or layers[-1].kind != "fc"
     if word not in EXAMPLES:
-        part.fail(f"expected one of {', '.join(EXAMPLES)}" + (" after the comma" if not word else ""))
+        hint = did_you_mean(word, EXAMPLES)
+        part.fail(f"{hint}expected one of {', '.join(EXAMPLES)}" + (" after the comma" if not word else ""))
     if part.is_last and (word != "fc" or rest):
         part.fail("a chain ends in a bare fc, as wide as there are classes", EXAMPLE)
     if word != "fc" and not on_map:
@@ -299,7 +303,8 @@ def _product(kind: Kind, name: str, activation: str, rest: list[str], part: _Par
     while rest:
         option, rest = rest[0], rest[1:]
         if option not in OPTIONS[kind]:
-            part.fail(f"'{option}' is no option of {kind}; allowed: {', '.join(OPTIONS[kind])}")
+            hint, allowed = did_you_mean(option, OPTIONS[kind]), ", ".join(OPTIONS[kind])
+            part.fail(f"'{option}' is no option of {kind}; {hint}allowed: {allowed}")
         if option in seen:
             part.fail(f"{option} is given twice")
         seen.add(option)

@@ -1,6 +1,8 @@
 """Where settings come from: flags override `--set`, `--set` overrides the file, the file overrides the defaults."""
 
+import contextlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,38 +36,61 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def parse_assignment(text: str) -> tuple[list[str], Any]:
-    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is TOML, or else a plain string.
+    """`train.lr=0.1` -> (["train", "lr"], 0.1). The value is TOML, in whose lists words need no quotes, or else text.
 
-    Raises ConfigError if there is no `=`, or an empty key.
+    Raises ConfigError if there is no `=`, an empty key, or a list that cannot be read.
     """
     key, sign, value = text.partition("=")
     if not sign or not all(key.strip().split(".")):
         raise ConfigError(f"--set {text!r}: expected KEY=VALUE, for example --set train.lr=0.1")
-    return key.strip().split("."), _parse_value(value)
+    return key.strip().split("."), _parse_value(value, f"--set {text!r}")
 
 
 def parse_values(text: str, name: str) -> list[Any]:
-    """`1,2,4` -> [1, 2, 4]; each value is TOML, or else a plain string; or all of it is a TOML list, for values with
-    commas of their own. Raises ConfigError if one is empty, or if it is a chain that is not in a list.
+    """`1,2,4` -> [1, 2, 4]; each value is TOML, or else a plain string; or all of it is a list, for values with commas
+    of their own. Raises ConfigError if one is empty, or if it is a chain that is not in a list.
     """
+    source = f"--{name.replace('_', '-')} {text!r}"
     if text.lstrip().startswith("["):
-        values = _parse_value(text)
-        if not isinstance(values, list):
-            raise ConfigError(f"--{name} {text!r}: not a valid list; give it as in ['conv 8 3x3, fc', 'lenet']")
+        values: list[Any] = _parse_value(text, source)
         return values
     if name == "model" and text not in PRESETS and is_chain(text):
         raise ConfigError(f"--model {text!r}: chains have commas; give them as a list: --model \"['{text}']\"")
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
-        raise ConfigError(f"--{name.replace('_', '-')} {text!r}: a value is missing; give them as in 1,2,4")
-    return [_parse_value(part) for part in parts]
+        raise ConfigError(f"{source}: a value is missing; give them as in 1,2,4")
+    return [_parse_value(part, source) for part in parts]
 
 
-def _parse_value(text: str) -> Any:
-    try:
+# Of a list: quoted text, or a word such as clipped, 0.05, CIFAR-10, folder:a/b.
+_QUOTED_OR_WORD = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*')|([^\s,\[\]{}="']+)""")
+
+
+def _parse_value(text: str, source: str) -> Any:
+    """The text as TOML; a list also with words that are not quoted; anything else as it is. Raises ConfigError."""
+    with contextlib.suppress(tomllib.TOMLDecodeError):
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    if not text.lstrip().startswith("["):
         return text
+    try:
+        values = tomllib.loads(f"value = {_QUOTED_OR_WORD.sub(_quoted, text)}")["value"]
+        assert isinstance(values, list), values
+        return values
+    except tomllib.TOMLDecodeError:
+        raise ConfigError(
+            f"{source}: not a valid list; separate its values with commas, and quote text with commas or spaces of its "
+            "own: [A,B] or ['conv 8 3x3, fc', 'lenet']"
+        ) from None
+
+
+def _quoted(match: re.Match[str]) -> str:
+    """The match as TOML: a word in quotes, unless it is a value without them, such as 4 or true."""
+    if match[1]:
+        return match[0]
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        tomllib.loads(f"value = {match[0]}")
+        return match[0]
+    return json.dumps(match[0], ensure_ascii=False)
 
 
 def parse_layer_bits(text: str) -> dict[str, int]:

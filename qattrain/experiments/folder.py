@@ -40,7 +40,7 @@ import statistics
 import tomllib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -133,6 +133,14 @@ class SweepFolder:
     def write_plan(self, plan: Plan) -> None:
         """Raises TrainingError."""
         write_atomically(self.path / PLAN_FILE, (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+    def with_known_names(self, cells: list[Cell]) -> list[Cell]:
+        """The cells, those that were begun under their old names: a name may change with the version, its hash not."""
+        begun = {path.parent.name for path in self.cells.glob(f"*/{runs.LAST_FILE}")}
+        by_hash = {name.rpartition("-")[2]: name for name in begun}
+        names = {cell.name: by_hash.get(cell.name.rpartition("-")[2], cell.name) for cell in cells}
+        names |= {cell.name: cell.name for cell in cells if cell.name in begun}
+        return [replace(cell, name=names[cell.name], source=cell.source and names[cell.source]) for cell in cells]
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """The result of a finished cell, or None."""
@@ -356,12 +364,12 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
 
 
 def write_results(folder: SweepFolder, document: dict[str, Any], pictures: dict[str, bytes]) -> None:
-    """Write `sweep.json`, `sweep.csv` and `pictures` (file name -> content), all or none. Raises ConfigError."""
+    """Write `sweep.json`, `sweep.csv` and `pictures` (file name -> content), all or none. Raises TrainingError."""
     files = pictures | {
         CSV_FILE: csv_text(document["rows"]).encode(),
         JSON_FILE: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
     }
-    with system_errors(ConfigError, f"cannot write into {folder.path}", "choose another --runs-dir"):
+    with system_errors(TrainingError, f"cannot write into {folder.path}", "choose another --runs-dir"):
         replace_files(folder.path, files)
 
 

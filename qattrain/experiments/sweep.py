@@ -112,7 +112,7 @@ def _make_plan(grid: Grid, folder: SweepFolder, runs_dir: Path, crew: Callable[[
             found = runs.find_checkpoint(point.config["train"]["init"], runs_dir)
             point.config["train"]["init"] = str(found.resolve())  # so that it is found from a cell
     folder.refuse_a_run()
-    plan = Plan(grid.asked(), grid.axes, crew().settle(points))
+    plan = Plan(grid.asked(), grid.axes, folder.with_known_names(crew().settle(points)))
     folder.make()  # only now: a grid that is refused leaves nothing behind
     folder.write_plan(plan)
     return plan

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qattrain.config.chain import Shape
-from qattrain.errors import ConfigError, ExportError, system_errors
+from qattrain.errors import ConfigError, ExportError, did_you_mean, system_errors
 from qattrain.files import replace_files
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
@@ -76,7 +76,8 @@ def settled_layout(exporter: Exporter, layout: str | None) -> str:
         return exporter.layouts[0] if exporter.layouts else ""
     if layout not in exporter.layouts:
         allowed = ", ".join(exporter.layouts) or "none: leave it out"
-        raise ConfigError(f"--layout {layout!r}: allowed with this --to: {allowed}")
+        hint = did_you_mean(layout, exporter.layouts)
+        raise ConfigError(f"--layout {layout!r}: {hint}allowed with this --to: {allowed}")
     return layout
 
 

@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 from tqdm import tqdm
 
-from qattrain.config import model_label
+from qattrain.config import ExperimentConfig, model_label
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import Console, Table, age, confidence, counted, laid_out, percent
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qattrain.runs.checkpoint import Checkpoint
     from qattrain.training.run import Display, RunResult
 
+DEFAULTS = ExperimentConfig()
 SECONDS_BETWEEN_UPDATES = 0.2
 LOADING = "loading torch and the images"
 LIVE_WIDTHS = {"epoch": 5, "train loss": 7, "test loss": 7, "time": 7}  # so wide that later rows stay in line
@@ -167,19 +168,26 @@ def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_im
     config, quant, train = checkpoint.config, checkpoint.config.quant, checkpoint.config.train
     placed = config.model.chain.place(checkpoint.input_shape, len(checkpoint.class_names))
     weights = sum(math.prod(layer.weight_shape) for layer in placed if layer.weight_shape)
-    bits = f"{quant.bits}-bit weights, {quant.act_bits}-bit activations ({quant.quantizer})"
+    how = quant.quantizer + (f", n = {quant.n}" if quant.n is not None else "")
+    how += f", {quant.surrogate} surrogate" if quant.surrogate != DEFAULTS.quant.surrogate else ""
+    bits = f"{quant.bits}-bit weights, {quant.act_bits}-bit activations ({how})"
     if config.method == "float":
         bits = "float"
     bits += "".join(f", {layer} {bits} bits" for layer, bits in quant.layer_bits.items())
+    bits += f", {config.model.ops} operators" if config.model.ops != DEFAULTS.model.ops else ""
+    bits += f", {config.model.init} initialization" if config.model.init != DEFAULTS.model.init else ""
     chain = "" if config.model.is_preset else f"{model_label(config.model)}: {config.model.chain.line}\n"
+    options = [config.data.image_size, "color" if config.data.color else None]
+    pictures = "".join(f" {option}" for option in options if option)
     distill = config.distill
     teacher = f", distilled from {distill.teacher} (T {distill.temperature:g}, weight {distill.weight:g})"
     return (
         f"{run_dir.name}: {model_label(config.model)}, {weights:,} weights, {bits}\n{chain}"
-        f"{config.data.dataset}: {train_images:,} training and {test_images:,} test images, "
-        f"{config.data.augment} augmentation\n"
+        f"{config.data.dataset}: {train_images:,} training and {test_images:,} test images{pictures}, "
+        f"{config.data.augment} augmentation{', flips' if config.data.flip else ''}\n"
         f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, {train.optimizer} {train.lr:g} {train.schedule}, "
         f"{train.precision} on {train.device}, {counted(train.threads or 0, 'thread')}, seed {config.seed}"
+        f"{f', started from {train.init}' if train.init is not None else ''}"
         f"{teacher if distill.teacher is not None else ''}"
     )
 

@@ -1,6 +1,7 @@
 """What a report is about: runs, packed files, comparisons and sweeps, recognised by their content, not their names."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ def _locate(text: str, runs_dir: Path) -> Path:
             for name in known:
                 if (place / name).is_file():
                     return place / name
+            if (place / runs.CELLS_FOLDER).is_dir():
+                raise ReportError(
+                    f"{place} is a sweep without {SWEEP_FILE}; make it with: qattrain sweep --report-only --name "
+                    f"{shlex.quote(place.name)} --runs-dir {shlex.quote(str(place.parent))}"
+                )
             if place.is_dir() and not (place / runs.CONFIG_FILE).exists():
                 inside = ", ".join(run.name for run in runs.list_runs(place)[:4])
                 raise ReportError(

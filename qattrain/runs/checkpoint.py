@@ -20,6 +20,7 @@ from qattrain.config import ExperimentConfig, parse_config
 from qattrain.config.chain import MNIST_SHAPE, Shape
 from qattrain.errors import CheckpointError, ConfigError, reason, system_errors
 from qattrain.files import write_atomically
+from qattrain.integer.packed import is_packed
 from qattrain.layers.network import build_model
 
 FORMAT_VERSION = 1
@@ -112,6 +113,11 @@ def _verified_fields(path: Path) -> dict[str, Any]:
     with system_errors(CheckpointError, f"cannot read the checkpoint {path}", "give a readable file"):
         data = path.read_bytes()
     body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    if not body.endswith(MAGIC) and is_packed(path):
+        raise CheckpointError(
+            f"{path} is a packed file: it has the integers, but not the weights that training needs; give the run that "
+            "it was exported from"
+        )
     if not body.endswith(MAGIC):
         raise CheckpointError(
             f"{path} ({len(data)} bytes) is not a complete qattrain checkpoint: its end mark is missing; "

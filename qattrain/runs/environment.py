@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import qattrain
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, did_you_mean
 from qattrain.quant import native
 
 IMAGES_WORTH_COMPILING = 50_000  # compiling takes seconds and saves microseconds per image
@@ -25,7 +25,8 @@ def pick_device(asked: str) -> torch.device:
     if asked == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {asked!r}: allowed: auto, cpu, cuda, cuda:N")
+        hint = did_you_mean(asked, ("auto", "cpu", "cuda"))
+        raise ConfigError(f"--device {asked!r}: {hint}allowed: auto, cpu, cuda, cuda:N")
     try:
         device = torch.device(asked)
         torch.empty(1, device=device)

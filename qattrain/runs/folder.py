@@ -7,6 +7,7 @@ runs/<name>/  config.json   {"config": every value settled, "environment": versi
 
 import itertools
 import json
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -14,23 +15,47 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.config import ExperimentConfig, model_label, parse_config, short_name
-from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason, system_errors
+from qattrain.errors import CheckpointError, ConfigError, TrainingError, did_you_mean, reason, system_errors
 from qattrain.files import write_atomically
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
 ADDED_DATA = {"image_size": None, "color": False, "flip": False, "digest": None}  # settings, with their defaults
+DEFAULTS = ExperimentConfig()
+DEFAULT_SIZE = "28x28"  # of a folder's images, which a run's name leaves out: MNIST's
+MOST_LAYER_PARTS = 3
 CELLS_FOLDER, COMPARISON_FILE = "cells", "compare.json"  # of a sweep, of a comparison; both lie beside the runs
 
 
 def default_name(config: ExperimentConfig) -> str:
-    """`lenet-w4a4-lsq-mnist-s0`, or `chain-1a2b3c4d-...` for a chain. config: settled.
+    """`lenet-w4a4-lsq-mnist-s0`, and a part more for what differs in kind from the defaults. config: settled.
 
-    `float` takes the place of the quantizer, or `lsq-ptq`, as the method is.
+    A part follows what it is about: `lenet-w2a2-conv1w8-lsq-tanh-init-pets-32x32-affine-s0`. Numbers and switches of
+    the recipe, such as epochs and flip, are left to `config.json`. `float` takes the place of the quantizer, or
+    `lsq-ptq`, as the method is.
     """
-    quant = config.quant
+    quant, data = config.quant, config.data
     how = {"float": "float", "qat": quant.quantizer, "ptq": f"{quant.quantizer}-ptq"}[config.method]
-    model, dataset = model_label(config.model), short_name(config.data.dataset)
-    return f"{model}-w{quant.bits}a{quant.act_bits}-{how}-{dataset}-s{config.seed}"
+    parts = [model_label(config.model), f"w{quant.bits}a{quant.act_bits}", *_layer_parts(quant.layer_bits), how]
+    if config.method == "qat" and quant.surrogate != DEFAULTS.quant.surrogate:
+        parts.append(quant.surrogate)
+    parts += [f"n{quant.n}"] if quant.n is not None else []
+    for section, key in (("model", "ops"), ("model", "init"), ("train", "optimizer"), ("train", "schedule")):
+        value = getattr(getattr(config, section), key)
+        parts += [value] if value != getattr(getattr(DEFAULTS, section), key) else []
+    parts += ["init"] if config.train.init is not None else []
+    parts += ["teacher"] if config.distill.teacher is not None else []
+    parts.append(short_name(data.dataset))
+    parts += [data.image_size] if data.image_size not in (None, DEFAULT_SIZE) else []
+    parts += ["color"] if data.color else []
+    parts += [data.augment] if data.augment != DEFAULTS.data.augment else []
+    return "-".join([*parts, f"s{config.seed}"])
+
+
+def _layer_parts(layer_bits: dict[str, int]) -> list[str]:
+    """`conv1w8`, `act2a4`; `mixed` if that would be too many."""
+    if len(layer_bits) > MOST_LAYER_PARTS:
+        return ["mixed"]
+    return [f"{layer}{'a' if layer.startswith(('act', 'avg')) else 'w'}{n}" for layer, n in layer_bits.items()]
 
 
 def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
@@ -83,29 +108,66 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
-    """The file that `text` means: a file, a run folder, or a run's name in `runs_dir`. Raises CheckpointError.
+    """The file that `text` means: a file, a run folder, a run's name in `runs_dir`, or a cell of a sweep in there.
 
-    If `runs_dir` is the cells folder of a sweep, runs beside that sweep are also found by name.
+    A cell is meant by its name, or by `sweep/cell` if several sweeps have one of that name. If `runs_dir` is the cells
+    folder of a sweep, what lies beside that sweep is found as well. Raises CheckpointError.
     """
     given = Path(text)
-    folders = [given, runs_dir / text]
-    if runs_dir.name == CELLS_FOLDER:
-        folders.append(runs_dir.parent.parent / text)
+    places = [runs_dir, *([runs_dir.parent.parent] if runs_dir.name == CELLS_FOLDER else [])]
+    folders = [given, *(place / text for place in places)]
     try:
         if given.is_file():
             return given
         for folder in folders:
             if (folder / LAST_FILE).is_file():
                 return folder / LAST_FILE
-        for folder in folders:
+        cells = [cell for place in places for cell in _cells(place) if text in (cell.name, _full_name(cell))]
+        found = [cell for cell in cells if (cell / LAST_FILE).is_file()]
+        if len(found) == 1:
+            return found[0] / LAST_FILE
+        for folder in (*folders, *cells) if not found else ():
             if folder.is_dir():
-                raise CheckpointError(f"{folder} holds no {LAST_FILE}; the run was stopped before its first checkpoint")
+                raise CheckpointError(f"{folder} {_why_no_run(folder)}")
     except (OSError, ValueError) as error:  # too long, or not a path
         raise CheckpointError(f"no checkpoint {text[:40]!r}: {reason(error)}") from None
-    known = ", ".join(run.name for run in list_runs(runs_dir)[:8]) or "none yet"
+    if found:
+        full_names = ", ".join(map(_full_name, found))
+        raise CheckpointError(f"'{text}' is a cell of {len(found)} sweeps; name one of them: {full_names}")
+    names = [run.name for run in list_runs(runs_dir)]
+    hint = did_you_mean(text, [*names, *(cell.name for place in places for cell in _cells(place))])
     raise CheckpointError(
-        f"no checkpoint '{text}': neither a file, nor a run folder, nor a run in {runs_dir} ({known})"
+        f"no checkpoint '{text}': {hint}it is neither a file, nor a run folder, nor a run or a sweep's cell in "
+        f"{runs_dir} ({', '.join(names[:8]) or 'none yet'})"
     )
+
+
+def _cells(runs_dir: Path) -> list[Path]:
+    """The folders of all cells of the sweeps in `runs_dir`."""
+    return sorted(runs_dir.glob(f"*/{CELLS_FOLDER}/*/"))
+
+
+def _full_name(cell: Path) -> str:
+    """`sweep/cell`."""
+    return f"{cell.parent.parent.name}/{cell.name}"
+
+
+def _why_no_run(folder: Path) -> str:
+    """What a folder without a checkpoint is instead of a run, and what to do."""
+    if (folder / CELLS_FOLDER).is_dir():
+        cells = sorted(path.parent.name for path in (folder / CELLS_FOLDER).glob(f"*/{LAST_FILE}"))
+        if not cells:
+            return "is a sweep, not a run, and none of its cells has started; run it with: qattrain sweep"
+        names = ", ".join([*cells[:3], *(["..."] if len(cells) > 3 else [])])
+        listing = f"qattrain runs --runs-dir {shlex.quote(str(folder / CELLS_FOLDER))}"
+        return f"is a sweep, not a run; name one of its cells: {names}; list them with: {listing}"
+    if (folder / COMPARISON_FILE).is_file():
+        return f"is a comparison, not a run; name one of its runs, or show it with: qattrain report {folder}"
+    if (folder / CONFIG_FILE).is_file():
+        return f"holds no {LAST_FILE}; the run was stopped before its first checkpoint"
+    runs = [path.parent.name for path in sorted(folder.glob(f"*/{LAST_FILE}"))[:3]]
+    inside = f"; name one of the runs in it: {', '.join(runs)}" if runs else ""
+    return f"is not a run: it holds no {LAST_FILE}{inside}"
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.
 """
 
 import math
+import shlex
 import signal
 import statistics
 import threading
@@ -29,7 +30,7 @@ from qattrain.data import (
     settle_data,
     split_validation,
 )
-from qattrain.errors import CheckpointError, ConfigError
+from qattrain.errors import CheckpointError, ConfigError, reason
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
 from qattrain.layers.network import build_model, copy_weights, plan_layers
@@ -40,6 +41,7 @@ from qattrain.training.distillation import Teacher
 from qattrain.training.loop import EpochResult, Observer, Trainer, check_names
 from qattrain.training.optimization import settle_training
 
+FURTHER_EPOCHS = 5  # suggested for taking a finished run further
 Loader = Callable[[str, Path], Dataset]  # `load_dataset`, or one that caches, for a process that trains many runs
 
 
@@ -214,12 +216,20 @@ def resolve(
 
 
 def train(
-    config: ExperimentConfig, data_dir: Path, runs_dir: Path, display: Display, stop_after: int | None = None
+    config: ExperimentConfig,
+    data_dir: Path,
+    runs_dir: Path,
+    display: Display,
+    stop_after: int | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
-    """Train a new run from its first step. Raises ConfigError, DataError, CheckpointError (--init), TrainingError."""
+    """Train a new run from its first step. say: called with a line on what it starts from, if that is a checkpoint.
+
+    Raises ConfigError, DataError, CheckpointError (--init), TrainingError.
+    """
     if config.ptq is not None:
         raise ConfigError("this configuration is a post-training quantization; make one with 'qattrain ptq CKPT'")
-    return start(*resolve(config, data_dir), runs_dir, display, stop_after)
+    return start(*resolve(config, data_dir), runs_dir, display, stop_after, say=say)
 
 
 def start(
@@ -230,17 +240,68 @@ def start(
     display: Display,
     stop_after: int | None = None,
     stop: threading.Event | None = None,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> RunResult:
     """Train a new run from what `resolve` returned; setting `stop` saves and ends it between two steps."""
     prepare_torch(config)
     model = build_model(config.model, config.quant, dataset.classes, dataset.shape)
     if config.train.init is not None:
         source = load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir))
-        copy_weights(source.model, model, config.train.init)
+        say(take_over(source, model, config))
     session = Session(config, dataset, notice, model, _teacher(config, dataset, runs_dir))
     with new_run(config, runs_dir, notice) as run_dir:
         session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed
         return session.run(run_dir, display, stop_after, stop)
+
+
+def take_over(source: Checkpoint, model: nn.Module, config: ExperimentConfig) -> str:
+    """Give `model`, built for `config`, the weights of the checkpoint that `train.init` names.
+
+    If both networks are quantized on the same grids, it gets the scales and whatever else the quantizers learned, too;
+    otherwise its quantizers start from the first batch. Returns a line that says which. Raises ConfigError if the
+    shapes differ, CheckpointError if the scales are not those of the checkpoint's own configuration.
+    """
+    name = config.train.init
+    assert name is not None, config
+    copy_weights(source.model, model, name)
+    if "float" in (source.config.method, config.method):
+        return f"starts from the weights of {name}"
+    differences = grid_differences(source.config, config)
+    if differences:
+        return (
+            f"starts from the weights of {name}; its grids differ ({', '.join(differences)}), so the scales are "
+            "initialized anew"
+        )
+    try:
+        model.load_state_dict(source.model)
+    except RuntimeError as error:
+        raise CheckpointError(f"--init {name}: its scales do not fit its configuration: {reason(error)}") from None
+    return f"starts from the weights and scales of {name}"
+
+
+def grid_differences(one: ExperimentConfig, other: ExperimentConfig) -> list[str]:
+    """How the codes of two networks differ, such as `bits 4 -> 2` or `conv1 8 -> 4 bits`; [] if they are the same."""
+    plans = [plan_layers(config.model, config.quant) for config in (one, other)]
+    was, now = (plan.quant.model_dump() for plan in plans)
+    found = [
+        f"{key} {was[key]} -> {now[key]}" for key in ("quantizer", "bits", "act_bits", "n") if was[key] != now[key]
+    ]
+    if one.model.chain.line != other.model.chain.line:
+        return [*found, "other layers"]
+    bits = [(layer, before, plans[1].layer_bits[layer]) for layer, before in plans[0].layer_bits.items()]
+    return found or [f"{layer} {before} -> {after} bits" for layer, before, after in bits if before != after]
+
+
+def further_line(run_dir: Path, config: ExperimentConfig, epochs: int | None = None) -> str:
+    """The command that takes a finished run further as a new one, with a tenth of its learning rate.
+
+    epochs: how many it asked for in all; None if it did not say.
+    """
+    lr, done = config.train.lr, config.train.epochs
+    assert lr != "auto", config
+    more = epochs - done if epochs is not None and epochs > done else FURTHER_EPOCHS
+    line = ["qattrain", "train", "--config", str(run_dir / runs.CONFIG_FILE), "--init", str(run_dir)]
+    return shlex.join([*line, "--epochs", str(more), "--lr", f"{lr / 10:g}"])
 
 
 def resume(
@@ -266,9 +327,13 @@ def resume(
     for key, value in asked.items():
         recorded = lookup(config.model_dump(mode="json"), key)
         if value not in ("auto", recorded):  # auto accepts any value
+            remedy = "train a new run"
+            if checkpoint.finished and config.ptq is None:
+                epochs = value if key == ("train", "epochs") else None
+                remedy = f"take it further as a new run:  {further_line(path.parent, config, epochs)}"
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
-                "leave the option out, or train a new run"
+                f"leave the option out, or {remedy}"
             )
     if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
         raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
@@ -284,11 +349,15 @@ def continue_run(
     stop: threading.Event | None = None,
     load: Loader = load_dataset,
 ) -> RunResult:
-    """Continue the run whose `last.pt` is `path`; setting `stop` saves and ends it between two steps."""
+    """Continue the run whose `last.pt` is `path`; setting `stop` saves and ends it between two steps.
+
+    A finished run is returned as it is; of its files only those are touched that a killed process left behind.
+    """
     config = checkpoint.config
     for leftover in path.parent.glob(".*.tmp"):  # of a process that was killed while writing
         leftover.unlink()
-    runs.write_metrics(path.parent, checkpoint.history)  # they disagree if it was killed between the two
+    if runs.read_metrics(path.parent) != checkpoint.history:  # it was killed between the two
+        runs.write_metrics(path.parent, checkpoint.history)
     if checkpoint.finished:
         return RunResult(path.parent, checkpoint)
     if checkpoint.trainer is None:

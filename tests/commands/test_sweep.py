@@ -70,6 +70,47 @@ def test_a_sweep_ends_in_tables_pictures_and_runs_like_any_other(
     assert (folder / document["rows"][1]["run_dir"] / runs.LAST_FILE).stat().st_mtime_ns == stamp
 
 
+def test_words_in_lists_are_values_and_cells_are_found_by_name(
+    tmp_path: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_set = main("sweep", *SMALL, "--bits", 2, "--set", "quant.surrogate=[clipped,identity]", "--name", "s", "--json")
+    assert by_set.rc == 0, by_set
+    rows = json.loads(by_set.stdout)["rows"]
+    assert [row["settings"] for row in rows] == [{"quant.surrogate": name} for name in ("clipped", "identity")]
+    by_option = main("sweep", *SMALL, "--bits", 2, "--surrogate", "clipped,identity", "--name", "s")
+    assert "2 finished before" in by_option.stderr
+
+    names = [Path(row["run_dir"]).name for row in rows]
+    assert "-identity-" in names[1]
+    assert "-clipped-" not in names[0]
+    for text in (names[1], f"s/{names[1]}"):
+        assert json.loads(main("eval", text, "--json").stdout)["accuracy"] == rows[1]["accuracy"]
+    assert main("inspect", names[1]).rc == 0
+    assert main("predict", names[1], "nosuch.png").error.count("nosuch.png")
+    assert main("export", names[1], "--to", "packed", "--no-verify").rc == 0
+    (tmp_path / "runs" / "s" / "sweep.json").rename(tmp_path / "away.json")  # as if the sweep had been killed
+    refused = main("report", "s").error
+    line = "qattrain sweep --report-only --name s --runs-dir runs"
+    assert f"runs/s is a sweep without sweep.json; make it with: {line}" in refused
+    assert main(*line.split()[1:]).rc == 0
+    assert main("report", "s", "--out", "page.html").rc == 0
+    page = json.loads(main("report", names[1], "--out", "page.html", "--json").stdout)
+    assert [run["name"] for run in page["runs"]] == [names[1]]
+    compared = json.loads(main("compare", names[0], "vs", f"s/{names[1]}", "--json").stdout)
+    assert [row["method"] for row in compared["rows"]] == names
+    assert main("train", *SMALL[:-2], "--bits", 2, "--init", names[0], "--name", "further").rc == 0
+    assert "is quantized" in main("train", *SMALL[:-2], "--teacher", names[0]).error
+    assert "already quantized" in main("ptq", names[0], "--bits", 8).error
+
+    no_run = [("eval", "s"), ("inspect", "runs/s"), ("predict", "s", "x.png"), ("export", "s", "--to", "c")]
+    no_run += [("ptq", "s", "--bits", "8"), ("compare", "s", "vs", names[0]), ("train", "--resume", "s")]
+    no_run += [("train", *SMALL[:-2], "--init", "s"), ("train", *SMALL[:-2], "--teacher", "s")]
+    for line in no_run:
+        error = main(*line).error
+        assert f"runs/s is a sweep, not a run; name one of its cells: {names[0]}, {names[1]}; list them" in error
+
+
 MISTAKES: list[tuple[str, int, tuple[str, ...]]] = [
     ("sweep", 2, ("empty", "--bits 1,2,4")),
     ("sweep --bits 4,4", 2, ("4 twice", "duplicate cell")),

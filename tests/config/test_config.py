@@ -19,6 +19,7 @@ from qattrain.config.sources import (
     build_config,
     parse_assignment,
     parse_layer_bits,
+    parse_values,
     read_config_file,
 )
 from qattrain.errors import ConfigError
@@ -71,9 +72,12 @@ def test_only_what_was_said_is_assigned(file: Callable[[str], Path]) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    ({"epochs": 3}, ("unknown key 'epochs'", "train", "seed")),
-    ({"train": {"epoch": 3}}, ("unknown key 'train.epoch'", "epochs", "momentum")),
-    ({"ptq": {"image": 3}}, ("unknown key 'ptq.image'", "calibration", "images")),
+    ({"epochs": 3}, ("unknown key 'epochs'; did you mean 'train.epochs'?", "train", "seed")),
+    ({"train": {"epoch": 3}}, ("unknown key 'train.epoch'; did you mean 'train.epochs'?", "epochs", "momentum")),
+    ({"train": {"inti": 3}}, ("unknown key 'train.inti'; did you mean 'train.init'?", "epochs")),
+    ({"train": {"bits": 3}}, ("unknown key 'train.bits'; did you mean 'quant.bits'?", "epochs")),
+    ({"train": {"xyz": 3}}, ("unknown key 'train.xyz'; allowed: epochs",)),
+    ({"ptq": {"image": 3}}, ("unknown key 'ptq.image'; did you mean 'ptq.images'?", "calibration", "images")),
     ({"seed": -1}, ("seed = -1", "0")),
     ({"seed": 1.5}, ("seed = 1.5", "integer")),
     ({"seed": True}, ("seed = true", "integer")),
@@ -139,6 +143,36 @@ def test_layer_bits_are_read_and_refused_by_part() -> None:
     for text in ("", "conv1=4,", "conv1=4=5", "conv1=four", "conv1=4;conv2=4"):
         refused(lambda text=text: parse_layer_bits(text), "--layer-bits", "LAYER=BITS")
     refused(lambda: parse_layer_bits("conv1=4,conv1=8"), "conv1", "twice")
+
+
+LISTS: list[tuple[str, list[Any]]] = [
+    ("[clipped,identity]", ["clipped", "identity"]),
+    ("[0.02,0.05]", [0.02, 0.05]),
+    ("[ auto , 0.05 ]", ["auto", 0.05]),
+    ("['clipped', \"identity\"]", ["clipped", "identity"]),
+    ("['conv 8 3x3, fc', lenet-nano]", ["conv 8 3x3, fc", "lenet-nano"]),
+    ('["a,]b", c]', ["a,]b", "c"]),
+    ("[[8,16],[4,8]]", [[8, 16], [4, 8]]),
+    ("[[a,b],[c]]", [["a", "b"], ["c"]]),
+    ("[{conv1=8},{}]", [{"conv1": 8}, {}]),
+    ("[folder:a/b-c_1.x,CIFAR-10,\u00e9\U0001f600]", ["folder:a/b-c_1.x", "CIFAR-10", "\u00e9\U0001f600"]),
+    ("[true,yes,-1,1e-3,32x32]", [True, "yes", -1, 1e-3, "32x32"]),
+    ("[a,]", ["a"]),
+    ("[]", []),
+]
+NO_LISTS = ("[a", "[a,,b]", "[,a]", "[a] b", "[conv 8 3x3, fc]", "[it's]", "[a=b]", '["a]', "[[a]", "[{a}]")
+
+
+@pytest.mark.parametrize(("text", "expected"), LISTS)
+def test_in_a_list_words_need_no_quotes(text: str, expected: list[Any]) -> None:
+    assert parse_assignment(f"key={text}")[1] == expected
+    assert parse_values(text, "model") == expected
+
+
+@pytest.mark.parametrize("text", NO_LISTS)
+def test_a_list_that_cannot_be_read_is_refused_with_an_example(text: str) -> None:
+    refused(lambda: parse_assignment(f"key={text}"), repr(f"key={text}"), "--set", "['conv 8 3x3, fc', 'lenet']")
+    refused(lambda: parse_values(text, "act_bits"), f"--act-bits {text!r}", "not a valid list", "[A,B]")
 
 
 def test_assignments_read_toml_values_and_else_strings() -> None:

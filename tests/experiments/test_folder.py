@@ -75,6 +75,23 @@ def test_settings_that_are_new_do_not_rename_the_cells_of_older_versions(config:
     assert runs.comparable(config | {"data": old}) == runs.comparable(config)
 
 
+def test_cells_that_were_begun_keep_the_names_that_another_version_gave_them(
+    folder: SweepFolder, config: dict[str, Any]
+) -> None:
+    config["quant"]["surrogate"] = "tanh"
+    cells = [Cell("new-name-00aa", config, None), Cell("ptq-11bb", config, None, "new-name-00aa")]
+    assert folder.with_known_names(cells) == cells
+    (folder.cells / "old-00aa").mkdir()
+    assert folder.with_known_names(cells) == cells  # it has no checkpoint: there is nothing to keep
+    (folder.cells / "old-00aa" / runs.LAST_FILE).touch()
+    kept = [replace(cells[0], name="old-00aa"), replace(cells[1], source="old-00aa")]
+    assert folder.with_known_names(cells) == kept
+    (folder.cells / "new-name-00aa").mkdir()
+    (folder.cells / "new-name-00aa" / runs.LAST_FILE).touch()
+    assert folder.with_known_names(cells) == cells
+    assert cell_name(config).startswith("lenet-nano-w4a2-lsq-tanh-digits-s0-")
+
+
 def test_a_claim_excludes_others_and_falls_with_its_process(folder: SweepFolder) -> None:
     code = (
         "import sys, time; from pathlib import Path; from qattrain.experiments.folder import SweepFolder\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qattrain.errors import ConfigError
+from qattrain.errors import ConfigError, TrainingError
 from qattrain.experiments.folder import (
     PICTURES,
     RESULT_FILE,
@@ -104,7 +104,7 @@ def test_results_are_written_once_and_known_again(document: dict[str, Any], tmp_
     assert not is_written(folder, document | {"finished": 6}, PICTURES)
     (folder.path / PICTURES[0]).unlink()
     assert not is_written(folder, document, PICTURES)
-    with pytest.raises(ConfigError, match="nowhere"):
+    with pytest.raises(TrainingError, match="nowhere"):  # the world refuses, nobody asked wrongly
         write_results(SweepFolder(tmp_path / "nowhere"), document, {})
 
 

@@ -43,6 +43,31 @@ def test_default_names_tell_what_is_in_the_run() -> None:
     assert name(32, 8, "affine", "digits", 7) == "lenet-w32a8-affine-digits-s7"
 
 
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"quant": {"surrogate": "tanh"}}, "lenet-w4a4-lsq-tanh-mnist-s0"),
+    ({"quant": {"surrogate": "tanh", "bits": 32, "act_bits": 32}}, "lenet-w32a32-float-mnist-s0"),
+    ({"quant": {"surrogate": "tanh"}, "ptq": {}}, "lenet-w4a4-lsq-ptq-mnist-s0"),
+    ({"quant": {"quantizer": "pow2", "n": 5}}, "lenet-w4a4-pow2-n5-mnist-s0"),
+    ({"quant": {"layer_bits": {"conv1": 8, "act2": 2}}}, "lenet-w4a4-conv1w8-act2a2-lsq-mnist-s0"),
+    ({"quant": {"layer_bits": dict.fromkeys(("conv1", "conv2", "fc1", "fc2"), 8)}}, "lenet-w4a4-mixed-lsq-mnist-s0"),
+    ({"model": {"widths": (8, 16, 64)}}, "lenet-8-16-64-w4a4-lsq-mnist-s0"),
+    ({"model": {"widths": (20, 50, 500)}}, "lenet-w4a4-lsq-mnist-s0"),
+    ({"model": {"ops": "explicit", "init": "xavier"}}, "lenet-w4a4-lsq-explicit-xavier-mnist-s0"),
+    ({"data": {"dataset": "folder:pets", "image_size": "32x16", "color": True}}, "lenet-w4a4-lsq-pets-32x16-color-s0"),
+    ({"data": {"dataset": "folder:pets", "image_size": "28x28", "flip": True}}, "lenet-w4a4-lsq-pets-s0"),
+    ({"data": {"dataset": "mnist", "augment": "affine"}}, "lenet-w4a4-lsq-mnist-affine-s0"),
+    ({"train": {"optimizer": "adamw", "schedule": "cosine", "lr": 0.1}}, "lenet-w4a4-lsq-adamw-cosine-mnist-s0"),
+    ({"train": {"init": "x"}, "distill": {"teacher": "y"}}, "lenet-w4a4-lsq-init-teacher-mnist-s0"),
+]
+
+
+@pytest.mark.parametrize(("values", "name"), OTHERS, ids=[name for _, name in OTHERS])
+def test_a_default_name_has_a_part_for_whatever_differs_in_kind(values: dict[str, Any], name: str) -> None:
+    base: dict[str, Any] = {"quant": {"bits": 4, "act_bits": 4}, "data": {"dataset": "mnist"}}
+    merged = {key: base.get(key, {}) | values.get(key, {}) for key in base | values}
+    assert runs.default_name(parse_config(merged, "test")) == name
+
+
 def test_default_names_are_numbered_and_given_names_are_not(tmp_path: Path) -> None:
     runs_dir = tmp_path / "deep" / "runs"
     names = [runs.create_run_dir(runs_dir, None, "default").name for _ in range(4)]
@@ -93,6 +118,64 @@ def test_a_cell_of_a_sweep_finds_the_runs_beside_the_sweep(tmp_path: Path) -> No
     (cells / "teacher").mkdir()
     (cells / "teacher" / runs.LAST_FILE).write_bytes(b"")  # a cell's own neighbours come first
     assert runs.find_checkpoint("teacher", cells) == cells / "teacher" / runs.LAST_FILE
+
+
+def make_cell(runs_dir: Path, sweep: str, cell: str, name: str = runs.LAST_FILE) -> Path:
+    path = runs_dir / sweep / runs.CELLS_FOLDER / cell / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_a_cell_of_a_sweep_is_found_by_its_name_and_by_that_of_its_sweep(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    one = make_cell(tmp_path, "one", "a-w4")
+    make_cell(tmp_path, "one", "b", runs.CONFIG_FILE)
+    for text in ("a-w4", "one/a-w4", "one/cells/a-w4", str(one.parent)):
+        assert runs.find_checkpoint(text, tmp_path) == one
+    beside = make_cell(tmp_path, "other", "c").parent.parent
+    assert runs.find_checkpoint("a-w4", beside) == runs.find_checkpoint("one/a-w4", beside) == one
+    with pytest.raises(CheckpointError, match="before its first checkpoint"):
+        runs.find_checkpoint("b", tmp_path)
+    with pytest.raises(CheckpointError, match=r"did you mean 'a-w4'\?"):
+        runs.find_checkpoint("a-w", tmp_path)
+    for text in ("one/", "one/nosuch", "nosuch/a-w4", "../a-w4", "*", "one/*"):
+        with pytest.raises(CheckpointError):
+            runs.find_checkpoint(text, tmp_path)
+
+    make_cell(tmp_path, "two", "a-w4")
+    with pytest.raises(CheckpointError, match=r"^'a-w4' is a cell of 2 sweeps; name one of them: one/a-w4, two/a-w4$"):
+        runs.find_checkpoint("a-w4", tmp_path)
+    assert runs.find_checkpoint("one/a-w4", tmp_path) == one
+    run = make_run(tmp_path, "a-w4", config) / runs.LAST_FILE
+    assert runs.find_checkpoint("a-w4", tmp_path) == run  # a run of that name comes first
+
+
+def test_a_folder_that_is_no_run_is_told_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for cell in "abcde":
+        make_cell(tmp_path / "runs", "my sweep", cell)
+    make_cell(tmp_path / "runs", "young", "a", runs.CONFIG_FILE)
+    (tmp_path / "runs" / "compare-1").mkdir()
+    (tmp_path / "runs" / "compare-1" / runs.COMPARISON_FILE).touch()
+    (tmp_path / "runs" / "stopped").mkdir()
+    (tmp_path / "runs" / "stopped" / runs.CONFIG_FILE).touch()
+    said = {
+        "my sweep": "is a sweep, not a run; name one of its cells: a, b, c, ...; list them with: qattrain runs "
+        "--runs-dir 'runs/my sweep/cells'",
+        "young": "is a sweep, not a run, and none of its cells has started",
+        "compare-1": "is a comparison, not a run; name one of its runs",
+        "stopped": "the run was stopped before its first checkpoint",
+        "my sweep/cells": "is not a run: it holds no last.pt; name one of the runs in it: a, b, c",
+    }
+    for text, expected in said.items():
+        for given in (text, f"runs/{text}"):
+            with pytest.raises(CheckpointError) as caught:
+                runs.find_checkpoint(given, Path("runs"))
+            assert str(caught.value).startswith(f"runs/{text} ")
+            assert expected in str(caught.value)
+            assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_the_runs_there_are(
