@@ -45,23 +45,26 @@ def export(
 
     console = Console(json)
     from qattrain.errors import ConfigError
-    from qattrain.evaluation.checkpoints import export_network
-    from qattrain.export.base import NOISE_IMAGES
     from qattrain.runs.folder import find_checkpoint
 
     if no_verify and verify_images is not None:
         raise ConfigError(f"--verify-images {verify_images} with --no-verify: give only one of them")
-    network, exported = export_network(
-        find_checkpoint(checkpoint, runs_dir),
-        to,
-        opt.data_folder(data_dir),
-        layout=layout,
-        prefix=prefix,
-        folder=out,
-        force=force,
-        verify=not no_verify,
-        verify_images=verify_images,
-    )
+    path = find_checkpoint(checkpoint, runs_dir)
+    with console.busy(f"exporting {path}"):
+        from qattrain.evaluation.checkpoints import export_network
+        from qattrain.export.base import NOISE_IMAGES
+
+        network, exported = export_network(
+            path,
+            to,
+            opt.data_folder(data_dir),
+            layout=layout,
+            prefix=prefix,
+            folder=out,
+            force=force,
+            verify=not no_verify,
+            verify_images=verify_images,
+        )
     console.notice(network.notice)
     console.result(
         {

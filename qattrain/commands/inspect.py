@@ -44,28 +44,30 @@ def inspect(
     from qattrain.report.console import Console, counted, percent
 
     console = Console(json)
-    from qattrain.data import is_on_disk
-    from qattrain.evaluation.checkpoints import load_test_data
-    from qattrain.evaluation.inspection import inspect_network
-    from qattrain.evaluation.networks import Packed, load_network
-    from qattrain.report.drawing import check_writable, write_pictures
     from qattrain.runs.folder import find_checkpoint
 
-    path = find_checkpoint(checkpoint, runs_dir)
-    network, folder = load_network(path), opt.data_folder(data_dir)
-    name, test = network.facts.dataset, None
-    if is_on_disk(name, folder):
-        test = load_test_data(network, path, folder).test.head(limit_test or network.limit_test)
-    if plots is not None:
-        check_writable(plots)
-    run_name = path.name if isinstance(network, Packed) else path.parent.name
-    found = inspect_network(network, test, title=f"{run_name}, {name}")
-    console.notice(network.notice)
-    written = []
-    if plots is not None:
-        from qattrain.report.inspection import inspection_figures
+    path, folder = find_checkpoint(checkpoint, runs_dir), opt.data_folder(data_dir)
+    with console.busy(f"inspecting {path}"):
+        from qattrain.data import is_on_disk
+        from qattrain.evaluation.checkpoints import load_test_data
+        from qattrain.evaluation.inspection import inspect_network
+        from qattrain.evaluation.networks import Packed, load_network
+        from qattrain.report.drawing import check_writable, write_pictures
 
-        written = write_pictures(plots, inspection_figures(found))
+        network = load_network(path)
+        name, test = network.facts.dataset, None
+        if is_on_disk(name, folder):
+            test = load_test_data(network, path, folder).test.head(limit_test or network.limit_test)
+        if plots is not None:
+            check_writable(plots)
+        run_name = path.name if isinstance(network, Packed) else path.parent.name
+        found = inspect_network(network, test, title=f"{run_name}, {name}")
+        written = []
+        if plots is not None:
+            from qattrain.report.inspection import inspection_figures
+
+            written = write_pictures(plots, inspection_figures(found))
+    console.notice(network.notice)
     console.result(
         {
             "checkpoint": str(path),
@@ -78,11 +80,11 @@ def inspect(
             "notes": found.notes,
         }
     )
-    console.text(f"{path}: {network.facts.name} on {name}")
+    console.text(f"{path}: {network.facts.name} on {name}", dim=str(path))
     _show_layers(console, found)
     if found.confusion is not None:
         errors, images = counted(found.confusion.errors, "error"), counted(found.images, "test image")
-        console.text(f"{errors} on {images}: accuracy {percent(found.accuracy)}")
+        console.text(f"{errors} on {images}: accuracy {percent(found.accuracy)}", strong=percent(found.accuracy))
     for note in found.notes:
         console.text(note + (f" (searched {folder}; see --data-dir)" if test is None and "no images" in note else ""))
     if written:

@@ -37,10 +37,12 @@ def ptq(
     settings = validated(PtqConfig, {"calibration": calibration, "images": calibration_images}, "ptq")
 
     from qattrain.runs.folder import find_checkpoint
-    from qattrain.training.ptq import quantize_after_training
 
-    path = find_checkpoint(checkpoint, runs_dir)
-    result, float_accuracy = quantize_after_training(path, quant, settings, name, opt.data_folder(data_dir), runs_dir)
+    path, data = find_checkpoint(checkpoint, runs_dir), opt.data_folder(data_dir)
+    with console.busy(f"quantizing {path}"):
+        from qattrain.training.ptq import quantize_after_training
+
+        result, float_accuracy = quantize_after_training(path, quant, settings, name, data, runs_dir)
     console.notice(result.checkpoint.notice)
     console.result(result.summary())
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
