@@ -4,6 +4,7 @@ Nothing here imports torch. Exit codes: 0 done; 2 wrong usage, be it of an optio
 QattrainError; 130 interrupted.
 """
 
+import errno
 import itertools
 import os
 import sys
@@ -59,6 +60,11 @@ def main() -> None:
         code = _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted; the last checkpoint is kept", 130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes nowhere
+        code = _fail(f"cannot write: {error.strerror}; make room, or send the output elsewhere", 1)
     except Exception as error:
         # A usage error of Typer, told by its attributes: Typer vendors Click, so the class has no stable path.
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):

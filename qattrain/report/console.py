@@ -126,8 +126,7 @@ class Console:
     def result(self, value: dict[str, Any]) -> None:
         """The command's JSON object, if `--json` was given."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
-            sys.stdout.flush()
+            _printer(sys.stdout).out(json.dumps(value, allow_nan=False), highlight=False)
 
 
 def _printer(stream: TextIO) -> RichConsole:

@@ -150,6 +150,11 @@ NARROW = {
 }
 
 
+def words(text: str) -> list[str]:
+    """Of a table, without its rules and without the ages of runs, which grow."""
+    return [word for word in re.sub(r"\d+ (s|min|h)\b", "", text).split() if set(word) != {"─"}]
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100])
 @pytest.mark.parametrize("name", NARROW)
 def test_every_table_is_whole_on_every_terminal(
@@ -161,15 +166,14 @@ def test_every_table_is_whole_on_every_terminal(
     narrow = main(*NARROW[name]).stdout
     tables = [line for line in narrow.splitlines() if not re.search(r"[a-z]:|saved in|accuracy \d", line)]
     assert max(map(cell_len, tables)) <= columns
-    missing = [word for word in wide.split() if not set(word) <= set("─") and word not in narrow.split()]
+    missing = [word for word in words(wide) if word not in words(narrow)]
     assert set(missing) <= {"name", "method"}  # the heading of what stands on a line of its own
     assert "…" not in narrow
 
 
 def test_a_real_terminal_of_60_columns_shows_what_a_file_holds(project: Path, qattrain: Callable[..., Any]) -> None:
     screen = plain("".join(on_a_terminal(["runs"], project, 60)))
-    missing = set(qattrain("runs", cwd=project).stdout.split()) - set(screen.split())
-    assert {word for word in missing if not set(word) <= {"─"}} == {"name"}
+    assert set(words(qattrain("runs", cwd=project).stdout)) - set(words(screen)) == {"name"}
 
 
 @given(data=st.data(), width=st.integers(20, 200))
@@ -219,3 +223,14 @@ def test_ages_are_whole_units_rounded_down(seconds: float, text: str) -> None:
 
 def test_fractions_are_shown_as_percent() -> None:
     assert percent(0.99434) == "99.43 %"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "qattrain", "runs"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write: ")
+    assert done.stderr.count("\n") == 1
