@@ -60,6 +60,7 @@ MOST_LABELS, LONGEST_LABEL = 6, 18  # beside the ends of lines; more, or longer 
 TITLE = {"fontsize": 11, "fontweight": "bold"}
 BY_CHANCE = 0.05  # a p-value from which a difference may be chance
 
+LEGEND_INCHES = 0.19  # of a line of a legend
 CHART_INCHES = (4.2, 3.1)  # of a chart on a page: small, so that its text is readable on a phone
 
 
@@ -153,12 +154,17 @@ def finding(figure: Figure, sentence: str, columns: int = 80) -> None:
 
 
 def chart_figure(draw: Callable[[Axes], None], extra_inches: float = 0.0, columns: int = 1) -> Figure:
-    """A chart for a page. Names that do not fit beside the ends of lines are in a legend below, in so many columns."""
+    """A chart for a page. Names that do not fit beside the ends of lines are in a legend below, in so many columns.
+
+    The figure is high enough for it.
+    """
     figure = Figure(figsize=(CHART_INCHES[0], CHART_INCHES[1] + extra_inches), layout="constrained")
     axes = figure.subplots()
     draw(axes)
-    if not label_lines(axes, LONGEST_LABEL - 6) and axes.get_legend_handles_labels()[0]:
+    names = axes.get_legend_handles_labels()[1]
+    if names and not label_lines(axes, LONGEST_LABEL - 6):
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+        figure.set_figheight(figure.get_figheight() + LEGEND_INCHES * (math.ceil(len(names) / columns) - 2))
     return figure
 
 

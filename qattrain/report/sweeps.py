@@ -195,7 +195,7 @@ def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None
     # A long bar must not squeeze everything else: the axis goes no lower than a third of the lowest mean.
     lowest = min(error for error, _ in shown)
     bottom = max(min(error - bar for error, bar in shown) / 1.2, lowest / 3, LEAST_ERROR)
-    axes.set(ylabel="test accuracy (%), logarithmic in the error", yscale="log", ylim=(top, bottom))
+    axes.set(ylabel="test accuracy (%),\nlogarithmic in the error", yscale="log", ylim=(top, bottom))
     for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), range(10, 100)):  # the coarsest that gives enough labels
         steps = [digit * 10.0**power for power in range(-6, 1) for digit in digits]
         steps = [step for step in steps if bottom <= step <= top]
