@@ -52,6 +52,7 @@ OTHERS = "#5b656e"  # other people's results
 DARK = dict(zip(COLORS, ("#56b4e9", "#ff9655", "#2dc79a", "#e6a0cb", "#efc04c", "#9ad4f5", "#e6e9ec"), strict=True)) | {
     "#ffffff": "#0d1117",
     GRID: "#7b868f",
+    "#cccccc": "#5a646d",  # matplotlib's own, around legends
     BACKGROUND: "#5a646d",
     OTHERS: "#a9b3bc",
 }
@@ -110,7 +111,6 @@ def series_style(index: int, **others: Any) -> dict[str, Any]:
         "color": COLORS[index % len(COLORS)],
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[index % len(DASHES)],
-        "capsize": 4,
     }
     return style | others
 
@@ -121,7 +121,7 @@ def method_style(method: str, variant: int = 0, **others: Any) -> dict[str, Any]
     variant: counts the series of that method in the picture, from 0; 16 differ. `others` replace or add to it.
     """
     look = LOOKS.get(method, LOOKS["QAT"])
-    style = {"color": look.color, "marker": look.marker, "linestyle": DASHES[variant % len(DASHES)], "capsize": 4}
+    style = {"color": look.color, "marker": look.marker, "linestyle": DASHES[variant % len(DASHES)]}
     return style | FILLINGS[(variant + variant // len(DASHES)) % len(FILLINGS)] | others
 
 
@@ -148,9 +148,9 @@ def heading(text: str, columns: int = 90) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
-def finding(figure: Figure, sentence: str, columns: int = 80) -> None:
-    """Give the figure a sentence as its title: what the data show."""
-    figure.suptitle(heading(sentence, columns), **TITLE)
+def finding(figure: Figure, sentence: str, columns: int = 72) -> None:
+    """Give the figure a sentence as its title: what the data show. No line begins with a percent sign."""
+    figure.suptitle(heading(sentence.replace(" %", "\N{NO-BREAK SPACE}%"), columns), **TITLE)
 
 
 def chart_figure(draw: Callable[[Axes], None], extra_inches: float = 0.0, columns: int = 1) -> Figure:
@@ -267,11 +267,11 @@ def name_points(axes: Axes, points: Sequence[tuple[str, float, float, str]]) -> 
 def draw_lines(axes: Axes, series: Sequence[Series], xlabel: str, ylabel: str) -> None:
     """Every series that has points; x is whole numbers such as epochs, y is logarithmic, which its label says."""
     axes.set_yscale("log", nonpositive="clip")
-    styles = series_styles([one.method for one in series], markersize=4, capsize=3)
+    styles = series_styles([one.method for one in series], markersize=4)
     for one, style in zip(series, styles, strict=True):
         if len(one.x):
             drawn = [max(y, one.least) for y in one.y]
-            axes.errorbar(one.x, drawn, one.spread, label=plotted_name(one.name), **style)
+            axes.errorbar(one.x, drawn, one.spread, label=plotted_name(one.name), capsize=3, **style)
     axes.set(xlabel=xlabel, ylabel=f"{ylabel}, logarithmic")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -298,7 +298,7 @@ def draw_intervals(
     styles = series_styles(methods or [None] * len(rows), linestyle="none", markersize=6)
     for index, ((_, accuracy, interval), style) in enumerate(zip(rows, styles, strict=True)):
         centre, low, high = (100 * value for value in (accuracy, *interval))
-        axes.errorbar([centre], [index], xerr=[[centre - low], [high - centre]], **style)
+        axes.errorbar([centre], [index], xerr=[[centre - low], [high - centre]], capsize=4, **style)
         axes.annotate(percent(accuracy), (centre, index), xytext=(0, 8), textcoords="offset points", ha="center")
     axes.set_yticks(range(len(rows)), [plotted_name(name) for name, _, _ in rows])
     axes.set(xlabel="test accuracy (%)")

@@ -33,7 +33,7 @@ KERNEL_PIXELS, TILE_CELL = 80, 20  # on a page, in CSS pixels: the same, and the
 TILE_GAP = 0.5  # between the two of a kernel, in cells
 FIGURE_INCHES = 10.5
 OUTLIER = 2.0  # times what 95 % of the values stay within
-# From negative to positive, told apart with every kind of colour vision; the middle is light on dark and on white paper.
+# From negative to positive, distinct to every kind of colour vision; the middle is light on any paper.
 COLORMAP = LinearSegmentedColormap.from_list("steps", ["#08306b", "#2f7fbf", "#e9e9e9", "#d9782d", "#7a2e00"])
 
 

@@ -7,6 +7,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes

@@ -157,7 +157,9 @@ def _curves(findings: Sequence[Finding]) -> list[Block]:
     if not trained:
         return blocks
     errors = [error_series(f.name, f.history, f.evaluation.total, f.kind) for f in findings]
-    caption = "Percent of the test images, after every epoch; the scale is logarithmic, and no error is drawn as half an image."
+    caption = (
+        "Percent of the test images, after every epoch. The scale is logarithmic; no error is drawn as half an image."
+    )
     charts = [line_chart("Test error", errors, ("epoch", "test error (%)"), caption)]
     if len(findings) == 1:
         title, keys = "Loss", ("train_loss", "test_loss", "val_loss")

@@ -19,6 +19,7 @@ from qattrain.report.drawing import (
     Series,
     chart_figure,
     finding,
+    heading,
     label_lines,
     method_style,
     name_points,
@@ -62,8 +63,8 @@ def accuracy_figure(chart: "AccuracyChart", document: Document, about: str) -> F
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
     chart.draw(axes, document)
-    axes.set_title("; ".join(lines), fontsize=9)
-    finding(figure, chart.finding(document), 75)
+    axes.set_title(heading("; ".join(lines)), fontsize=9)
+    finding(figure, chart.finding(document))
     if not label_lines(axes, LONGEST_LINE):
         axes.legend(fontsize=9)
     return figure
@@ -108,7 +109,6 @@ def draw_bytes(axes: Axes, document: Document) -> None:
     sizes, errors = [group["weight_bytes"] for group in front], [_error(group) for group in front]
     axes.plot(sizes, errors, color="black", lw=1, drawstyle="steps-post", label="Pareto front")
     style = method_style("others", linestyle="", markersize=9)
-    del style["capsize"]  # other people's results have no deviation
     for index, point in enumerate(document["reference"]):
         where = (point["weight_bytes"], max(1 - point["accuracy"], LEAST_ERROR))
         axes.plot(*where, label="others" if index == 0 else "_", **style)  # the legend skips labels that start with _
@@ -184,7 +184,7 @@ def _draw_groups(axes: Axes, x: list[float], groups: list[Group], **style: Any) 
     """The groups' errors at `x`, with one standard deviation up and down, as far as the axis goes."""
     errors, spread = [_error(group) for group in groups], [group["accuracy_std"] or 0.0 for group in groups]
     down = [min(std, error - LEAST_ERROR) for std, error in zip(spread, errors, strict=True)]
-    axes.errorbar(x, errors, yerr=[down, spread] if any(spread) else None, **style)
+    axes.errorbar(x, errors, yerr=[down, spread] if any(spread) else None, capsize=4, **style)
 
 
 def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None:
@@ -195,7 +195,7 @@ def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None
     # A long bar must not squeeze everything else: the axis goes no lower than a third of the lowest mean.
     lowest = min(error for error, _ in shown)
     bottom = max(min(error - bar for error, bar in shown) / 1.2, lowest / 3, LEAST_ERROR)
-    axes.set(ylabel="test accuracy (%),\nlogarithmic in the error", yscale="log", ylim=(top, bottom))
+    axes.set(ylabel="test accuracy (%),\nlogarithmic in the error", ylim=(top, bottom), yscale="log")
     for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), range(10, 100)):  # the coarsest that gives enough labels
         steps = [digit * 10.0**power for power in range(-6, 1) for digit in digits]
         steps = [step for step in steps if bottom <= step <= top]
