@@ -193,15 +193,15 @@ def explain(lab: Lab) -> Explanation:
             "qattrain.explain.scale.HandMadeConv2d: all three forms side by side",
         ],
         paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
-        figure=_figure(by, lab.data_line),
+        figure=_figure(by, lab.data_line, N),
     )
 
 
-def _figure(by: dict[tuple[str, str, bool], Course], data: str) -> Figure:
+def _figure(by: dict[tuple[str, str, bool], Course], data: str, n: int) -> Figure:
     last = {key: 100 * course.test_accuracy[-1] for key, course in by.items()}
     masked = [last[FACTOR, optimizer, norm] for optimizer, norm in TRAININGS if (optimizer, norm) != ("SGD", False)]
     title = (
-        f"Without the division by 2^{N}, SGD ends at {last[FACTOR, 'SGD', False]:.1f} % instead of "
+        f"Without the division by 2^{n}, SGD ends at {last[FACTOR, 'SGD', False]:.1f} % instead of "
         f"{last[DIVIDED, 'SGD', False]:.1f} %;\nwith Adam or batch norm at {min(masked):.1f} to {max(masked):.1f} %"
     )
     figure, [[over, ends]] = panels(title, size=(7.6, 4), width_ratios=[1, 1.1])

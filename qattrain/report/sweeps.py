@@ -281,7 +281,7 @@ def _curves(sweep: Sweep) -> list[Chart]:
     """The test error of every group that was trained, mean of all seeds, over the epochs."""
     series: list[Series] = []
     several_models = len({group["model"] for group in sweep.document["groups"]}) > 1
-    for group in sweep.document["groups"]:
+    for group in sorted(sweep.document["groups"], key=lambda group: int(group["bits"])):
         members = [row for row in sweep.finished if all(row[key] == group[key] for key in SAME_IN_GROUP)]
         histories = [history for row in members if (history := runs.read_metrics(sweep.folder / row["run_dir"]))]
         epochs = [[1 - record["test_accuracy"] for record in history if record["epoch"] > 0] for history in histories]

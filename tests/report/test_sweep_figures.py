@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from qattrain.experiments.folder import PICTURES
 from qattrain.report.drawing import LOOKS
 from qattrain.report.sweeps import bits_finding, bytes_finding, draw_bits, draw_bytes, sweep_pictures
+from qattrain.report.tables import group_table
 
 
 def group(method: str, bits: int, mean: float, **others: Any) -> dict[str, Any]:
@@ -141,3 +142,12 @@ def test_without_a_deviation_there_is_no_bar() -> None:
 def test_no_error_is_said_to_be_drawn_as_some() -> None:
     assert "no error drawn as 0.01 %" in draw([group("qat", 4, 1.0)])["accuracy-bits.svg"].decode()
     assert "no error drawn" not in draw(GROUPS)["accuracy-bits.svg"].decode()
+
+
+def test_bits_ascend_in_tables_as_in_pictures_and_float_is_last() -> None:
+    groups = [one | {"loss_mean": 0.1, "images_per_second": None} for one in GROUPS]
+    assert [row[1] for row in group_table(groups).rows] == ["2/2", "2/2", "4/4", "8/8", "32/32"]
+    axes = Figure().subplots()
+    draw_bits(axes, {"groups": groups[::-1], "reference": []})
+    assert axes.get_xlim()[0] < axes.get_xlim()[1]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "4", "8"]
