@@ -224,7 +224,13 @@ def _figure(found: dict[str, Any], data: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=network, xlabel="bits of the weights", ylabel="test accuracy (%)", ylim=(0, 103))
     names = grid[1, 0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=len(names[1]), fontsize=9, title="below: scales")
+    figure.legend(
+        *names,
+        loc="outside lower center",
+        ncols=len(names[1]),
+        fontsize=9,
+        title="below: scales per channel or per layer",
+    )
     return figure
 
 
@@ -232,8 +238,7 @@ def _draw_gains(axes: Axes, found: dict[str, Any]) -> None:
     for index, bits in enumerate(sorted(BITS)):
         gains = _gains(found, bits)
         places = [place + 0.27 * (index - 1) for place in range(len(gains))]
-        style: dict[str, Any] = {"color": COLORS[2 + index], "hatch": ("", "//", "\\\\")[index], "edgecolor": "white"}
-        axes.bar(places, list(gains.values()), 0.25, label=f"{bits} bits", **style)
+        axes.bar(places, list(gains.values()), 0.25, label=f"{bits} bits", color=COLORS[2 + index])
     names = [f"{layer}\n({network})" if layer == "conv1" else layer for network, layer in gains]
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set(title="What a scale per channel gains", xlabel="layer", ylabel="signal to noise (dB)")

@@ -11,6 +11,7 @@ import published_results
 import pytest
 import recipes
 import torch
+from matplotlib.figure import Figure
 
 from qattrain import export_model
 from qattrain.benchmark.inference import INFERENCE
@@ -20,7 +21,7 @@ from qattrain.experiments.grid import expand, read_grid
 from qattrain.export import EXPORTERS
 from qattrain.export.base import NOISE_IMAGES
 from qattrain.quant import QUANTIZERS
-from qattrain.report.drawing import on_dark_paper
+from qattrain.report.drawing import on_dark_paper, svg
 
 PICTURE = (
     r'<picture><source media="\(prefers-color-scheme: dark\)" srcset="(.*?)"><img src="(.*?)" alt="(.*?)"></picture>'
@@ -134,6 +135,25 @@ def test_a_published_picture_is_that_of_the_json_and_its_title_the_finding(
     texts, expected = (words_of(picture) for picture in (drawn, published))
     assert len(texts) > 5
     assert texts == expected
+
+
+def test_a_lean_picture_is_the_same_one() -> None:
+    figure = Figure()
+    figure.subplots().plot([1, 2], [3, 4.123456], color="black")
+    whole = svg(figure)
+    short = publish.lean(whole)
+    assert len(short) < 0.9 * len(whole)
+    assert publish.lean(short) == short
+    shapes = [re.findall(rb"<(?:path|use|g|text)\b", drawing) for drawing in (whole, short)]
+    assert shapes[0] == shapes[1]
+    numbers = [[float(one) for one in re.findall(rb"[ (\"]-?(\d+\.\d+)", drawing)] for drawing in (rid(whole), short)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
+    assert whole.count(b"scale(0.015625)") == short.count(b"scale(0.015625)") > 0
+
+
+def rid(drawing: bytes) -> bytes:
+    """Without its metadata, which hold numbers of versions."""
+    return re.sub(rb"<metadata>.*?</metadata>", b"", drawing, flags=re.S)
 
 
 def words_of(picture: str) -> list[str]:
