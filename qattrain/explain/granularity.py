@@ -197,18 +197,16 @@ def _figure(found: dict[str, Any], data: str) -> Figure:
     title += f"\n({data})"
     figure, grid = panels(title, 2, 2, size=(9.4, 7))
     ranges, gains = grid[0]
-    for kind, marker, color, label in (
-        ("plain", "o", COLORS[2], "as they are"),
-        ("folded", "x", COLORS[3], "with batch norm folded into them"),
+    for kind, shift, color, label in (
+        ("plain", -0.16, COLORS[2], "as they are"),
+        ("folded", 0.16, COLORS[3], "with batch norm folded into them"),
     ):
-        points = [
-            (place, 100 * share)
-            for place, layer in enumerate(found[DEEPEST]["ranges"].values())
-            for share in layer[kind]
-        ]
-        shift = -0.12 if kind == "plain" else 0.12
-        xs, ys = [place + shift for place, _ in points], [share for _, share in points]
-        ranges.plot(xs, ys, marker, color=color, ms=5, mfc="none", label=label)
+        xs, ys = [], []  # a short line for every channel, with gaps between them
+        for place, layer in enumerate(found[DEEPEST]["ranges"].values()):
+            for share in layer[kind]:
+                xs += [place + shift - 0.12, place + shift + 0.12, math.nan]
+                ys += [100 * share, 100 * share, math.nan]
+        ranges.plot(xs, ys, color=color, lw=1.2, label=label)
     ranges.set_xticks(range(len(found[DEEPEST]["ranges"])), list(found[DEEPEST]["ranges"]))
     ranges.set(title="depthwise: the range each channel uses", xlabel="layer", ylim=(0, 105))
     ranges.set(ylabel="largest |w| (% of the layer's)")
