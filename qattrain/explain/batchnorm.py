@@ -17,7 +17,8 @@ from qattrain.integer.lowering import lower
 from qattrain.layers import BatchNorm, QuantConv2d, QuantReLU
 from qattrain.layers.quantized import PIXEL_SCALE
 from qattrain.report.console import counted, percent
-from qattrain.report.drawing import COLORS, DASHES, FILLINGS, MARKERS, label_lines, method_style
+from qattrain.report.drawing import COLORS, DASHES, FILLINGS, MARKERS, method_style
+from qattrain.report.labels import label_lines
 
 BITS, EPOCHS = (4, 3, 2), 8
 PLAIN = ModelConfig(name=DEEP.name.replace(" bn", ""))

@@ -6,7 +6,8 @@ from matplotlib.ticker import MaxNLocator
 from qattrain.config import FLOAT_BITS, QuantConfig
 from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Explanation, Lab, Table, panels
 from qattrain.report.console import counted, percent
-from qattrain.report.drawing import LOOKS, label_lines, method_style
+from qattrain.report.drawing import LOOKS, method_style
+from qattrain.report.labels import label_lines
 
 PTQ_BITS = (8, 7, 6, 5, 4, 3, 2, 1)
 QAT_BITS = (8, 6, 4, 3, 2, 1)

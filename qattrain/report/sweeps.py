@@ -20,13 +20,12 @@ from qattrain.report.drawing import (
     chart_figure,
     finding,
     heading,
-    label_lines,
     method_style,
-    name_points,
     picture_files,
     plotted_name,
     series_styles,
 )
+from qattrain.report.labels import label_lines, name_points
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
 from qattrain.report.sources import Sweep
 from qattrain.report.tables import chain_lines, group_table, network_label

@@ -20,7 +20,6 @@ from qattrain.report.drawing import (
     LOOKS,
     METHODS,
     Series,
-    apart,
     bars,
     chart_figure,
     check_writable,
@@ -28,9 +27,7 @@ from qattrain.report.drawing import (
     comparison_finding,
     draw_lines,
     error_series,
-    label_lines,
     method_style,
-    name_points,
     on_dark_paper,
     png,
     row_method,
@@ -39,6 +36,7 @@ from qattrain.report.drawing import (
     svg,
     write_pictures,
 )
+from qattrain.report.labels import apart, label_lines, name_points
 from qattrain.report.page import line_chart
 
 
