@@ -23,7 +23,7 @@ from qattrain.config.sources import leaves
 from qattrain.errors import ReportError, system_errors
 from qattrain.files import replace_files
 from qattrain.report.console import UNKNOWN, Table
-from qattrain.report.drawing import BACKGROUND, COLORS, Series, chart_figure, draw_lines, svg
+from qattrain.report.drawing import BACKGROUND, COLORS, GRID, OTHERS, Series, chart_figure, draw_lines, svg
 
 GENERATOR = "qattrain"  # by this a page is recognised as ours
 TEMPLATES = Path(__file__).parent / "templates"
@@ -168,8 +168,9 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 VARIABLES = {color.lower(): f"var(--series-{index})" for index, color in enumerate(COLORS)} | {
     "#000000": "currentColor",
     "#ffffff": "var(--paper)",
-    "#b0b0b0": "var(--muted)",  # matplotlib's own, of grid lines
+    GRID: "var(--muted)",
     BACKGROUND: "var(--faint)",
+    OTHERS: "var(--soft)",
 }
 
 
