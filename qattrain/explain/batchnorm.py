@@ -19,7 +19,7 @@ from qattrain.layers.quantized import PIXEL_SCALE
 from qattrain.report.console import percent
 from qattrain.report.drawing import COLORS
 
-BITS, EPOCHS = (4, 3, 2), 8
+BITS, EPOCHS = (4, 3, 2), 6
 PLAIN = ModelConfig(name=DEEP.name.replace(" bn", ""))
 PROBE_IMAGES = 256
 
