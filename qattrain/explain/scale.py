@@ -190,7 +190,7 @@ def explain(lab: Lab, n: int = N) -> Explanation:
             "your layer: return round(w * 2**n) / 2**n, with the straight-through gradient and no factor",
             "the docstring of qattrain.quant.functional: 'Where the factor 2^n goes'",
             "qattrain.quant.quantizers.Pow2Quantizer: the right layer's quantizer (qattrain train --quantizer pow2 "
-            f"--set quant.n={n})",
+            "--set quant.n=4)",
             "qattrain.explain.scale.HandMadeConv2d: all three forms side by side",
         ],
         paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
