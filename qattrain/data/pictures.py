@@ -214,7 +214,12 @@ def _contains(outer: Box, inner: Box) -> bool:
 
 
 def normalized(ink: Floats) -> NDArray[np.uint8]:
-    """ink: (H, W), 0 on paper -> uint8 (1, 28, 28): cropped, scaled and centred like MNIST's images."""
+    """ink: (H, W), 0 on paper -> uint8 (1, 28, 28): cropped, scaled and centred like MNIST's images.
+
+    What is not strong becomes 0, and the rest is cropped to its box. The box is scaled with its proportions so that its
+    longer side has 20 pixels, by Pillow's bilinear filter, which averages over all pixels that become one. Its maximum
+    becomes 255, values are rounded half up, and its centre of mass comes as near to pixel (14, 14) as it can.
+    """
     ink = ink / ink.max()
     ink[ink < PAPER_NOISE] = 0
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
