@@ -23,22 +23,26 @@ def explain(
     dataset: Annotated[
         str,
         typer.Option(
-            metavar="D", help="Dataset of the experiment. auto: MNIST if it is on disk, else scikit-learn's digits."
+            metavar="D", help="Dataset of the experiment: digits (scikit-learn's), mnist, ...; auto: MNIST if on disk."
         ),
-    ] = "auto",
+    ] = "digits",
+    n: Annotated[
+        int | None, typer.Option("--n", metavar="N", help="Only for scale: the n of its 2^n, 3 to 12.  [default: 4]")
+    ] = None,
     data_dir: opt.DataDir = None,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
     """Answer a question about quantization with a small experiment.
 
-    It takes at most half a minute, on one thread.
+    It takes at most half a minute, on one thread. The published numbers are of the default, scikit-learn's digits.
 
     \b
     Examples:
       qattrain explain
       qattrain explain ste
-      qattrain explain scale --dataset digits --out pictures
+      qattrain explain scale --n 8
+      qattrain explain ptq --dataset mnist --out pictures
     """
     from qattrain.report.console import Console, Table
 
@@ -48,6 +52,8 @@ def explain(
     from qattrain.explain import TOPICS, Lab
     from qattrain.report.drawing import check_writable, write_pictures
 
+    if n is not None:
+        _check_n(topic, n)
     if topic is None:
         console.result({"topics": {name: known.question for name, known in TOPICS.items()}})
         rows = [[name, known.question] for name, known in TOPICS.items()]
@@ -55,7 +61,8 @@ def explain(
         return
     chosen = pick(TOPICS, topic, "topic", also="; run 'qattrain explain' to see what each is about")
     check_writable(out)
-    found = chosen.explain(Lab(opt.data_folder(data_dir), dataset))
+    lab = Lab(opt.data_folder(data_dir), dataset)
+    found = chosen.explain(lab) if n is None else chosen.explain(lab, n)
     written = write_pictures(out, {topic: found.figure})
     seconds = time.perf_counter() - start
     console.result(
@@ -78,3 +85,16 @@ def explain(
         console.paragraph(paragraph)
     console.paragraph("\n".join(f"- look at {line}" for line in found.look) + f"\n- paper: {found.paper}")
     console.text(f"measured in {seconds:.0f} s; picture: {' and '.join(map(str, written))}")
+
+
+def _check_n(topic: str | None, n: int) -> None:
+    """Raises ConfigError unless the topic takes an n, and this one."""
+    from qattrain.errors import ConfigError
+    from qattrain.explain import TOPICS
+
+    takers = {name: known.allowed_n for name, known in TOPICS.items() if known.allowed_n is not None}
+    if topic not in takers:
+        raise ConfigError(f"--n {n}: only for the topic {' or '.join(takers)}, which is about weights times 2^n")
+    if n not in takers[topic]:
+        low, high = takers[topic][0], takers[topic][-1]
+        raise ConfigError(f"--n {n}: allowed: {low} to {high}; --n 8 means weights times 2^8 = 256")

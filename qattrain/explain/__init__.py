@@ -8,7 +8,11 @@ from qattrain.explain.lab import Explanation, Lab, Table, Topic
 
 TOPICS: dict[str, Topic] = {
     "ste": Topic("Rounding has no gradient, so what trains the weights, and where is that in the code?", ste.explain),
-    "scale": Topic("Weights times 2^n, rounded, never divided by 2^n: why 11 %, and why do they grow?", scale.explain),
+    "scale": Topic(
+        "Weights times 2^n, rounded, never divided by 2^n: why 11 %, and why do they grow?",
+        scale.explain,
+        scale.ALLOWED_N,
+    ),
     "ptq": Topic("Rounding after training or training with rounding: how few bits can each get by with?", ptq.explain),
     "affine": Topic("Scale and zero point: what do they do, and how far off can a rounded value be?", affine.explain),
     "conv": Topic("Convolution by hand: how do unfold, einsum and its three gradients work?", conv.explain),

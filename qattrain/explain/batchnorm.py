@@ -20,7 +20,7 @@ from qattrain.report.console import counted, percent
 from qattrain.report.drawing import COLORS, DASHES, FILLINGS, MARKERS, method_style
 from qattrain.report.labels import label_lines
 
-BITS, EPOCHS = (4, 3, 2), 8
+BITS, EPOCHS = (4, 3, 2), 6
 PLAIN = ModelConfig(name=DEEP.name.replace(" bn", ""))
 PROBE_IMAGES = 256
 

@@ -20,7 +20,7 @@ from qattrain.report.console import percent
 from qattrain.report.drawing import COLORS, LOOKS, method_style
 
 BITS, ACT_BITS = (4, 3, 2), 8  # activations at 8 bits, so that weights alone make the difference
-EPOCHS = 6
+EPOCHS = 5
 QUANTIZER = QuantConfig().quantizer
 NETWORKS: dict[str, ModelConfig] = {"lenet-nano": MODEL, "depthwise": DEEP}
 DEEPEST = "depthwise"

@@ -105,7 +105,11 @@ def explain(lab: Lab) -> Explanation:
             "c": in_c,
         },
         tables=[
-            Table(f"one image of the digit {label}", ["layer", "codes in", "sums", "bound of sums", "codes out"], rows),
+            Table(
+                f"one image of the digit {label}; {lab.data_line}",
+                ["layer", "codes in", "sums", "bound of sums", "codes out"],
+                rows,
+            ),
             Table("one sum per layer, worked out", ["layer", "channel", "sum", "times m", ">> k", "gives"], examples),
         ],
         answer=[

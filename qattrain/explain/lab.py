@@ -136,10 +136,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Topic:
-    """A question, and the experiment that answers it."""
+    """A question, and the experiment that answers it. allowed_n: if it takes an n as its second argument, which."""
 
     question: str
-    explain: Callable[[Lab], Explanation]
+    explain: Callable[..., Explanation]
+    allowed_n: range | None = None
 
 
 def panels(

@@ -20,7 +20,8 @@ from qattrain.quant.functional import Round
 from qattrain.report.console import counted, percent
 from qattrain.report.drawing import COLORS, DASHES, MARKERS
 
-N = 4  # weights times 2^N
+N = 4  # weights times 2^n, unless another n is asked for
+ALLOWED_N = range(3, 13)  # below 3 nearly all initial weights are rounded to 0, which is another problem
 EPOCHS, BATCH = 6, 32
 RATES = {"SGD": 0.05, "Adam": 1e-3}
 DIVIDED, FACTOR, NO_FACTOR = "divided", "undivided, 2^n kept", "undivided, 2^n dropped"
@@ -32,27 +33,27 @@ class Scaled(torch.autograd.Function):
     """round(2^n w), not divided by 2^n; backward: the gradient that arrives, times 2^n if `keep`."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, keep: bool) -> Tensor:
-        ctx.factor = 2.0**N if keep else 1.0
-        return round_half_up(w * 2.0**N)
+    def forward(ctx: Any, w: Tensor, n: int, keep: bool) -> Tensor:
+        ctx.factor = 2.0**n if keep else 1.0
+        return round_half_up(w * 2.0**n)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad * ctx.factor, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad * ctx.factor, None, None
 
 
 class HandMadeConv2d(nn.Conv2d):
-    """A convolution with rounded weights in one of the three FORMS."""
+    """A convolution with weights times 2^n, rounded, in one of the three FORMS."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, form: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, form: str, n: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
-        self.form = form
+        self.form, self.n = form, n
 
     def forward(self, x: Tensor) -> Tensor:
         if self.form == DIVIDED:
-            weight = Round.apply(self.weight * 2.0**N) / 2.0**N  # type: ignore[no-untyped-call]
+            weight = Round.apply(self.weight * 2.0**self.n) / 2.0**self.n  # type: ignore[no-untyped-call]
         else:
-            weight = Scaled.apply(self.weight, self.form == FACTOR)  # type: ignore[no-untyped-call]
+            weight = Scaled.apply(self.weight, self.n, self.form == FACTOR)  # type: ignore[no-untyped-call]
         return F.conv2d(x, weight, self.bias)
 
 
@@ -76,23 +77,23 @@ class Course:
     classes_answered: int
 
 
-def network(form: str, batch_norm: bool, classes: int) -> nn.Sequential:
+def network(form: str, batch_norm: bool, classes: int, n: int = N) -> nn.Sequential:
     """conv, pool, ReLU, conv, pool, ReLU, fully connected, with torch's initialization."""
 
     def norm(channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
 
-    first, second = HandMadeConv2d(1, 8, 5, form), HandMadeConv2d(8, 16, 5, form)
+    first, second = HandMadeConv2d(1, 8, 5, form, n), HandMadeConv2d(8, 16, 5, form, n)
     pool = [nn.MaxPool2d(2), nn.ReLU()]
     return nn.Sequential(first, norm(8), *pool, second, norm(16), *pool, nn.Flatten(), nn.Linear(256, classes))
 
 
-def train(lab: Lab, form: str, optimizer: str, batch_norm: bool) -> Course:
+def train(lab: Lab, form: str, optimizer: str, batch_norm: bool, n: int = N) -> Course:
     """Train one network with plain SGD or with Adam; everything but the setting is the same."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     data, test = lab.dataset.train, lab.dataset.test
-    model = network(form, batch_norm, lab.dataset.classes)
+    model = network(form, batch_norm, lab.dataset.classes, n)
     convolutions = [module for module in model if isinstance(module, HandMadeConv2d)]
     stepper = torch.optim.SGD if optimizer == "SGD" else torch.optim.Adam
     steps = stepper(model.parameters(), RATES[optimizer])
@@ -131,9 +132,9 @@ def _shown(value: float | None) -> str:
     return "not a number" if value is None else f"{value:.3g}"
 
 
-def explain(lab: Lab) -> Explanation:
-    """Twelve trainings: three forms, two optimizers, with and without batch normalization."""
-    courses = [train(lab, form, *training) for training in TRAININGS for form in FORMS]
+def explain(lab: Lab, n: int = N) -> Explanation:
+    """Twelve trainings: three forms, two optimizers, with and without batch normalization. n: one of ALLOWED_N."""
+    courses = [train(lab, form, *training, n) for training in TRAININGS for form in FORMS]
     by = {(c.form, c.optimizer, c.batch_norm): c for c in courses}
     right, kept, dropped = (by[form, "SGD", False] for form in FORMS)
     masked = [by[FACTOR, o, b].test_accuracy[-1] for o, b in (("SGD", True), ("Adam", False), ("Adam", True))]
@@ -150,7 +151,7 @@ def explain(lab: Lab) -> Explanation:
     ]
     accuracies = [[form, *(percent(by[form, *training].test_accuracy[-1]) for training in TRAININGS)] for form in FORMS]
     return Explanation(
-        numbers={"n": N, "epochs": EPOCHS, "data": lab.data_line, "courses": [asdict(c) for c in courses]},
+        numbers={"n": n, "epochs": EPOCHS, "data": lab.data_line, "courses": [asdict(c) for c in courses]},
         tables=[
             Table(
                 f"{EPOCHS} epochs, batch {BATCH}, SGD {RATES['SGD']:g} without momentum, Adam {RATES['Adam']:g}; "
@@ -168,21 +169,21 @@ def explain(lab: Lab) -> Explanation:
         ],
         answer=[
             "The bug is the missing division. w_hat = 2^-n round(2^n w) is a weight on a grid; round(2^n w) is "
-            f"{2**N} times too large, in each of two layers: at the first step the mean |logit| is "
+            f"{2**n} times too large, in each of two layers: at the first step the mean |logit| is "
             f"{kept.first_logit:.3g} instead of {right.first_logit:.3g}, and the norm of the second convolution's "
             f"gradient is {kept.first_gradient:.3g} instead of {right.first_gradient:.3g}.",
             f"With plain SGD and no batch norm, accuracy ends at {percent(kept.test_accuracy[-1])}, compared with "
             f"{percent(right.test_accuracy[-1])} with the division. Over all {len(lab.dataset.test.labels):,} test "
             f"images the network gives {counted(kept.classes_answered, 'different answer')}; with the division it "
             f"gives {right.classes_answered}. In each layer the step is 2^n times too long and its effect 2^n times "
-            f"too large, a factor of 4^n = {4**N} in all. That is also why the weights grow: mean |w| is "
+            f"too large, a factor of 4^n = {4**n} in all. That is also why the weights grow: mean |w| is "
             f"{_shown(kept.weight_size[-1])} instead of {_shown(right.weight_size[-1])}, after a few huge first steps.",
             "Can the factor 2^n of the gradient be dropped? With the division it cancels (2^-n * 1 * 2^n = 1), so "
             "there is nothing to drop. Without the division the true gradient contains it; dropping it biases the "
             f"gradient but makes the step 2^n times too large instead of 4^n: {percent(dropped.test_accuracy[-1])}.",
             "Batch norm divides out any common factor, and Adam divides each gradient by its own magnitude: the same "
             f"faulty layer reaches {percent(masked[0])} (SGD + batch norm), {percent(masked[1])} (Adam) and "
-            f"{percent(masked[2])} (both). They mask the bug but do not fix it: the layer's output is still {2**N} "
+            f"{percent(masked[2])} (both). They mask the bug but do not fix it: the layer's output is still {2**n} "
             "times too large for anyone who exports it.",
         ],
         look=[
@@ -193,7 +194,7 @@ def explain(lab: Lab) -> Explanation:
             "qattrain.explain.scale.HandMadeConv2d: all three forms side by side",
         ],
         paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
-        figure=_figure(by, lab.data_line, N),
+        figure=_figure(by, lab.data_line, n),
     )
 
 

@@ -28,7 +28,7 @@ def explain(lab: Lab) -> Explanation:
     forms = gradients["largest_difference_of_the_two_forms"]
     bare, identity = trained[BARE], trained["identity"]
     return Explanation(
-        numbers={"gradients": gradients, "surrogates": at, "training": trained},
+        numbers={"data": lab.data_line, "gradients": gradients, "surrogates": at, "training": trained},
         tables=[
             Table(
                 f"gradient that leaves for a gradient of 1 that arrives (3 bits, codes {LOW} to {HIGH}); mean within "

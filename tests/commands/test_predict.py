@@ -41,7 +41,7 @@ def test_most_pictures_are_recognized(
     done = main("predict", trained, *(path for path, _ in pictures), "--json")
     assert done.rc == 0, done
     images = json.loads(done.stdout)["images"]
-    assert [list(image) for image in images] == [["path", "digit", "top"]] * len(pictures)
+    assert [list(image) for image in images] == [["path", "digit", "top", "notes", "error"]] * len(pictures)
     assert [image["path"] for image in images] == [str(path) for path, _ in pictures]
     assert sum(image["digit"] == label for image, (_, label) in zip(images, pictures, strict=True)) >= 34
     for image in images:
@@ -170,7 +170,7 @@ def test_what_cannot_be_predicted_is_one_clear_line(
         ([trained], 2, "IMAGE"),
         ([trained, tmp_path / "none.png"], 1, "none.png: No such file"),
         ([trained, tmp_path], 1, "Is a directory"),
-        ([trained, good, tmp_path / "empty.png"], 1, "empty.png is empty"),
+        ([trained, tmp_path / "empty.png"], 1, "empty.png is empty"),
         ([trained, tmp_path / "text.png"], 1, "text.png is no PNG"),
         ([trained, tmp_path / "huge.png"], 1, "huge.png has 10000 x 10000 pixels"),
         (["nosuch", good], 1, "nosuch"),
@@ -179,3 +179,104 @@ def test_what_cannot_be_predicted_is_one_clear_line(
         result = main("predict", *arguments)
         assert result.rc == code, result
         assert text in result.error
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(
+    trained: Path, pictures: list[tuple[Path, int]], tmp_path: Path, main: Callable[..., Any]
+) -> None:
+    (tmp_path / "empty.png").touch()
+    good, other = pictures[0][0], pictures[1][0]
+    given = [good, tmp_path / "empty.png", tmp_path / "none.png", other]
+    alone = json.loads(main("predict", trained, good, other, "--json").stdout)["images"]
+    done = main("predict", trained, *given, "--json")
+    assert done.rc == 1
+    images = json.loads(done.stdout)["images"]
+    assert [image["path"] for image in images] == [str(path) for path in given]
+    assert [images[0], images[3]] == alone
+    for image, text in zip(images[1:3], ("empty.png is empty; give a PNG", "none.png: No such file"), strict=True):
+        assert (image["digit"], image["top"], image["notes"]) == (None, [], [])
+        assert text in image["error"]
+    plain = main("predict", trained, *given)
+    assert plain.rc == 1
+    lines = plain.stdout.splitlines()
+    starts = [f"{good}: ", f"not read: {tmp_path / 'empty.png'} is empty", "not read: cannot read", f"{other}: "]
+    places = [[number for number, line in enumerate(lines) if line.startswith(start)] for start in starts]
+    assert [len(found) for found in places] == [1] * 4
+    assert places == sorted(places)
+    (error,) = [line for line in plain.stderr.splitlines() if line.startswith("error: ")]
+    assert "2 of 4 pictures could not be read: the first: " in error
+    assert "empty.png is empty; give a PNG" in error
+
+
+def test_when_no_file_can_be_read_each_is_told(trained: Path, tmp_path: Path, main: Callable[..., Any]) -> None:
+    missing = [tmp_path / name for name in ("a.png", "b.png")]
+    done = main("predict", trained, *missing)
+    assert done.rc == 1
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == ["not read"] * 2
+    assert "2 of 2 pictures could not be read" in done.stderr
+    done = main("predict", trained, missing[0], "--json")
+    assert done.rc == 1
+    assert "a.png: No such file" in json.loads(done.stdout)["images"][0]["error"]
+    assert "error: cannot read" in done.stderr
+
+
+def test_what_was_done_to_a_picture_is_told_below_its_answer(
+    trained: Path, pictures: list[tuple[Path, int]], tmp_path: Path, main: Callable[..., Any]
+) -> None:
+    image = Image.open(pictures[0][0])
+    ImageDraw.Draw(image).rectangle((3, 5, 291, 294), outline=0, width=3)
+    image.save(tmp_path / "framed.gif")
+    (plain,) = json.loads(main("predict", trained, pictures[0][0], "--json").stdout)["images"]
+    (found,) = json.loads(main("predict", trained, tmp_path / "framed.gif", "--json").stdout)["images"]
+    assert "a frame around it was removed" in found["notes"]
+    assert "a frame around it was removed" not in plain["notes"]
+    assert found["digit"] == plain["digit"]
+    lines = main("predict", trained, tmp_path / "framed.gif").stdout.splitlines()
+    assert "  a frame around it was removed" in lines
+    answer = next(number for number, line in enumerate(lines) if line.startswith(f"{tmp_path / 'framed.gif'}: "))
+    assert lines[answer + 1 :] == [f"  {note}" for note in found["notes"]]
+
+
+@pytest.mark.parametrize(("second", "is_low"), [(0.0899, False), (0.0901, True), (0.4, True)])
+def test_a_low_margin_is_told(  # the second has at least a tenth of the first one's 90 %
+    second: float,
+    is_low: bool,
+    trained: Path,
+    pictures: list[tuple[Path, int]],
+    main: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoints, "rank_classes", lambda *_, **__: [[(4, 0.9), (9, second), (7, 0.001)]])
+    (image,) = json.loads(main("predict", trained, pictures[0][0], "--json").stdout)["images"]
+    assert image["notes"] == ["low margin: 4 or 9?"] * is_low
+
+
+@pytest.mark.parametrize(("paper", "ink"), [("black", "white"), ("white", "black")])
+def test_what_the_other_polarity_would_be_is_told_where_it_is_not_clear(
+    paper: str,
+    ink: str,
+    trained: Path,
+    tmp_path: Path,
+    main: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    image = Image.new("L", (90, 90), paper)
+    ImageDraw.Draw(image).rectangle((20, 0, 70, 90), fill=ink)  # it may as well be two bars
+    image.save(tmp_path / "bars.png")
+    answers = iter([[[(1, 0.99), (7, 0.005), (4, 0.001)]], [[(8, 0.9)]]])
+    monkeypatch.setattr(checkpoints, "rank_classes", lambda *_, **__: next(answers))
+    (found,) = json.loads(main("predict", trained, tmp_path / "bars.png", "--json").stdout)["images"]
+    ways = ("light on dark", "dark on light") if ink == "white" else ("dark on light", "light on dark")
+    assert found["notes"] == [f"taken as {ways[0]}; as {ways[1]} it would be 8"]
+    assert found["digit"] == 1
+
+
+def test_several_digits_in_a_picture_are_told(
+    trained: Path, pictures: list[tuple[Path, int]], tmp_path: Path, main: Callable[..., Any]
+) -> None:
+    both = Image.new("L", (600, 300), "white")
+    for index in range(2):
+        both.paste(Image.open(pictures[index][0]), (300 * index, 0))
+    both.save(tmp_path / "both.bmp")
+    (found,) = json.loads(main("predict", trained, tmp_path / "both.bmp", "--json").stdout)["images"]
+    assert any("separate shapes are read as one digit" in note for note in found["notes"])

@@ -91,6 +91,30 @@ def test_scale_measures_the_factors_and_the_grown_weights(explained: Any) -> Non
     assert kept["weight_size"][-1] > 2 * divided["weight_size"][-1]
 
 
+@pytest.mark.parametrize("n", [scale.ALLOWED_N[0], scale.ALLOWED_N[-1]])
+def test_scale_takes_another_n(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "EPOCHS", 1)
+    found = scale.explain(Lab(tmp_path), n)
+    assert found.numbers["n"] == n
+    json.dumps(found.numbers, allow_nan=False)
+    _, kept, dropped = found.numbers["courses"][:3]
+    assert kept["first_gradient"] / dropped["first_gradient"] == pytest.approx(2**n, rel=1e-5)
+    text = " ".join(found.answer)
+    assert f"is {2**n} times too large" in text
+    assert f"4^n = {4**n} in all" in text
+    assert f"2^{n}" in found.figure.get_suptitle()
+
+
+def test_scale_needs_weights_that_are_not_all_rounded_to_0() -> None:
+    torch.manual_seed(0)
+    for form in scale.FORMS:
+        first, second = (scale.network(form, False, 10, n=scale.ALLOWED_N[0])[index] for index in (0, 4))
+        for layer in (first, second):
+            assert isinstance(layer, scale.HandMadeConv2d)
+            assert (layer.weight * 2**layer.n).round().count_nonzero() > 0.05 * layer.weight.numel()
+        assert not (second.weight * 2 ** (scale.ALLOWED_N[0] - 1)).round().any()
+
+
 def test_a_course_that_leaves_the_numbers_is_still_told() -> None:
     assert scale._finite(math.nan) is None
     assert scale._finite(math.inf) is None
@@ -242,6 +266,15 @@ def test_every_explanation_is_complete_and_points_at_files_there_are(explained: 
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.columns)}
         assert set(table.left) <= set(table.columns)
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_what_is_measured_on_data_says_on_which(explained: Any, topic: str) -> None:
+    found = explained(topic)
+    assert ("data" in found.numbers) == (topic not in ("affine", "conv", "autograd"))
+    if "data" in found.numbers:
+        assert found.numbers["data"] == "1,437 training and 360 test images of digits"
+        assert any(found.numbers["data"] in table.title for table in found.tables)
 
 
 @pytest.mark.parametrize("topic", TOPICS)
