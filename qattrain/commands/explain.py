@@ -61,9 +61,10 @@ def explain(
         return
     chosen = pick(TOPICS, topic, "topic", also="; run 'qattrain explain' to see what each is about")
     check_writable(out)
-    lab = Lab(opt.data_folder(data_dir), dataset)
-    found = chosen.explain(lab) if n is None else chosen.explain(lab, n)
-    written = write_pictures(out, {topic: found.figure})
+    with console.busy(f"{topic}: measuring, up to half a minute"):
+        lab = Lab(opt.data_folder(data_dir), dataset)
+        found = chosen.explain(lab) if n is None else chosen.explain(lab, n)
+        written = write_pictures(out, {topic: found.figure})
     seconds = time.perf_counter() - start
     console.result(
         {
@@ -84,7 +85,8 @@ def explain(
     for paragraph in found.answer:
         console.paragraph(paragraph)
     console.paragraph("\n".join(f"- look at {line}" for line in found.look) + f"\n- paper: {found.paper}")
-    console.text(f"measured in {seconds:.0f} s; picture: {' and '.join(map(str, written))}")
+    paths = " and ".join(map(str, written))
+    console.text(f"measured in {seconds:.0f} s; picture: {paths}", dim=paths)
 
 
 def _check_n(topic: str | None, n: int) -> None:

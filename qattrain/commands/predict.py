@@ -43,44 +43,50 @@ def predict(
       cat digit.png | qattrain predict lenet-w4a4-lsq-mnist-s0 -
       qattrain predict lenet-w4a4-lsq-pets-s0 cat.jpg        trained with --dataset folder:pets
     """
-    from qattrain.report.console import Console, percent
+    from qattrain.report.console import Console, counted, percent
 
     console = Console(json)
-    import numpy as np
-    import torch
-
     from qattrain.errors import DataError
-    from qattrain.evaluation.checkpoints import rank_classes
-    from qattrain.evaluation.metrics import channels_last
-    from qattrain.evaluation.networks import load_network
-    from qattrain.report.drawing import picture
     from qattrain.runs.folder import find_checkpoint
 
-    network = load_network(find_checkpoint(checkpoint, runs_dir))
-    found = [_prepared(network, name) for name in images]
-    readable = [each.image for each in found if not isinstance(each, DataError)]
-    seen = np.stack(readable) if readable else np.zeros((0, *network.input_shape), np.uint8)
-    ranked = zip(seen, rank_classes(network, seen, top=3) if readable else [], strict=True)
+    path = find_checkpoint(checkpoint, runs_dir)
+    with console.busy(f"reading {counted(len(images), 'picture')} for {path}"):
+        import numpy as np
+        import torch
+
+        from qattrain.evaluation.checkpoints import rank_classes
+        from qattrain.evaluation.metrics import channels_last
+        from qattrain.evaluation.networks import load_network
+        from qattrain.report.drawing import picture
+
+        network = load_network(path)
+        found = [_prepared(network, name) for name in images]
+        readable = [each.image for each in found if not isinstance(each, DataError)]
+        seen = np.stack(readable) if readable else np.zeros((0, *network.input_shape), np.uint8)
+        ranked = zip(seen, rank_classes(network, seen, top=3) if readable else [], strict=True)
+    console.notice(network.notice)
     entries: list[dict[str, Any]] = []
-    lines: list[str] = []
+    errors: list[str] = []
     for name, each in zip(images, found, strict=True):
         if isinstance(each, DataError):
             entries.append({"path": name, "digit": None, "top": [], "notes": [], "error": str(each)})
-            lines.append(f"not read: {each}")
+            errors.append(str(each))
+            if len(images) > 1:
+                console.text(f"not read: {each}")
             continue
         image, top = next(ranked)
         digit, notes = top[0][0], [*each.notes, *_doubts(network, each, top)]
         entries.append({"path": name, "digit": digit, "top": [list(p) for p in top], "notes": notes, "error": None})
-        lines.append(picture(channels_last(torch.from_numpy(image))))
-        lines.append(f"{_shown(name)}: {digit}   ({', '.join(f'{label} {percent(p)}' for label, p in top)})")
-        lines += [f"  {note}" for note in notes]
-    console.notice(network.notice)
+        console.picture(picture(channels_last(torch.from_numpy(image))))
+        console.text(
+            f"{_shown(name)}: {digit}   ({', '.join(f'{label} {percent(p)}' for label, p in top)})",
+            strong=f": {digit} ",
+        )
+        for note in notes:
+            console.text(f"  {note}")
     console.result({"images": entries})
-    errors = [entry["error"] for entry in entries if entry["error"] is not None]
     if errors and len(images) == 1:
         raise DataError(errors[0])
-    for line in lines:
-        console.text(line)
     if errors:
         first = errors[0] if len(errors) == 1 else f"the first: {errors[0]}"
         raise DataError(f"{len(errors)} of {len(images)} pictures could not be read: {first}")

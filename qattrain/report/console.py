@@ -82,6 +82,10 @@ class Console:
                 shown.highlight_words([part], style)
         self.rich.print(shown, soft_wrap=not self.rich.is_terminal)
 
+    def picture(self, lines: str) -> None:
+        """A picture made of signs, printed unchanged."""
+        self.rich.print(Text(lines), soft_wrap=True)
+
     def command(self, what_for: str, words: Sequence[str]) -> None:
         """A command to copy, never wrapped."""
         self.rich.print(Text(f"{what_for}:  {shlex.join(words)}"), soft_wrap=True)

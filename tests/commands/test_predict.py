@@ -135,7 +135,7 @@ def test_pictures_get_the_shape_and_colours_that_the_network_takes(
 
     def rank(_: object, images: Any, top: int) -> list[list[tuple[str, float]]]:  # noqa: ARG001
         asked.append(images.shape)
-        return [[("dark", 0.75), ("bright", 0.25)]]
+        return [[("dark", 0.95), ("bright", 0.05)]]
 
     monkeypatch.setattr(checkpoints, "rank_classes", rank)
     monkeypatch.setattr(networks.Trained, "input_shape", (3, 33, 90))
@@ -145,7 +145,7 @@ def test_pictures_get_the_shape_and_colours_that_the_network_takes(
     printed, answer = done.stdout.splitlines()[:-1], done.stdout.splitlines()[-1]
     assert {len(line) for line in printed} == {45}  # every other pixel: 90 columns would not fit
     assert len(printed) == 9  # 33 rows, every other, two to a line, and half an empty one
-    assert answer.endswith("3.png: dark   (dark 75.00 %, bright 25.00 %)")
+    assert answer.endswith("3.png: dark   (dark 95.00 %, bright 5.00 %)")
 
 
 def test_any_picture_format_is_read_for_such_a_network(
