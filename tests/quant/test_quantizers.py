@@ -199,13 +199,28 @@ def test_affine_has_one_scale_an_integer_zero_point_and_zero_as_an_exact_code(bi
     assert float((dequantize(q) - x).abs().max()) <= float(q.scale) / 2 * (1 + 1e-3)  # the range clips nothing
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(3, 9))
 def test_pow2_takes_per_channel_the_power_of_two_nearest_to_what_just_fits_the_range(bits: int) -> None:
     x = TENSORS["gaussian"]
     scale = weights("pow2", bits)(x).scale.double()
     low, high = x.amin((1, 2, 3), keepdim=True).double(), x.amax((1, 2, 3), keepdim=True).double()
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     assert torch.equal(scale, 2.0 ** torch.round(torch.log2(torch.maximum(low / qmin, high / qmax))))
+
+
+def test_pow2_at_two_bits_takes_the_power_of_two_nearest_to_a_typical_large_value_not_to_the_largest() -> None:
+    x = TENSORS["gaussian"]
+    typical = x.double().square().sum((1, 2, 3)) / x.double().abs().sum((1, 2, 3))
+    q = weights("pow2", 2)(x)
+    assert torch.equal(q.scale.flatten().double(), 2.0 ** torch.round(torch.log2(typical)))
+    largest = x.flatten(1).amax(1)
+    assert bool((q.scale.flatten() < largest / 1.5).all())  # the range would have given the largest: nearly all codes 0
+    behind = x[1].relu()
+    scale = float(activations("pow2", 2)(behind).scale)
+    expected = float(behind.double().square().sum() / behind.double().sum()) / math.sqrt(3)
+    assert scale == 2.0 ** round(math.log2(expected))
+    for small in (torch.tensor([[3.0, 3.0, 3.0]]), torch.zeros(1, 3)):  # never wider than the range
+        assert float(activations("pow2", 2)(small).scale) <= max(float(small.max()) / 3 * 1.42, MIN_SCALE)
 
 
 @pytest.mark.parametrize("exponent", range(-19, 21))
