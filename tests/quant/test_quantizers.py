@@ -11,8 +11,9 @@ from torch import Tensor
 from qattrain.errors import ConfigError
 from qattrain.integer.model import weight_grid
 from qattrain.quant import QUANTIZERS, QTensor, activation_quantizer, dequantize, weight_quantizer
+from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.grid import MIN_SCALE
-from qattrain.quant.quantizers import LSQQuantizer, RangeQuantizer
+from qattrain.quant.quantizers import LSQQuantizer
 
 ALLOWED = {  # at one bit all but ternary take binary weights
     "lsq": range(1, 9), "affine": range(1, 9), "pow2": range(1, 9), "dorefa": range(1, 9), "pact": range(1, 9),
