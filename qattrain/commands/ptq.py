@@ -42,6 +42,8 @@ def ptq(
     path = find_checkpoint(checkpoint, runs_dir)
     result, float_accuracy = quantize_after_training(path, quant, settings, name, opt.data_folder(data_dir), runs_dir)
     console.notice(result.checkpoint.notice)
+    for warning in result.checkpoint.warnings:
+        console.notice(warning)
     console.result(result.summary())
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
     console.text(
