@@ -34,6 +34,7 @@ class Quantizer(nn.Module, ABC):
     weights: ClassVar[str | None] = None  # name of the quantizer that takes its weights; None: itself
     activations: ClassVar[str | None] = None  # name of the quantizer that takes its activations; None: itself
     signed_activations: ClassVar[str | None] = None  # the same for signed values, if its own are never negative
+    random: ClassVar[bool] = False  # whether training draws codes at random (from torch's generator); evaluation never
     decays: ClassVar[bool] = False  # whether weight decay acts on its parameters: a scale that decays narrows the grid
 
     approximates: bool = True  # whether the real value of a code is meant to be near x, so that there is an error
