@@ -16,6 +16,7 @@ from qattrain.errors import ConfigError
 from qattrain.integer.model import weight_grid
 from qattrain.quant import QUANTIZERS, QTensor, activation_quantizer, dequantize, weight_quantizer
 from qattrain.quant.base import RangeQuantizer
+from qattrain.quant.functional import Staircase
 from qattrain.quant.grid import MIN_SCALE
 from qattrain.quant.quantizers import LSQQuantizer
 
@@ -340,3 +341,42 @@ def test_signed_activations_are_lsqs_where_a_quantizers_own_are_never_negative(n
     assert not isinstance(activations(name, 4), LSQQuantizer)
     with pytest.raises(ConfigError, match=r"signed activations.*signed=False.*'lsq'"):
         QUANTIZERS[name](4, role="activation")
+
+
+class StochasticQuantizer(RangeQuantizer):
+    """Rounds up or down at random in training. Gupta et al. 2015, "Deep Learning with Limited Numerical Precision"."""
+
+    summary = "stochastic rounding"
+    random = True
+
+    def forward(self, x: Tensor) -> QTensor:
+        self.observe(x)
+        scale = self.fitting_scale(self.low, self.high)
+        if not self.training:
+            return self.on_grid(x, scale, 0)
+        with torch.no_grad():
+            codes = torch.floor(x / scale + torch.rand_like(x)).clamp_(self.qmin, self.qmax)
+            codes = codes.to(self.training_dtype() or x.dtype)
+        args = (scale, scale, 0, self.qmin, self.qmax, self.surrogate, self.rectify)
+        return QTensor(Staircase.apply(x, codes, *args), scale)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_newcomer_passes_the_tests_of_the_table_by_what_it_declares(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(QUANTIZERS, "stochastic", StochasticQuantizer)
+    for kind in TENSORS:
+        test_weight_codes_scale_and_gradients_hold_for_every_tensor("stochastic", bits, kind)
+    test_activation_codes_behind_relu_are_unsigned_with_zero_point_zero("stochastic", bits)
+    for role in ("weight", "act"):
+        test_a_state_dict_reproduces_the_codes_in_evaluation("stochastic", bits, role)
+    test_the_integers_know_every_grid("stochastic", bits)
+    test_bits_that_a_quantizer_cannot_have_are_refused_with_the_allowed_ones("stochastic")
+
+
+def test_a_newcomer_that_does_not_say_that_it_is_random_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUANTIZERS, "stochastic", StochasticQuantizer)
+    monkeypatch.setattr(StochasticQuantizer, "random", False)
+    with pytest.raises(AssertionError):
+        test_weight_codes_scale_and_gradients_hold_for_every_tensor("stochastic", 4, "gaussian")
