@@ -48,6 +48,7 @@ class SilentDisplay:
     def __init__(self, interrupt_at: int | None = None) -> None:
         self.steps, self.interrupt_at = 0, interrupt_at
         self.records: list[dict[str, Any]] = []
+        self.warnings: list[tuple[int, str]] = []  # with the number of epochs before
 
     def on_start(self, *_args: object) -> None: ...
 
@@ -58,6 +59,9 @@ class SilentDisplay:
 
     def on_epoch(self, record: dict[str, Any], _model: object) -> None:
         self.records.append(record)
+
+    def on_warning(self, text: str) -> None:
+        self.warnings.append((len(self.records), text))
 
 
 @pytest.fixture(scope="session")

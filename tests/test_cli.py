@@ -32,7 +32,7 @@ README = Path(__file__).parents[1] / "README.md"
 SMALL = ("--dataset", "digits", "--model", "lenet-nano", "--limit-train", "200", "--epochs", "2", "--threads", "1")
 TRAIN_FIELDS = (
     "run_dir checkpoint dataset model bits act_bits quantizer weight_quantizer epochs seed train_loss test_loss "
-    "test_accuracy epoch_seconds images_per_second"
+    "test_accuracy epoch_seconds images_per_second warnings"
 )
 EVAL_FIELDS = (
     "checkpoint dataset engine total correct accuracy accuracy_ci95 loss prediction_mismatches code_mismatches "

@@ -44,6 +44,8 @@ def ptq(
 
         result, float_accuracy = quantize_after_training(path, quant, settings, name, data, runs_dir)
     console.notice(result.checkpoint.notice)
+    for warning in result.checkpoint.warnings:
+        console.notice(warning)
     console.result(result.summary())
     accuracy = result.checkpoint.history[-1]["test_accuracy"]
     console.text(

@@ -143,6 +143,10 @@ def _report(
         console.notice(document["notice"])
     console.result(document)
     show_results(console, document)
+    warned = [row for row in document["rows"] if row["warnings"]]
+    if warned:
+        first = f"{warned[0]['run_dir']}: {' '.join(warned[0]['warnings'])}"
+        console.notice(f"{len(warned)} of {document['cells']} cells ended with a warning (see sweep.json). {first}")
     files = ", ".join(("sweep.json", "sweep.csv", *drawn))
     console.text(f"{document['finished']} of {document['cells']} cells finished; saved in {folder.path}: {files}")
     return document

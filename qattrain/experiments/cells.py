@@ -88,6 +88,8 @@ class Watch:
 
     def on_epoch(self, record: dict[str, Any], model: nn.Module) -> None: ...
 
+    def on_warning(self, text: str) -> None: ...
+
 
 def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:
     """Run or resume a cell in `cells_dir`, which also holds a PTQ cell's source; the caller has claimed it.
@@ -124,6 +126,7 @@ def _outcome(result: RunResult, cell: Cell) -> dict[str, Any]:
         "train_loss": summary["train_loss"],
         "weight_bytes": weight_bytes(network),
         "images_per_second": summary["images_per_second"],
+        "warnings": summary["warnings"],
     }
 
 

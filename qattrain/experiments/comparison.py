@@ -122,6 +122,8 @@ class Comparer:
         dataset = load_dataset(config.data.spec, self.data_dir)
         result, _ = quantize(checkpoint, source, config, dataset, self.runs_dir)
         self.say(f"{result.run_dir.name}: quantized {source.parent.name} after training")
+        for warning in result.checkpoint.warnings:
+            self.say(f"warning: {warning}")
         return result.run_dir / runs.LAST_FILE
 
     def _finished(self, config: ExperimentConfig) -> Path | None:

@@ -20,7 +20,8 @@ runs/sweep-<hash of the grid>/    or runs/<--name>/
     rows[]       one per cell: run_dir (relative to the sweep's folder), method ("fp32", "qat" or "ptq"), bits,
                  act_bits, quantizer ("float" for fp32), model, dataset, seed, epochs (0 for ptq), accuracy, loss,
                  weight_bytes, images_per_second (null for ptq), status ("finished", "failed" or "unfinished"), error
-                 (of a failed one, else null), settings (name -> value, of those axes without a field of their own)
+                 (of a failed one, else null), warnings (list: what is wrong with a finished one; null if unknown),
+                 settings (name -> value, of those axes without a field of their own)
     groups[]     one per set of finished rows that differ only in the seed: method, bits, act_bits, quantizer, model,
                  dataset, epochs, settings, n, accuracy_mean, accuracy_std (of n - 1 degrees of freedom; null if n is
                  1), loss_mean, weight_bytes, images_per_second (mean; null for ptq)
@@ -316,6 +317,7 @@ def _row(cell: Cell, axes: list[str], folder: SweepFolder) -> dict[str, Any]:
         **{name: (result or {}).get(name) for name in MEASURED},
         "status": "finished" if result is not None else "failed" if error is not None else "unfinished",
         "error": error,
+        "warnings": (result or {}).get("warnings"),
         "settings": {axis: lookup(config, axis.split(".")) for axis in axes if axis not in OWN_FIELDS},
     }
 

@@ -167,7 +167,7 @@ def explain(lab: Lab) -> Explanation:
         ],
         look=[
             "qattrain.layers.QuantConv2d: per_channel=False gives one scale per layer",
-            "qattrain.quant.quantizers.Quantizer: shape, of the scale; shared_dims, the weights that share it",
+            "qattrain.quant.base.Quantizer: shape, of the scale; shared_dims, the weights that share it",
             "qattrain inspect RUN: the smallest and the largest scale of every layer of your own run",
         ],
         paper="Krishnamoorthi 2018, section 3.1 (per layer, per channel); Nagel et al. 2019 (ranges of channels)",

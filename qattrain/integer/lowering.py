@@ -22,8 +22,8 @@ from qattrain.layers import BatchNorm, PixelInput, QuantAvgPool2d, QuantConv2d, 
 from qattrain.layers.conversion import leaves, runs_in_order
 from qattrain.layers.quantized import PIXEL_SCALE, joint_scale
 from qattrain.quant import Quantizer
+from qattrain.quant.base import InitializedQuantizer
 from qattrain.quant.kernels import bias_codes
-from qattrain.quant.quantizers import InitializedQuantizer
 
 PIXEL_MAX = 255
 OWN_NAME = re.compile(r"(conv|dw|fc|avg)\d+")  # as in a chain

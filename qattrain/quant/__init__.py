@@ -5,6 +5,7 @@ To add a quantizer: write a subclass of `Quantizer` in `quantizers.py`, and one 
 
 from qattrain.config import FLOAT_BITS
 from qattrain.errors import ConfigError, pick
+from qattrain.quant.base import Quantizer
 from qattrain.quant.grid import QTensor, dequantize, round_half_up
 from qattrain.quant.quantizers import (
     AffineQuantizer,
@@ -13,7 +14,6 @@ from qattrain.quant.quantizers import (
     LSQQuantizer,
     PactQuantizer,
     Pow2Quantizer,
-    Quantizer,
     TernaryQuantizer,
 )
 from qattrain.quant.surrogates import SURROGATES

@@ -24,6 +24,8 @@ gradient of a learned step is computed here, in one place.
 
 **The two products**, `Linear` and `Conv2d`, equal torch's own in output and all gradients, and compute only the
 gradients that are needed. Training uses torch's, which are faster, unless `--set model.ops=explicit` asks for these.
+As functions, `linear(x, w)` and `conv2d(x, w, b, 2, 2)`, they take what torch's take. Their output is no single number,
+so `backward()` alone is an error: pass it the gradient that arrives, such as `torch.ones_like(y)`.
 """
 
 import math
@@ -37,6 +39,7 @@ from qattrain.quant import kernels, native
 from qattrain.quant.grid import round_half_up, widened
 from qattrain.quant.surrogates import SURROGATES
 
+Pair = int | tuple[int, int]  # one number for height and width, or both
 Gradients = tuple[Tensor | None, ...]  # as many as forward took arguments, None where none is needed
 
 
@@ -307,7 +310,8 @@ class Linear(Function):
 class Conv2d(Function):
     """2-D convolution from unfold and einsum; equal to `F.conv2d` in its output and all three gradients.
 
-    x: (N, C, H, W), weight: (D, C, K, J), bias: (D,) or None; stride and padding: (height, width), padding may be 0.
+    x: (N, C, H, W), weight: (D, C, K, J), bias: (D,) or None; stride and padding: a number, or (height, width); padding
+    may be 0.
     Unfolding along height and width gives every window as a view (no copy), and the convolution is one contraction
     over channels and window: `nchwkj,dckj->ndhw`. Memory grows by K * J during the contraction.
     """
@@ -318,13 +322,13 @@ class Conv2d(Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
+        stride: Pair = 1,
+        padding: Pair = 0,
     ) -> Tensor:
         assert x.shape[1] == weight.shape[1], f"x has {x.shape[1]} channels, the weight takes {weight.shape[1]}"
-        ctx.stride, ctx.padding = stride, padding
+        ctx.stride, ctx.padding = _pair(stride), _pair(padding)
         ctx.save_for_backward(x, weight)
-        y = torch.einsum("nchwkj,dckj->ndhw", _windows(_pad(x, padding), weight, stride), weight)
+        y = torch.einsum("nchwkj,dckj->ndhw", _windows(_pad(x, ctx.padding), weight, ctx.stride), weight)
         return y if bias is None else y + bias.view(1, -1, 1, 1)
 
     @staticmethod
@@ -350,6 +354,10 @@ class Conv2d(Function):
         return (grad_x, grad_weight, grad_bias, None, None)[: len(ctx.needs_input_grad)]
 
 
+def _pair(sides: Pair) -> tuple[int, int]:
+    return (sides, sides) if isinstance(sides, int) else sides
+
+
 def _pad(x: Tensor, padding: tuple[int, int]) -> Tensor:
     height, width = padding
     return torch.nn.functional.pad(x, (width, width, height, height)) if height or width else x
@@ -370,9 +378,12 @@ def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
+    stride: Pair = 1,
+    padding: Pair = 0,
 ) -> Tensor:
-    """`Conv2d` as a function: x (N, C, H, W), weight (D, C, K, J), bias (D,) or None -> (N, D, H', W')."""
+    """`Conv2d` as a function: x (N, C, H, W), weight (D, C, K, J), bias (D,) or None -> (N, D, H', W').
+
+    stride, padding: a number for both sides, or (height, width).
+    """
     result: Tensor = Conv2d.apply(x, weight, bias, stride, padding)
     return result

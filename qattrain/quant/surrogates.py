@@ -4,7 +4,8 @@
 pass therefore pretends that another function was applied. Each entry below is such a function, written as its
 vector-Jacobian product: it takes the incoming gradient and `v`, and returns the outgoing gradient.
 
-To try your own, write a function of this form and add it to the table; `--set quant.surrogate=NAME` then selects it:
+To try your own, write a function of this form and add it to the table; `--set quant.surrogate=NAME` then selects it
+(after `pip install -e .`: a plain install runs a copy of these files):
 
     SURROGATES["half"] = lambda grad, v, low, high: grad / 2
 """

@@ -80,6 +80,9 @@ class PlainDisplay:
         measured = "  ".join(f"{name} {row[name]}" for name in shown if name in row)
         self.console.status(f"epoch {record['epoch']:3d}  {measured}  {row['images/s']} images/s  {row['time']}")
 
+    def on_warning(self, text: str) -> None:
+        self.console.notice(text)
+
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
@@ -226,9 +229,12 @@ class TensorBoardDisplay:
         self._write_histograms(record["epoch"], model)
         self.writer.flush()
 
+    def on_warning(self, text: str) -> None:
+        self.shown.on_warning(text)
+
     def _write_scalars(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
-            if name != "epoch":
+            if name not in ("epoch", "warnings"):
                 self.writer.add_scalar(name, value, record["epoch"])
 
     def _write_histograms(self, epoch: int, model: "nn.Module") -> None:

@@ -92,6 +92,8 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome) -> Finding:
             f"The comparison recorded an accuracy of {percent(subject.accuracy)} for {subject.name}, now it is "
             f"{percent(evaluation.accuracy)}: the run was replaced, or another of its checkpoints was compared."
         )
+    if isinstance(network, Trained):
+        notes += [f"{subject.name}: {text}" for text in network.checkpoint.warnings]
     delta = p = None
     if first.network.facts.dataset == network.facts.dataset and torch.equal(first.test.labels, outcome.test.labels):
         delta = evaluation.accuracy - first.evaluation.accuracy

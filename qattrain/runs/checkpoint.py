@@ -52,6 +52,11 @@ class Checkpoint:
         """Whether every epoch is done (a post-training quantization always is finished)."""
         return self.config.ptq is not None or len(self.history) >= self.config.train.epochs
 
+    @property
+    def warnings(self) -> list[str]:
+        """What was wrong with the network after its last epoch, as `training.health` says; [] in older files."""
+        return [*self.history[-1].get("warnings", [])] if self.history else []
+
 
 # What each field of a file must be; besides these a file has only its version.
 _CHECKS: dict[str, Callable[[Any], bool]] = {

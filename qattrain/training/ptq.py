@@ -6,6 +6,7 @@ that is enough; with fewer, rounding errors larger than any the network was trai
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from qattrain.layers.network import (
 from qattrain.quant import Quantizer, dequantize
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
+from qattrain.training.health import warnings_about, watched_codes
 from qattrain.training.run import RunResult, new_run, prepare_torch
 
 PERCENTILE = 99.9
@@ -132,12 +134,16 @@ def quantize(
     calibrate(model, float_model, images, CALIBRATIONS[config.ptq.calibration])
     test = dataset.test.head(config.data.limit_test)
     float_accuracy = evaluate(torch_predictor(float_model), test).accuracy
-    result = evaluate(torch_predictor(model), test)
-    history = [{"epoch": 0, "train_loss": None, "test_loss": result.loss, "test_accuracy": result.accuracy}]
+    with watched_codes(model) as single:
+        result = evaluate(torch_predictor(model), test)
+    measured = {"test_loss": result.loss, "test_accuracy": result.accuracy}
+    record: dict[str, Any] = {"epoch": 0, "train_loss": None, **measured}
+    if found := warnings_about(model, single, result, test.labels, config, 0):
+        record["warnings"] = found
     checkpoint = Checkpoint(
-        config, source.class_names, dict(model.state_dict()), history, source.notice, None, source.input_shape
+        config, source.class_names, dict(model.state_dict()), [record], source.notice, None, source.input_shape
     )
     with new_run(config, runs_dir, source.notice) as run_dir:
         save_checkpoint(run_dir / runs.LAST_FILE, checkpoint)
-        runs.write_metrics(run_dir, history)
+        runs.write_metrics(run_dir, [record])
     return RunResult(run_dir, checkpoint), float_accuracy

@@ -38,6 +38,7 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.training.distillation import Teacher
+from qattrain.training.health import warnings_about, watched_codes
 from qattrain.training.loop import EpochResult, Observer, Trainer, check_names
 from qattrain.training.optimization import settle_training
 
@@ -51,6 +52,8 @@ class Display(Observer, Protocol):
     def on_start(self, run_dir: Path, checkpoint: Checkpoint, train_images: int, test_images: int) -> None: ...
 
     def on_epoch(self, record: dict[str, Any], model: nn.Module) -> None: ...
+
+    def on_warning(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class RunResult:
             "test_accuracy": last["test_accuracy"],
             "epoch_seconds": [record["epoch_seconds"] for record in trained],
             "images_per_second": statistics.median(speeds) if speeds else None,
+            "warnings": self.checkpoint.warnings,
         }
 
 
@@ -138,12 +142,14 @@ class Session:
                 if result is not None:
                     self._finish_epoch(run_dir, result)
                     display.on_epoch(self.history[-1], self.model)
+                    self._warn(display)
                 self.save(run_dir)
                 interrupted = should_stop() and self.trainer.epoch < last
         return RunResult(run_dir, self.checkpoint(), interrupted)
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
-        test = evaluate(self.predict, self.test)
+        with watched_codes(self.model) as single:
+            test = evaluate(self.predict, self.test)
         if not math.isfinite(test.loss):  # the training loss was last checked before the last update
             raise self.trainer.diverged("test", test.loss, result.epoch, len(self.trainer.slices))
         record: dict[str, Any] = {
@@ -155,6 +161,9 @@ class Session:
             "epoch_seconds": result.seconds,
             "images_per_second": result.images_per_second,
         }
+        labels = self.test.labels.cpu()
+        if found := warnings_about(self.model, single, test, labels, self.config, result.epoch):
+            record["warnings"] = found
         best_before = max((r["val_accuracy"] for r in self.history if "val_accuracy" in r), default=-1.0)
         if self.validation is not None:
             held_out = evaluate(self.predict, self.validation)
@@ -162,6 +171,13 @@ class Session:
         self.history.append(record)
         if self.validation is not None and record["val_accuracy"] > best_before:
             save_checkpoint(run_dir / runs.BEST_FILE, self.checkpoint())
+
+    def _warn(self, display: Display) -> None:
+        """Show a warning when it appears, and after the last epoch; not after every epoch between."""
+        is_new = "warnings" not in (self.history[-2] if len(self.history) > 1 else {})
+        if is_new or self.trainer.epoch == self.config.train.epochs:
+            for text in self.checkpoint().warnings:
+                display.on_warning(text)
 
 
 @contextmanager

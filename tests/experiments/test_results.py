@@ -28,7 +28,7 @@ from qattrain.runs import folder as runs
 
 ROW_FIELDS = (
     "run_dir method bits act_bits quantizer model dataset seed epochs accuracy loss weight_bytes images_per_second "
-    "status error settings"
+    "status error warnings settings"
 )
 GROUP_FIELDS = (
     "method bits act_bits quantizer model dataset epochs settings n accuracy_mean accuracy_std loss_mean weight_bytes "
@@ -56,8 +56,11 @@ def document(tmp_path: Path, tiny_config: Callable[..., Any]) -> dict[str, Any]:
         (folder.cells / name).mkdir()
         (folder.cells / name / runs.LAST_FILE).touch()
         result = {"epochs": 2, "accuracy": accuracy, "loss": 1 - accuracy, "train_loss": 0.0, "weight_bytes": 100}
-        (folder.cells / name / RESULT_FILE).write_text(json.dumps(result | {"images_per_second": 10.0}))
-    return sweep_document(Plan("asked", ["seed", "train.lr", "quant.bits"], cells), folder, [])
+        result |= {"images_per_second": 10.0} | ({"warnings": ["dead"]} if name == "d" else {})
+        (folder.cells / name / RESULT_FILE).write_text(json.dumps(result))
+    plan = Plan("asked", ["seed", "train.lr", "quant.bits"], cells)
+    folder.write_plan(plan)
+    return sweep_document(plan, folder, [])
 
 
 def test_a_row_a_cell_with_what_is_known_of_it(document: dict[str, Any]) -> None:
@@ -72,8 +75,19 @@ def test_a_row_a_cell_with_what_is_known_of_it(document: dict[str, Any]) -> None
     )
     assert (rows["failed"]["error"], rows["failed"]["accuracy"]) == ("the loss became nan", None)
     assert (rows["waits"]["status"], rows["waits"]["error"]) == ("unfinished", None)
+    assert [rows[name]["warnings"] for name in ("a", "d", "waits")] == [None, ["dead"], None]  # a: of an older version
     assert (rows["float"]["method"], rows["float"]["quantizer"]) == ("fp32", "float")
     assert document["notice"] == "no MNIST"
+
+
+@pytest.mark.usefixtures("document")
+def test_cells_that_ended_with_a_warning_are_counted_and_the_first_is_named(
+    tmp_path: Path, main: Callable[..., Any]
+) -> None:
+    done = main("sweep", "--report-only", "--name", "study", "--runs-dir", tmp_path)
+    assert done.rc == 0
+    assert "1 of 7 cells ended with a warning" in done.stderr
+    assert "cells/d: dead" in done.stderr
 
 
 def test_groups_are_seeds_of_equal_settings_with_mean_and_sample_deviation(document: dict[str, Any]) -> None:

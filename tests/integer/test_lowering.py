@@ -16,8 +16,8 @@ from qattrain.integer import INT32_MAX
 from qattrain.integer.lowering import lower
 from qattrain.layers.network import activation_layers, build_model, weight_layers
 from qattrain.quant import QUANTIZERS, Quantizer
+from qattrain.quant.base import RangeQuantizer
 from qattrain.quant.grid import MIN_SCALE
-from qattrain.quant.quantizers import RangeQuantizer
 from qattrain.training.ptq import CALIBRATIONS, calibrate
 
 WEIGHT_LAYERS, ACTIVATION_LAYERS = ("conv1", "conv2", "fc1", "fc2"), ("act1", "act2", "act3")  # of a LeNet

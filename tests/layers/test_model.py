@@ -16,7 +16,7 @@ from qattrain.config.chain import PRESETS
 from qattrain.errors import ConfigError
 from qattrain.layers.network import INITIALIZERS, build_model, plan_layers
 from qattrain.quant import QUANTIZERS, SURROGATES, Quantizer
-from qattrain.quant.quantizers import RangeQuantizer
+from qattrain.quant.base import RangeQuantizer
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2")
 ACTS = ("act1", "act2", "act3")

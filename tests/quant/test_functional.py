@@ -122,6 +122,25 @@ def test_no_graph_is_recorded_where_no_input_needs_a_gradient() -> None:
     assert functional.conv2d(randn(1, 1, 4, 4, grad=False), randn(1, 1, 2, 2, grad=False)).grad_fn is None
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("stride", "padding"), [(2, 2), (1, 0), (3, 1), (2, (0, 1)), ((1, 2), 1), ((2, 2), (2, 2))])
+def test_conv2d_takes_plain_numbers_and_pairs_as_torch_does(bias: bool, stride: Any, padding: Any) -> None:
+    x, w = randn(2, 3, 9, 8, dtype=torch.float32), randn(4, 3, 3, 2, dtype=torch.float32)
+    inputs = [x, w, randn(4, dtype=torch.float32)][: 3 if bias else 2]
+    b = inputs[2] if bias else None
+    assert_same(functional.conv2d(x, w, b, stride, padding), F.conv2d(x, w, b, stride, padding), inputs)
+    assert_same(Conv2d.apply(x, w, b, stride, padding), F.conv2d(x, w, b, stride, padding), inputs)
+
+
+def test_linear_takes_two_arguments_and_a_matrix_needs_the_gradient_that_arrives() -> None:
+    x, w = randn(5, 3, dtype=torch.float32), randn(4, 3, dtype=torch.float32)
+    assert_same(functional.linear(x, w), F.linear(x, w), [x, w])
+    with pytest.raises(RuntimeError, match="scalar"):
+        functional.linear(x, w).backward()
+    functional.linear(x, w).backward(torch.ones(5, 4))
+    torch.testing.assert_close(w.grad, x.detach().sum(0).expand(4, 3))
+
+
 @pytest.mark.parametrize("x_channels", [1, 2])
 def test_conv2d_refuses_channels_that_do_not_fit_as_torch_does(x_channels: int) -> None:
     x, weight = randn(1, x_channels, 5, 5), randn(2, 3, 3, 3)

@@ -1,4 +1,8 @@
-"""Every quantizer of the table at every width, as weights and as activations; then each one's own formula."""
+"""Every quantizer of the table at every width, as weights and as activations; then each one's own formula.
+
+A newcomer is judged by what it declares: its widths, its grid, whether it has one scale, whether codes stand for nearby
+values, whether it draws them at random. Of the seven known here, what they declare is itself compared.
+"""
 
 import copy
 import math
@@ -11,15 +15,25 @@ from torch import Tensor
 from qattrain.errors import ConfigError
 from qattrain.integer.model import weight_grid
 from qattrain.quant import QUANTIZERS, QTensor, activation_quantizer, dequantize, weight_quantizer
+from qattrain.quant.base import RangeQuantizer
+from qattrain.quant.functional import Staircase
 from qattrain.quant.grid import MIN_SCALE
-from qattrain.quant.quantizers import LSQQuantizer, RangeQuantizer
+from qattrain.quant.quantizers import LSQQuantizer
 
 ALLOWED = {  # at one bit all but ternary take binary weights
     "lsq": range(1, 9), "affine": range(1, 9), "pow2": range(1, 9), "dorefa": range(1, 9), "pact": range(1, 9),
     "ternary": [2], "binary": [1],
 }  # fmt: skip
 TANH = ("dorefa", "pact")  # whose weights are DoReFa's
-WEIGHTS = [(name, bits) for name in QUANTIZERS for bits in ALLOWED[name]]
+
+
+def allowed_bits(name: str) -> list[int]:
+    """Of its weights; a newcomer's are those that it, or whoever takes its weights, declares, and 1: binary."""
+    taker = QUANTIZERS[QUANTIZERS[name].weights or name]
+    return list(ALLOWED[name]) if name in ALLOWED else sorted({1, *taker.weight_bits})
+
+
+WEIGHTS = [(name, bits) for name in QUANTIZERS for bits in allowed_bits(name)]
 ACTIVATIONS = [(name, bits) for name in QUANTIZERS for bits in range(1, 9)]
 SHAPE = (3, 1, 1, 1)
 GAUSSIAN = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -35,6 +49,8 @@ TENSORS = {
 
 def codes_of(name: str, bits: int) -> list[int]:
     """All codes of a weight."""
+    if name not in ALLOWED:
+        return list(weights(name, bits).grid)
     if name in ("binary", *TANH) or bits == 1:
         return list(range(1 - 2**bits, 2**bits, 2))
     if name == "ternary":
@@ -50,6 +66,12 @@ def activations(name: str, bits: int, signed: bool = False) -> Any:
     return activation_quantizer(name, bits, signed=signed)
 
 
+def largest_error(quantizer: Any, q: QTensor) -> Tensor:
+    """Of a value that is not clipped: half a step, or a whole one where rounding is up or down at random."""
+    assert q.scale is not None
+    return q.scale / (1 if quantizer.random and quantizer.training else 2) * (1 + 1e-4)
+
+
 def unclipped(x: Tensor, q: QTensor, low: int, high: int) -> Tensor:
     v = x / q.scale + q.zero_point
     return (v >= low) & (v <= high)
@@ -63,18 +85,21 @@ def test_weight_codes_scale_and_gradients_hold_for_every_tensor(name: str, bits:
     q = quantizer(x)
     assert set(q.codes.unique().tolist()) <= set(allowed)
     assert (quantizer.qmin, quantizer.qmax, len(quantizer.grid)) == (allowed[0], allowed[-1], len(allowed))
-    assert q.scale.shape == (() if name in ("affine", *TANH) and bits > 1 else SHAPE)
+    assert q.scale.shape == (() if quantizer.one_scale else SHAPE)
+    assert name not in ALLOWED or quantizer.one_scale == (name in ("affine", *TANH) and bits > 1)
+    assert name not in ALLOWED or quantizer.approximates == (name not in TANH or bits == 1)
+    assert name not in ALLOWED or not quantizer.random
     assert not q.scale.requires_grad
     assert bool(q.scale.isfinite().all())
     assert bool((q.scale >= MIN_SCALE).all())
-    if len(allowed) > 3 and name not in TANH:
-        error = (dequantize(q) - x).abs() - q.scale / 2 * (1 + 1e-4)
+    if len(allowed) > 3 and quantizer.approximates:
+        error = (dequantize(q) - x).abs() - largest_error(quantizer, q)
         assert bool((error <= 0)[unclipped(x, q, allowed[0], allowed[-1])].all())
     dequantize(q).sum().backward()
     for tensor in (x, *quantizer.parameters()):
         assert tensor.grad is not None
         assert bool(tensor.grad.isfinite().all())
-    assert len(list(quantizer.parameters())) == (name == "lsq" and bits > 1)
+    assert name not in ALLOWED or len(list(quantizer.parameters())) == (name == "lsq" and bits > 1)
 
 
 @pytest.mark.parametrize(("name", "bits"), ACTIVATIONS)
@@ -90,7 +115,7 @@ def test_activation_codes_behind_relu_are_unsigned_with_zero_point_zero(name: st
         assert q.scale.shape == ()
         assert float(q.scale) >= MIN_SCALE
         inside = unclipped(x, q, 0, 2**bits - 1)
-        assert bool(((dequantize(q) - x).abs() <= q.scale / 2 * (1 + 1e-4))[inside].all())
+        assert bool(((dequantize(q) - x).abs() <= largest_error(quantizer, q))[inside].all())
         (dequantize(q) ** 2).sum().backward()
         for tensor in (x, *quantizer.parameters()):
             assert tensor.grad is not None
@@ -100,14 +125,15 @@ def test_activation_codes_behind_relu_are_unsigned_with_zero_point_zero(name: st
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_bits_that_a_quantizer_cannot_have_are_refused_with_the_allowed_ones(name: str) -> None:
     for bits in set(range(-1, 10)) | {16, 64}:
-        if bits in ALLOWED[name]:
+        if bits in allowed_bits(name):
             weights(name, bits)
             continue
         with pytest.raises(
             ConfigError, match=f"{bits} bits.*allowed.*{', '.join(map(str, QUANTIZERS[name].weight_bits))}"
         ):
             weight_quantizer(name, bits, ())
-    with pytest.raises(ConfigError, match="allowed: lsq, affine, pow2, dorefa, pact, ternary, binary"):
+    assert list(QUANTIZERS)[: len(ALLOWED)] == list(ALLOWED)
+    with pytest.raises(ConfigError, match=f"allowed: {', '.join(QUANTIZERS)}"):
         weight_quantizer(name + "x", 4, ())
 
 
@@ -199,13 +225,28 @@ def test_affine_has_one_scale_an_integer_zero_point_and_zero_as_an_exact_code(bi
     assert float((dequantize(q) - x).abs().max()) <= float(q.scale) / 2 * (1 + 1e-3)  # the range clips nothing
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(3, 9))
 def test_pow2_takes_per_channel_the_power_of_two_nearest_to_what_just_fits_the_range(bits: int) -> None:
     x = TENSORS["gaussian"]
     scale = weights("pow2", bits)(x).scale.double()
     low, high = x.amin((1, 2, 3), keepdim=True).double(), x.amax((1, 2, 3), keepdim=True).double()
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     assert torch.equal(scale, 2.0 ** torch.round(torch.log2(torch.maximum(low / qmin, high / qmax))))
+
+
+def test_pow2_at_two_bits_takes_the_power_of_two_nearest_to_a_typical_large_value_not_to_the_largest() -> None:
+    x = TENSORS["gaussian"]
+    typical = x.double().square().sum((1, 2, 3)) / x.double().abs().sum((1, 2, 3))
+    q = weights("pow2", 2)(x)
+    assert torch.equal(q.scale.flatten().double(), 2.0 ** torch.round(torch.log2(typical)))
+    largest = x.flatten(1).amax(1)
+    assert bool((q.scale.flatten() < largest / 1.5).all())  # the range would have given the largest: nearly all codes 0
+    behind = x[1].relu()
+    scale = float(activations("pow2", 2)(behind).scale)
+    expected = float(behind.double().square().sum() / behind.double().sum()) / math.sqrt(3)
+    assert scale == 2.0 ** round(math.log2(expected))
+    for small in (torch.tensor([[3.0, 3.0, 3.0]]), torch.zeros(1, 3)):  # never wider than the range
+        assert float(activations("pow2", 2)(small).scale) <= max(float(small.max()) / 3 * 1.42, MIN_SCALE)
 
 
 @pytest.mark.parametrize("exponent", range(-19, 21))
@@ -300,3 +341,42 @@ def test_signed_activations_are_lsqs_where_a_quantizers_own_are_never_negative(n
     assert not isinstance(activations(name, 4), LSQQuantizer)
     with pytest.raises(ConfigError, match=r"signed activations.*signed=False.*'lsq'"):
         QUANTIZERS[name](4, role="activation")
+
+
+class StochasticQuantizer(RangeQuantizer):
+    """Rounds up or down at random in training. Gupta et al. 2015, "Deep Learning with Limited Numerical Precision"."""
+
+    summary = "stochastic rounding"
+    random = True
+
+    def forward(self, x: Tensor) -> QTensor:
+        self.observe(x)
+        scale = self.fitting_scale(self.low, self.high)
+        if not self.training:
+            return self.on_grid(x, scale, 0)
+        with torch.no_grad():
+            codes = torch.floor(x / scale + torch.rand_like(x)).clamp_(self.qmin, self.qmax)
+            codes = codes.to(self.training_dtype() or x.dtype)
+        args = (scale, scale, 0, self.qmin, self.qmax, self.surrogate, self.rectify)
+        return QTensor(Staircase.apply(x, codes, *args), scale)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_a_newcomer_passes_the_tests_of_the_table_by_what_it_declares(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(QUANTIZERS, "stochastic", StochasticQuantizer)
+    for kind in TENSORS:
+        test_weight_codes_scale_and_gradients_hold_for_every_tensor("stochastic", bits, kind)
+    test_activation_codes_behind_relu_are_unsigned_with_zero_point_zero("stochastic", bits)
+    for role in ("weight", "act"):
+        test_a_state_dict_reproduces_the_codes_in_evaluation("stochastic", bits, role)
+    test_the_integers_know_every_grid("stochastic", bits)
+    test_bits_that_a_quantizer_cannot_have_are_refused_with_the_allowed_ones("stochastic")
+
+
+def test_a_newcomer_that_does_not_say_that_it_is_random_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUANTIZERS, "stochastic", StochasticQuantizer)
+    monkeypatch.setattr(StochasticQuantizer, "random", False)
+    with pytest.raises(AssertionError):
+        test_weight_codes_scale_and_gradients_hold_for_every_tensor("stochastic", 4, "gaussian")

@@ -32,7 +32,7 @@ def scalars(found: Any) -> dict[str, list[tuple[int, float]]]:
 
 def recorded(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """The values as event files store them: in float32."""
-    names = [name for name in history[0] if name != "epoch"]
+    names = [name for name in history[0] if name not in ("epoch", "warnings")]  # warnings are text
     return {name: [(record["epoch"], float(np.float32(record[name]))) for record in history] for name in names}
 
 
