@@ -1,12 +1,20 @@
 """`qattrain report`: one HTML page about runs, a comparison or a sweep."""
 
 import shlex
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qattrain.commands import options as opt
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from qattrain.report.console import Console
 
 DEFAULT_PAGE = Path("report.html")
 
@@ -38,21 +46,27 @@ def report(
       qattrain report runs/compare-0e5feca1d0
     """
     from qattrain.report.console import Console
-    from qattrain.report.sources import find_sources
+    from qattrain.report.sources import check_target, find_sources, write_page
 
     console = Console(json)
     subjects, sweeps = find_sources(what, runs_dir)
-
-    from qattrain.report.findings import investigate
-    from qattrain.report.page import check_target, render, write_page
-    from qattrain.report.sections import page_contents
-
     check_target(out)
-    findings = investigate(subjects, opt.data_folder(data_dir), console.status)
+    with ThreadPoolExecutor(1) as worker, _progress(console, len(subjects)) as bar:
+        found = None
+        if subjects:  # evaluated in a thread: what draws the page is imported meanwhile
+            from qattrain.report.findings import investigate
+
+            found = worker.submit(investigate, subjects, opt.data_folder(data_dir), bar.step)
+        from qattrain.report.contents import page_contents
+        from qattrain.report.page import count_charts, render
+
+        findings = found.result() if found else []
+        title, lead, sections = page_contents(findings, sweeps, opt.train_flags())
+        again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]
+        bar.draw(count_charts(sections))
+        page = render(title, lead, sections, shlex.join(again), bar.drawn)
     for note in dict.fromkeys(note for finding in findings for note in finding.notes):
         console.notice(note)
-    again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]
-    page = render(*page_contents(findings, sweeps, opt.train_flags()), shlex.join(again))
     write_page(out, page)
     console.result(
         {
@@ -78,3 +92,44 @@ def report(
         }
     )
     console.text(f"wrote {out} ({len(page):,} bytes); open it in a browser")
+
+
+class _Bar:
+    """How far a report is: on a live console a bar that vanishes at the end, elsewhere a line for each step."""
+
+    def __init__(self, console: "Console", bar: "Progress | None", networks: int) -> None:
+        self.console, self.bar = console, bar
+        self.task = None if bar is None else bar.add_task("", total=networks or None)
+        self.begun = False
+
+    def step(self, line: str) -> None:
+        """A network is going to be evaluated."""
+        if self.bar is None or self.task is None:
+            self.console.status(line)
+        else:
+            self.bar.update(self.task, description=line, advance=1 if self.begun else 0)
+        self.begun = True
+
+    def draw(self, charts: int) -> None:
+        """All networks are evaluated; so many charts are going to be drawn."""
+        if self.bar is None or self.task is None:
+            self.console.status(f"drawing {charts} charts")
+        else:
+            self.bar.reset(self.task, description="drawing", total=charts)
+
+    def drawn(self) -> None:
+        """One chart is drawn."""
+        if self.bar is not None and self.task is not None:
+            self.bar.advance(self.task)
+
+
+@contextmanager
+def _progress(console: "Console", networks: int) -> Iterator[_Bar]:
+    if not console.is_live:
+        yield _Bar(console, None, networks)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=40), MofNCompleteColumn()
+    with Progress(*columns, console=console.progress, transient=True) as bar:
+        yield _Bar(console, bar, networks)

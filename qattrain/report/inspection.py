@@ -337,11 +337,16 @@ def hardest_tiles(hardest: Sequence[HardImage]) -> Tiles:
     tiles = []
     for hard, row in zip(hardest, rows, strict=True):
         lines = [f"true {row['true class']}", f"predicted {row['predicted class']}"]
-        tiles.append(Tile(_png(hard.image), f"Test image {row['test image']}: {', '.join(lines)}", lines))
+        tiles.append((hard.image, Tile("", f"Test image {row['test image']}: {', '.join(lines)}", lines)))
     caption = f"The {counted(len(hardest), 'error')} whose true class got the lowest probability, the worst first."
-    shape = hardest[0].image.shape[:2]
+    return image_tiles("Hardest images", caption, tiles, Table.of("Hardest images", rows))
+
+
+def image_tiles(title: str, caption: str, tiles: Sequence[tuple[NDArray[np.uint8], Tile]], table: Table) -> Tiles:
+    """Test images, all of one size, on a page. tiles: pixels, and the tile, without its source, that shows them."""
+    shape = tiles[0][0].shape[:2]
     size = _shown_size(shape, min(max(*shape, IMAGE_SIDE), 2 * IMAGE_SIDE))
-    return Tiles("Hardest images", caption, tiles, *size, Table.of("Hardest images", rows))
+    return Tiles(title, caption, [tile._replace(source=_png(pixels)) for pixels, tile in tiles], *size, table)
 
 
 def _shown_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:

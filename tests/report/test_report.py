@@ -1,5 +1,7 @@
 """`qattrain report`: the content of the page for every kind of source, and what is refused."""
 
+import base64
+import hashlib
 import itertools
 import json
 import re
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
-from qattrain.report import page
+from qattrain.report import sources
+from qattrain.report.page import TEMPLATES
 
 EVIL_TEXT = "_&lt;script&gt;alert(&#39;x&#39;)&amp;&lt;$x^$ 漢"
 RUN_FIELDS = "name checkpoint method dataset total correct accuracy accuracy_ci95 loss delta mcnemar_p weight_bytes"
@@ -82,7 +85,14 @@ def test_the_page_is_well_made_and_everything_a_user_wrote_is_escaped(
     assert f"broken: {EVIL_TEXT}" in html
     assert "Sweep &lt;b&gt;" in html
     page = Elements(html)
-    assert not page.all("script", "b", "foreignobject", "iframe", "object")
+    assert not page.all("b", "foreignobject", "iframe", "object")
+    # The only script is ours, and the browser is told to run no other.
+    (script,) = re.findall(r"<script.*?</script>", html, re.DOTALL)
+    code = TEMPLATES.joinpath("page.js").read_bytes()
+    assert script == f"<script>{code.decode()}</script>"
+    digest = base64.b64encode(hashlib.sha256(code).digest()).decode()
+    (policy,) = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.tags:
@@ -236,7 +246,7 @@ def test_nothing_but_a_report_is_ever_replaced(
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page, "replace_files", full)
+    monkeypatch.setattr(sources, "replace_files", full)
     written = out.read_bytes()
     assert "No space left on device" in refused(out)
     assert out.read_bytes() == written
