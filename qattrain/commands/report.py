@@ -1,9 +1,8 @@
 """`qattrain report`: one HTML page about runs, a comparison or a sweep."""
 
 import shlex
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +11,8 @@ import typer
 from qattrain.commands import options as opt
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from qattrain.report.console import Console
+    from qattrain.report.findings import Finding
 
 DEFAULT_PAGE = Path("report.html")
 
@@ -51,20 +49,29 @@ def report(
     console = Console(json)
     subjects, sweeps = find_sources(what, runs_dir)
     check_target(out)
-    with ThreadPoolExecutor(1) as worker, _progress(console, len(subjects)) as bar:
-        found = None
-        if subjects:  # evaluated in a thread: what draws the page is imported meanwhile
-            from qattrain.report.findings import investigate
+    bar = _Bar(console, len(subjects))
+    measuring: AbstractContextManager[Iterable[Finding]] = nullcontext(())
+    if subjects:
+        from qattrain.report.findings import investigation
 
-            found = worker.submit(investigate, subjects, opt.data_folder(data_dir), bar.step)
+        measuring = investigation(subjects, opt.data_folder(data_dir), bar.step)
+    with bar, measuring as found:
+        # Imported, and drawn, while networks are evaluated in a thread.
         from qattrain.report.contents import page_contents
         from qattrain.report.page import count_charts, render
 
-        findings = found.result() if found else []
-        title, lead, sections = page_contents(findings, sweeps, opt.train_flags())
+        if len(subjects) > 1:
+            import scipy.stats  # noqa: F401 by which networks are compared: half a second
+        findings, drawn = [], []
+        for finding in found:
+            from qattrain.report.side_by_side import histogram_charts
+
+            findings.append(finding)
+            drawn.append(histogram_charts(finding, f"network-{len(findings)}"))
+        contents = page_contents(findings, drawn, sweeps, opt.train_flags())
+        bar.draw(count_charts(contents[2]))
         again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]
-        bar.draw(count_charts(sections))
-        page = render(title, lead, sections, shlex.join(again), bar.drawn)
+        page = render(*contents, shlex.join(again), bar.drawn)
     for note in dict.fromkeys(note for finding in findings for note in finding.notes):
         console.notice(note)
     write_page(out, page)
@@ -97,39 +104,34 @@ def report(
 class _Bar:
     """How far a report is: on a live console a bar that vanishes at the end, elsewhere a line for each step."""
 
-    def __init__(self, console: "Console", bar: "Progress | None", networks: int) -> None:
-        self.console, self.bar = console, bar
-        self.task = None if bar is None else bar.add_task("", total=networks or None)
-        self.begun = False
+    def __init__(self, console: "Console", networks: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=40), MofNCompleteColumn()
+        self.console = console
+        self.bar = Progress(*columns, console=console.progress, transient=True, disable=not console.is_live)
+        self.task = self.bar.add_task("reading", total=networks or None)
+        self.begun = 0
+
+    def __enter__(self) -> None:
+        self.bar.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.stop()
 
     def step(self, line: str) -> None:
-        """A network is going to be evaluated."""
-        if self.bar is None or self.task is None:
+        """One more network is going to be evaluated."""
+        if not self.console.is_live:
             self.console.status(line)
-        else:
-            self.bar.update(self.task, description=line, advance=1 if self.begun else 0)
-        self.begun = True
+        self.bar.update(self.task, description=line, completed=self.begun)
+        self.begun += 1
 
     def draw(self, charts: int) -> None:
         """All networks are evaluated; so many charts are going to be drawn."""
-        if self.bar is None or self.task is None:
+        if not self.console.is_live:
             self.console.status(f"drawing {charts} charts")
-        else:
-            self.bar.reset(self.task, description="drawing", total=charts)
+        self.bar.reset(self.task, description="drawing", total=charts)
 
     def drawn(self) -> None:
         """One chart is drawn."""
-        if self.bar is not None and self.task is not None:
-            self.bar.advance(self.task)
-
-
-@contextmanager
-def _progress(console: "Console", networks: int) -> Iterator[_Bar]:
-    if not console.is_live:
-        yield _Bar(console, None, networks)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=40), MofNCompleteColumn()
-    with Progress(*columns, console=console.progress, transient=True) as bar:
-        yield _Bar(console, bar, networks)
+        self.bar.advance(self.task)

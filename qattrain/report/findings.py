@@ -1,7 +1,9 @@
 """What a report says about each network: read from its files, and measured by evaluating and inspecting it now."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,18 +100,30 @@ class Finding:
         return [record for record in self.history if record["epoch"] > 0]
 
 
-def investigate(subjects: Sequence[Subject], data_dir: Path, say: Callable[[str], None]) -> list[Finding]:
-    """Evaluate and inspect every network; `say` gets a line on each. Raises CheckpointError, DataError, ConfigError."""
+@contextmanager
+def investigation(
+    subjects: Sequence[Subject], data_dir: Path, say: Callable[[str], None]
+) -> Iterator[Iterator[Finding]]:
+    """Evaluate and inspect every network, in a thread: the findings come one by one, and can be drawn meanwhile.
+
+    `say` gets a line on each. Raises CheckpointError, DataError, ConfigError.
+    """
     networks = [_load(subject.path) for subject in subjects]  # an unusable one fails before anything is computed
-    found: list[Finding] = []
-    first: Outcome | None = None
+    outcomes: list[Outcome] = []
     loaded: dict[str, Dataset] = {}
-    for subject, network in zip(subjects, networks, strict=True):
+
+    def measure(subject: Subject, network: Network) -> Finding:
         say(f"evaluating {subject.name}")
-        outcome = evaluate_network(network, subject.path, data_dir, limit_test=subject.test_images, loaded=loaded)
-        first = first or outcome
-        found.append(_finding(subject, outcome, first))
-    return found
+        limit = subject.test_images
+        outcomes.append(evaluate_network(network, subject.path, data_dir, limit_test=limit, loaded=loaded))
+        return _finding(subject, outcomes[-1], outcomes[0])
+
+    worker = ThreadPoolExecutor(1)
+    try:
+        jobs = [worker.submit(measure, *pair) for pair in zip(subjects, networks, strict=True)]
+        yield (job.result() for job in jobs)
+    finally:
+        worker.shutdown(cancel_futures=True)  # after an error nothing more is evaluated
 
 
 def same_images(findings: Sequence[Finding]) -> bool:

@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -40,16 +40,31 @@ PAD = 4  # points around a chart
 FIRST_GUESS = (0.16, 0.22, 0.8, 0.68)  # where the axes are before their labels are measured: left, bottom, size
 
 
-def inline_svg(figure: Figure, title: str, description: str, ident: str) -> Markup:
-    """The drawing as an `<svg role="img">`. ident: unique in the page, of letters, digits and hyphens."""
+class Drawing(NamedTuple):
+    """A figure, drawn: its SVG without a name. ident: unique in the page, of letters, digits and hyphens."""
+
+    ident: str
+    head: str
+    body: str
+
+    def named(self, title: str, description: str) -> Markup:
+        """An `<svg role="img">`."""
+        named = f'<title id="{self.ident}-title">{escape(title)}</title>'
+        named += f'<desc id="{self.ident}-desc">{escape(description)}</desc>'
+        return Markup(f"{self.head}>{named}<{self.body}")  # ElementTree escaped what matplotlib drew
+
+
+def draw(figure: Figure, ident: str) -> Drawing:
+    """Draw a figure for a page; it cannot be used again."""
     _mark(figure)
-    root = ElementTree.fromstring(_draw(figure, ident))
+    drawn = _draw(figure, ident)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', drawn.decode()))
+    root = ElementTree.fromstring(drawn)
     for element in root.findall(f"{{{SVG}}}metadata"):
         root.remove(element)
     for defs in root.findall(f"{{{SVG}}}defs"):
         for sheet in defs.findall(f"{{{SVG}}}style"):  # it would apply to the whole page
             defs.remove(sheet)
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', ElementTree.tostring(root, encoding="unicode")))
     for element in root.iter():
         if element.get("id") not in used:
             mark = re.fullmatch(r"(series|toggle)-(\d+)", element.attrib.pop("id", ""))
@@ -67,11 +82,9 @@ def inline_svg(figure: Figure, title: str, description: str, ident: str) -> Mark
     }
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", XLINK)
-    drawn = ElementTree.tostring(root, encoding="unicode")
-    drawn = re.sub(r"\s*\n\s*", " ", drawn).replace("> <", "><")
-    head, _, body = drawn.partition("><")
-    named = f'<title id="{ident}-title">{escape(title)}</title><desc id="{ident}-desc">{escape(description)}</desc>'
-    return Markup(f"{head}>{named}<{body}")  # ElementTree escaped what matplotlib drew
+    text = re.sub(r"\s*\n\s*", " ", ElementTree.tostring(root, encoding="unicode")).replace("> <", "><")
+    head, _, body = text.partition("><")
+    return Drawing(ident, head, body)
 
 
 def _draw(figure: Figure, salt: str) -> bytes:

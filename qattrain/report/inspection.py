@@ -57,13 +57,13 @@ def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
     return figures
 
 
-def network_section(inspection: Inspection, heading: str, ident: str) -> Section:
-    """The same on a page, and the tables of layers."""
+def network_section(inspection: Inspection, heading: str, ident: str, drawn: Sequence[Chart] | None = None) -> Section:
+    """The same on a page, and the tables of layers. drawn: the charts of its histograms, if they are drawn already."""
     costly = [layer for layer in inspection.layers if layer.macs is not None]
     layers: list[Block] = [
         layer_table(inspection.layers, LAYER_GRID + LAYER_USE),
         layer_table(costly, ("layer", *LAYER_COST, *LAYER_SUMS), totals=inspection.totals),
-        Charts([histogram_chart(histogram) for histogram in inspection.histograms]),
+        Charts(drawn or [histogram_chart(histogram) for histogram in inspection.histograms]),
         *map(filter_tiles, known_kernels(inspection.filters)),
     ]
     parts = [Section(f"{ident}-layers", "Layers", layers)]

@@ -10,11 +10,15 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.report import sources
+from qattrain.report.drawing import Series, chart_figure, draw_lines
+from qattrain.report.inline import draw
 from qattrain.report.page import TEMPLATES
 
 EVIL_TEXT = "_&lt;script&gt;alert(&#39;x&#39;)&amp;&lt;$x^$ 漢"
@@ -250,3 +254,28 @@ def test_nothing_but_a_report_is_ever_replaced(
     written = out.read_bytes()
     assert "No space left on device" in refused(out)
     assert out.read_bytes() == written
+
+
+def test_a_chart_is_laid_out_whole_and_its_series_are_marked() -> None:
+    def lines(axes: Axes) -> None:
+        series = [Series("one $", [1, 2, 3], [0.5, 0.25, 1e-4]), Series("two", [1, 3], [8.0, 9.0])]
+        draw_lines(axes, series, "epoch", "loss")
+
+    drawing = draw(chart_figure(lines), "chart-7")
+    svg = drawing.named("<title>", "a & b")
+    root = ElementTree.fromstring(svg)
+    assert root[0].text == "<title>"
+    assert root[1].text == "a & b"
+    assert not [element for element in root.iter() if (element.get("id") or "").startswith(("series", "toggle"))]
+    marked = {element.get("data-series") for element in root.iter()} - {None}
+    names = {element.get("data-toggle") for element in root.iter()} - {None}
+    assert marked == names == {"0", "1"}
+    chart = json.loads(root.attrib["data-chart"])
+    assert chart["labels"] == ["epoch", "loss"]
+    assert [one["name"] for one in chart["series"]] == ["one $", "two"]
+    assert [point[2:] for point in chart["series"][0]["points"]] == [["1", "0.5"], ["2", "0.25"], ["3", "0.0001"]]
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    for one in chart["series"]:
+        for x, y, *_ in one["points"]:
+            assert left < x < left + width
+            assert top < y < top + height
