@@ -16,8 +16,9 @@ from qattrain.integer import IntegerLayer, IntegerModel
 from qattrain.integer.lowering import lower
 from qattrain.layers import BatchNorm, QuantConv2d, QuantReLU
 from qattrain.layers.quantized import PIXEL_SCALE
-from qattrain.report.console import percent
-from qattrain.report.drawing import COLORS
+from qattrain.report.console import counted, percent
+from qattrain.report.drawing import COLORS, DASHES, FILLINGS, MARKERS, method_style
+from qattrain.report.labels import label_lines
 
 BITS, EPOCHS = (4, 3, 2), 8
 PLAIN = ModelConfig(name=DEEP.name.replace(" bn", ""))
@@ -160,7 +161,7 @@ def explain(lab: Lab) -> Explanation:
             Table(
                 f"test accuracy after {EPOCHS} epochs; six layers, two of them depthwise: {DEEP.name}",
                 ["bits", "without batch norm", "with batch norm"],
-                [[str(b), percent(accuracy["without"][b]), percent(accuracy["with"][b])] for b in BITS],
+                [[str(b), percent(accuracy["without"][b]), percent(accuracy["with"][b])] for b in sorted(BITS)],
             ),
         ],
         answer=[
@@ -195,29 +196,37 @@ def explain(lab: Lab) -> Explanation:
 
 
 def _figure(naive: list[scale.Course], channel: Values, accuracy: dict[str, dict[int, float]], data: str) -> Figure:
-    figure, [[left, middle, right]] = panels(f"Batch normalization ({data})", columns=3, size=(14, 4.6))
-    names = ("divided, no norm", "undivided, no norm", "divided, batch norm", "undivided, batch norm")
-    for course, name, line, marker, color in zip(naive, names, ("-", "-", "--", "--"), "osD^", COLORS, strict=False):
+    few = min(BITS)
+    before, after = (percent(accuracy[kind][few], 1) for kind in ("without", "with"))
+    title = f"Batch norm takes a deep {few}-bit network from {before} to {after}\n({data})"
+    figure, [[left], [middle], [right]] = panels(title, 3, 1, size=(7, 9.6))
+    names = ("divided", "undivided", "divided, with norm", "undivided, with norm")
+    for index, (course, name) in enumerate(zip(naive, names, strict=True)):
         percents = [100 * a for a in course.test_accuracy]
-        left.plot(range(1, len(percents) + 1), percents, ls=line, marker=marker, ms=4, color=color, label=name)
+        color, marker = COLORS[2 + index % 2], MARKERS[2 + index % 2]
+        filling = FILLINGS[1 - index // 2]
+        look = {"color": color, "marker": marker, "ls": DASHES[1 - index // 2], "ms": 5, **filling}
+        left.plot(range(1, len(percents) + 1), percents, label=name, **look)
     left.set(title=f"It hides a missing division by 2^{scale.N}", xlabel="epoch", ylabel="test accuracy (%)")
     left.set(ylim=(0, 103))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     sums = np.arange(channel["smallest_sum"], channel["largest_sum"] + 1)
-    middle.plot(sums, normalized(channel, sums), color=COLORS[1], ls="--", label="gain (x - mean) / deviation + shift")
-    middle.plot(sums, integer_codes(channel, sums), color=COLORS[0], label="((sum + b) m + 2^(k-1)) >> k")
+    middle.plot(sums, normalized(channel, sums), color=COLORS[3], ls="--", label="gain (x - mean) / deviation + shift")
+    middle.plot(sums, integer_codes(channel, sums), color="black", label="((sum + b) m + 2^(k-1)) >> k")
     middle.plot([channel["sum"]], [channel["code"]], "o", color="black", label="the sum worked out in the text")
     left_end = sums[normalized(channel, sums) > -3][0]
     middle.set(xlim=(left_end, sums[-1]), ylim=(-3, channel["largest_code"] + 1))
     middle.set(title=f"Channel {channel['channel']} of conv1, real and in integers")
     middle.set(xlabel="sum of products (codes)", ylabel="steps of the next codes")
     middle.yaxis.set_major_locator(MaxNLocator(integer=True))
-    for kind, line, marker, color in (("with", "-", "o", COLORS[0]), ("without", "--", "s", COLORS[1])):
-        points = {bits: 100 * value for bits, value in accuracy[kind].items()}
-        right.plot(list(points), list(points.values()), ls=line, marker=marker, color=color, label=f"{kind} batch norm")
-    right.invert_xaxis()
-    right.set(title=f"A deep network after {EPOCHS} epochs", xlabel="bits of weights and activations")
+    middle.legend(fontsize=9, loc="upper left")
+    for variant, kind in enumerate(("with", "without")):
+        points = sorted(accuracy[kind].items())
+        style = method_style("QAT", variant)
+        right.plot([bits for bits, _ in points], [100 * value for _, value in points], label=f"{kind} norm", **style)
+    right.set(title=f"A deep network after {counted(EPOCHS, 'epoch')}", xlabel="bits of weights and activations")
     right.set(ylabel="test accuracy (%)", ylim=(0, 103))
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes, place in ((left, "center right"), (middle, "upper left"), (right, "lower left")):
-        axes.legend(fontsize=8, loc=place)
+    label_lines(left, 25)
+    label_lines(right, 25)
     return figure

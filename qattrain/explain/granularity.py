@@ -17,7 +17,7 @@ from qattrain.layers import BatchNorm
 from qattrain.layers.network import weight_layers
 from qattrain.quant import dequantize, weight_quantizer
 from qattrain.report.console import percent
-from qattrain.report.drawing import COLORS
+from qattrain.report.drawing import COLORS, LOOKS, method_style
 
 BITS, ACT_BITS = (4, 3, 2), 8  # activations at 8 bits, so that weights alone make the difference
 EPOCHS = 6
@@ -105,17 +105,21 @@ def explain(lab: Lab) -> Explanation:
         [
             network,
             layer,
-            *(_both(f"{one[kind][bits]['sqnr_db'][layer]:.1f}" for kind in GRANULARITIES) for bits in BITS),
+            *(_both(f"{one[kind][bits]['sqnr_db'][layer]:.1f}" for kind in GRANULARITIES) for bits in sorted(BITS)),
         ]
         for network, one in found.items()
         for layer in one["ranges"]
     ]
     accuracy_rows = [
-        [network, method.upper(), *(_both(percent(one[kind][b][method], 1) for kind in GRANULARITIES) for b in BITS)]
+        [
+            network,
+            method.upper(),
+            *(_both(percent(one[kind][b][method], 1) for kind in GRANULARITIES) for b in sorted(BITS)),
+        ]
         for network, one in found.items()
         for method in ("ptq", "qat")
     ]
-    columns = [f"{bits} bits" for bits in BITS]
+    columns = [f"{bits} bits" for bits in sorted(BITS)]
     return Explanation(
         numbers={
             "data": lab.data_line,
@@ -186,46 +190,54 @@ def _gains(found: dict[str, Any], bits: int) -> dict[tuple[str, str], float]:
 
 
 def _figure(found: dict[str, Any], data: str) -> Figure:
-    figure, grid = panels(f"One weight scale per layer or per channel ({data})", 2, 2, size=(11, 7.4))
+    gains_db = [gain for bits in BITS for gain in _gains(found, bits).values()]
+    title = (
+        f"A scale per channel adds {min(gains_db):.1f} to {max(gains_db):.1f} dB to the weights' signal-to-noise ratio"
+    )
+    title += f"\n({data})"
+    figure, grid = panels(title, 2, 2, size=(9.4, 7))
     ranges, gains = grid[0]
-    for kind, marker, color, label in (
-        ("plain", "o", COLORS[0], "as they are"),
-        ("folded", "x", COLORS[1], "with batch norm folded into them"),
+    for kind, shift, color, label in (
+        ("plain", -0.16, COLORS[2], "as they are"),
+        ("folded", 0.16, COLORS[3], "with batch norm folded into them"),
     ):
-        points = [
-            (place, 100 * share)
-            for place, layer in enumerate(found[DEEPEST]["ranges"].values())
-            for share in layer[kind]
-        ]
-        shift = -0.12 if kind == "plain" else 0.12
-        xs, ys = [place + shift for place, _ in points], [share for _, share in points]
-        ranges.plot(xs, ys, marker, color=color, ms=5, mfc="none", label=label)
+        xs, ys = [], []  # a short line for every channel, with gaps between them
+        for place, layer in enumerate(found[DEEPEST]["ranges"].values()):
+            for share in layer[kind]:
+                xs += [place + shift - 0.12, place + shift + 0.12, math.nan]
+                ys += [100 * share, 100 * share, math.nan]
+        ranges.plot(xs, ys, color=color, lw=1.2, label=label)
     ranges.set_xticks(range(len(found[DEEPEST]["ranges"])), list(found[DEEPEST]["ranges"]))
-    ranges.set(title="depthwise: how much of the layer's range each channel uses", xlabel="layer", ylim=(0, 105))
-    ranges.set(ylabel="largest |w| of the channel (% of the layer's)")
-    ranges.legend(fontsize=8, loc="lower right")
+    ranges.set(title="depthwise: the range each channel uses", xlabel="layer", ylim=(0, 105))
+    ranges.set(ylabel="largest |w| (% of the layer's)")
+    ranges.legend(fontsize=8, loc="lower center", ncols=2)
     _draw_gains(gains, found)
     for axes, (network, one) in zip(grid[1], found.items(), strict=True):
-        for method, line in (("qat", "-"), ("ptq", "--")):
-            for kind, marker, color in (("channel", "o", COLORS[0]), ("layer", "s", COLORS[1])):
-                percents = [100 * one[kind][bits][method] for bits in BITS]
-                label = f"{method.upper()}, one scale per {kind}"
-                axes.plot(BITS, percents, ls=line, marker=marker, color=color, label=label)
-        axes.axhline(100 * one["float"], color="black", ls=":", label="float")
-        axes.invert_xaxis()
+        for method in ("QAT", "PTQ"):
+            for variant, kind in enumerate(("channel", "layer")):
+                percents = [100 * one[kind][bits][method.lower()] for bits in sorted(BITS)]
+                style = method_style(method, variant)
+                axes.plot(sorted(BITS), percents, label=f"{method}, per {kind}", **style)
+        axes.axhline(100 * one["float"], color=LOOKS["float"].color, ls=":", label="float")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(title=network, xlabel="bits of the weights", ylabel="test accuracy (%)", ylim=(0, 103))
-        axes.legend(fontsize=8, loc="lower left")
+    names = grid[1, 0].get_legend_handles_labels()
+    figure.legend(
+        *names,
+        loc="outside lower center",
+        ncols=len(names[1]),
+        fontsize=9,
+        title="below: scales per channel or per layer",
+    )
     return figure
 
 
 def _draw_gains(axes: Axes, found: dict[str, Any]) -> None:
-    for index, bits in enumerate(BITS):
+    for index, bits in enumerate(sorted(BITS)):
         gains = _gains(found, bits)
         places = [place + 0.27 * (index - 1) for place in range(len(gains))]
-        style: dict[str, Any] = {"color": COLORS[index], "hatch": ("", "//", "..")[index], "edgecolor": "white"}
-        axes.bar(places, list(gains.values()), 0.25, label=f"{bits} bits", **style)
+        axes.bar(places, list(gains.values()), 0.25, label=f"{bits} bits", color=COLORS[2 + index])
     names = [f"{layer}\n({network})" if layer == "conv1" else layer for network, layer in gains]
-    axes.set_xticks(range(len(names)), names)
-    axes.set(title="What a scale per channel gains", xlabel="layer", ylabel="signal to noise of the weights (dB)")
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set(title="What a scale per channel gains", xlabel="layer", ylabel="signal to noise (dB)")
     axes.legend(fontsize=8)

@@ -22,6 +22,7 @@ from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
 from qattrain.layers.network import build_model, copy_weights, plan_layers
 from qattrain.report import console
+from qattrain.report.drawing import finding
 from qattrain.training.loop import Trainer
 from qattrain.training.optimization import AUTO_BATCH_SMALL, settle_training
 from qattrain.training.ptq import CALIBRATIONS, calibrate
@@ -146,7 +147,7 @@ def panels(
 ) -> tuple[Figure, NDArray[Any]]:
     """A figure with that title, and its panels, (rows, columns), with a light grid each. shared: of Figure.subplots."""
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title)
+    finding(figure, title, int(10 * size[0]))
     axes = figure.subplots(rows, columns, squeeze=False, **shared)
     for each in axes.flat:
         each.grid(alpha=0.25)

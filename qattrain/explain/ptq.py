@@ -1,11 +1,13 @@
 """The cliff: quantizing after training compared with training with quantization, from 8 bits to 1."""
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qattrain.config import FLOAT_BITS, QuantConfig
 from qattrain.explain.lab import AUGMENT, CALIBRATION_IMAGES, Explanation, Lab, Table, panels
-from qattrain.report.console import percent
-from qattrain.report.drawing import COLORS
+from qattrain.report.console import counted, percent
+from qattrain.report.drawing import LOOKS, method_style
+from qattrain.report.labels import label_lines
 
 PTQ_BITS = (8, 7, 6, 5, 4, 3, 2, 1)
 QAT_BITS = (8, 6, 4, 3, 2, 1)
@@ -32,7 +34,7 @@ def explain(lab: Lab, ptq_bits: tuple[int, ...] = PTQ_BITS, qat_bits: tuple[int,
     found = measure(lab, ptq_bits, qat_bits)
     reference, ptq, qat = found["float"][FLOAT_BITS], found["ptq"], found["qat"]
     highest = max(set(ptq) & set(qat))
-    rows = [[str(bits), percent(ptq[bits]), percent(qat[bits]) if bits in qat else "-"] for bits in ptq]
+    rows = [[str(bits), percent(ptq[bits]), percent(qat[bits]) if bits in qat else "-"] for bits in sorted(ptq)]
     holds = [bits for bits in ptq if ptq[bits] >= reference - 0.01]
     lasting = f"down to {min(holds)} bits" if holds else "at no width"
     return Explanation(
@@ -71,17 +73,19 @@ def explain(lab: Lab, ptq_bits: tuple[int, ...] = PTQ_BITS, qat_bits: tuple[int,
 
 
 def _figure(found: dict[str, dict[int, float]], data: str) -> Figure:
-    title = f"The cliff: {data}\nPTQ calibrated on {CALIBRATION_IMAGES} images, {EPOCHS} epochs of training"
-    figure, [[axes]] = panels(title, columns=1, size=(8, 4.8))
-    reference = 100 * found["float"][FLOAT_BITS]
-    axes.axhline(reference, color="black", ls=":", label=f"float ({reference:.1f} %)")
-    for name, method, line, marker, color in (
-        ("QAT: trained with rounding (lsq)", "qat", "-", "o", COLORS[0]),
-        ("PTQ: rounded after training (affine)", "ptq", "--", "s", COLORS[1]),
-    ):
-        points = {bits: 100 * accuracy for bits, accuracy in found[method].items()}
-        axes.plot(list(points), list(points.values()), ls=line, marker=marker, color=color, label=name)
-    axes.invert_xaxis()
+    fewest, reference = min(set(found["ptq"]) & set(found["qat"])), 100 * found["float"][FLOAT_BITS]
+    trained, rounded = 100 * found["qat"][fewest], 100 * found["ptq"][fewest]
+    title = f"At {counted(fewest, 'bit')}, QAT has {trained:.1f} % and PTQ {rounded:.1f} %; float has {reference:.1f} %"
+    figure, [[axes]] = panels(title, columns=1, size=(6.6, 4.2))
+    axes.axhline(reference, color=LOOKS["float"].color, ls=":", label="float")
+    for name, quantizer in (("QAT", "lsq"), ("PTQ", "affine")):
+        points = sorted(found[name.lower()].items())
+        style = method_style(name)
+        axes.plot(
+            [bits for bits, _ in points], [100 * value for _, value in points], label=f"{name} ({quantizer})", **style
+        )
+    axes.set_title(f"{data}; {counted(EPOCHS, 'epoch')};\nPTQ calibrated on {CALIBRATION_IMAGES} images", fontsize=9)
     axes.set(xlabel="bits of weights and activations", ylabel="test accuracy (%)", ylim=(0, 103))
-    axes.legend(loc="lower left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    label_lines(axes)
     return figure

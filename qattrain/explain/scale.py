@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from qattrain.data import batch_slices, epoch_order
@@ -18,7 +18,7 @@ from qattrain.explain.lab import SEED, Explanation, Lab, Table, panels
 from qattrain.quant import round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import counted, percent
-from qattrain.report.drawing import COLORS
+from qattrain.report.drawing import COLORS, DASHES, MARKERS
 
 N = 4  # weights times 2^N
 EPOCHS, BATCH = 6, 32
@@ -193,29 +193,29 @@ def explain(lab: Lab) -> Explanation:
             "qattrain.explain.scale.HandMadeConv2d: all three forms side by side",
         ],
         paper="Bengio, Leonard, Courville 2013 (straight-through); Lin, Talathi, Annapureddy 2016 (fixed point)",
-        figure=_figure(by, lab.data_line),
+        figure=_figure(by, lab.data_line, N),
     )
 
 
-def _figure(by: dict[tuple[str, str, bool], Course], data: str) -> Figure:
-    title = f"Weights times 2^{N}, rounded: divided back or not ({data})"
-    figure, grid = panels(title, 3, 4, size=(13, 8.2), sharex=True, sharey="row")
-    epochs = range(1, EPOCHS + 1)
-    for column, (optimizer, norm) in enumerate(TRAININGS):
-        for form, line, marker, color in zip(FORMS, ("-", "--", ":"), "os^", COLORS, strict=False):
-            c = by[form, optimizer, norm]
-            look = {"ls": line, "marker": marker, "ms": 4, "color": color, "label": form}
-            grid[0, column].plot(epochs, [100 * a for a in c.test_accuracy], **look)
-            for row, values in ((1, c.train_loss), (2, c.weight_size)):
-                grid[row, column].semilogy(epochs, [math.nan if v is None else v for v in values], **look)
-        grid[0, column].set_title(optimizer + (" + batch norm" if norm else ", no batch norm"))
-        grid[2, column].set_xlabel("epoch")
-    labels = ("test accuracy (%)", "training loss (nats)", "mean |w| (real value)")
-    for axes, label in zip(grid[:, 0], labels, strict=True):
-        axes.set_ylabel(label)
-    for axes in grid[1:, 0]:
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_minor_formatter("{x:g}")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+def _figure(by: dict[tuple[str, str, bool], Course], data: str, n: int) -> Figure:
+    last = {key: 100 * course.test_accuracy[-1] for key, course in by.items()}
+    masked = [last[FACTOR, optimizer, norm] for optimizer, norm in TRAININGS if (optimizer, norm) != ("SGD", False)]
+    title = (
+        f"Without the division by 2^{n}, SGD ends at {last[FACTOR, 'SGD', False]:.1f} % instead of "
+        f"{last[DIVIDED, 'SGD', False]:.1f} %;\nwith Adam or batch norm at {min(masked):.1f} to {max(masked):.1f} %"
+    )
+    figure, [[over, ends]] = panels(title, size=(7.6, 4), width_ratios=[1, 1.1])
+    names = [optimizer + (" + norm" if norm else "") for optimizer, norm in TRAININGS]
+    for index, form in enumerate(FORMS):
+        color, marker, line = COLORS[2 + index], MARKERS[2 + index], DASHES[index]
+        percents = [100 * accuracy for accuracy in by[form, "SGD", False].test_accuracy]
+        over.plot(range(1, EPOCHS + 1), percents, ls=line, marker=marker, ms=5, color=color)
+        rows = [place + 0.2 * (index - 1) for place in range(len(TRAININGS))]
+        ends.plot([last[form, *each] for each in TRAININGS], rows, marker, ms=6, color=color, label=form)
+    over.set(title="SGD, no batch norm", xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 103))
+    over.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends.set_yticks(range(len(names)), names)
+    ends.set(title=f"after {counted(EPOCHS, 'epoch')}", xlabel="test accuracy (%)", xlim=(0, 103))
+    ends.invert_yaxis()
+    figure.legend(*ends.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, title=data)
     return figure

@@ -12,7 +12,7 @@ from qattrain.layers import QuantConv2d
 from qattrain.quant import SURROGATES, round_half_up
 from qattrain.quant.functional import Round
 from qattrain.report.console import percent
-from qattrain.report.drawing import COLORS, DASHES
+from qattrain.report.drawing import BACKGROUND, COLORS, DASHES
 
 LOW, HIGH = -4, 3  # the codes of 3 bits
 SHOWN = {"below": -5.2, "code": 1.0, "half": 1.5, "above": 4.2}
@@ -66,7 +66,7 @@ def explain(lab: Lab) -> Explanation:
         ],
         paper="Bengio, Leonard, Courville 2013, section 4; clipping: Hubara et al. 2016; tanh: Gong et al. 2019; "
         "polynomial: Liu et al. 2018",
-        figure=_figure(),
+        figure=_figure(at),
     )
 
 
@@ -134,15 +134,20 @@ def _keep_codes(kept: list[Tensor], model: nn.Module, _epoch: int) -> None:
     kept.append(torch.cat([layer.quantized_weight().codes.flatten() for layer in convolutions]))
 
 
-def _figure() -> Figure:
-    figure, [[forward, backward]] = panels("The straight-through estimator, 3 bits")
-    v = torch.linspace(LOW - 2, HIGH + 2, 4001, dtype=torch.float64)
+def _figure(gradients: dict[str, dict[str, float]]) -> Figure:
+    passed = [found["mean inside"] for name, found in gradients.items() if name != BARE]
+    title = (
+        f"Rounding has a gradient of {gradients[BARE]['mean inside']:g}; surrogates pass {min(passed):.2f} to "
+        f"{max(passed):.2f} on average (3 bits)"
+    )
+    figure, [[forward], [backward]] = panels(title, 2, 1, size=(6.6, 6.4), sharex=True)
+    v = torch.linspace(LOW - 2, HIGH + 2, 1801, dtype=torch.float64)
     forward.plot(v, round_half_up(v).clamp(LOW, HIGH), color="black", lw=1.8, label="forward: clip(round(v))")
-    forward.plot(v, v, color=COLORS[0], ls=DASHES[1], lw=1.2, label="pretended by identity: v")
-    forward.plot(v, v.clamp(LOW, HIGH), color=COLORS[1], ls=DASHES[2], lw=2, label="pretended by clipped: clip(v)")
-    forward.set(title="Forward: a staircase", xlabel="v = weight / scale (steps)", ylabel="code (steps)")
-    for index, name in enumerate([BARE, *SURROGATES]):
-        color = "black" if name == BARE else COLORS[(index - 1) % len(COLORS)]
+    forward.plot(v, v, color=COLORS[2], ls=DASHES[1], lw=1.2, label="pretended by identity: v")
+    forward.plot(v, v.clamp(LOW, HIGH), color=COLORS[3], ls=DASHES[2], lw=2, label="pretended by clipped: clip(v)")
+    forward.set(title="Forward: a staircase", ylabel="code (steps)")
+    for index, name in enumerate(gradients):
+        color = "black" if name == BARE else COLORS[2 + (index - 1) % (len(COLORS) - 2)]
         style = {"color": color, "ls": DASHES[index % len(DASHES)], "lw": 1.6, "zorder": 9 - index}  # dashes on top
         backward.plot(v, _gradient(name, v), **style, label=name)
     backward.set(
@@ -151,8 +156,9 @@ def _figure() -> Figure:
     for index, axes in enumerate((forward, backward)):
         for low, high in ((LOW - 2, LOW), (HIGH, HIGH + 2)):
             zone = "clip zone: codes cannot follow" if index == 0 and low < LOW else None
-            axes.axvspan(low, high, color="0.9", zorder=0, label=zone)
+            axes.axvspan(low, high, color=BACKGROUND, alpha=0.4, lw=0, zorder=0, label=zone)
         axes.set_xlim(LOW - 2, HIGH + 2)
-        axes.legend(fontsize=8, loc="upper left" if index == 0 else "upper right")
-    backward.set_ylim(-0.1, 1.9)
+    forward.legend(fontsize=8, loc="upper left")
+    backward.set_ylim(-0.1, 1.8)
+    backward.legend(fontsize=8, loc="upper center", ncols=3)
     return figure

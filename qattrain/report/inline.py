@@ -26,14 +26,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
-from qattrain.report.drawing import BACKGROUND, COLORS
+from qattrain.report.drawing import BACKGROUND, COLORS, GRID, OTHERS
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 VARIABLES = {color.lower(): f"var(--series-{index})" for index, color in enumerate(COLORS)} | {
     "#000000": "currentColor",
     "#ffffff": "var(--paper)",
-    "#b0b0b0": "var(--muted)",  # matplotlib's own, of grid lines
+    GRID: "var(--muted)",
     BACKGROUND: "var(--faint)",
+    OTHERS: "var(--soft)",
 }
 DOTS_PER_INCH = 72  # then an SVG's unit is a point
 PAD = 4  # points around a chart
@@ -195,7 +196,7 @@ def _points(figure: Figure) -> dict[str, Any]:
         ]
         series.append({"number": number, "name": name.strip().replace(r"\$", "$"), "points": shown})
     labels = [" ".join(label.split()) for label in (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel())]
-    return {"labels": labels, "series": series}
+    return {"labels": [label.partition(", logarithmic")[0] for label in labels], "series": series}
 
 
 def _values(axes: Axes, named: Artist | Container) -> Any:

@@ -7,30 +7,27 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from qattrain.evaluation.inspection import Inspection, LayerHistogram, Observed
+from qattrain.evaluation.inspection import Inspection, LayerHistogram
 from qattrain.evaluation.metrics import Confusion, HardImage
 from qattrain.report.console import UNKNOWN, Table, counted, percent, spread
 from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure, heading, plotted_name
+from qattrain.report.filters import filter_figure, filter_tiles, known_kernels
 from qattrain.report.page import Block, Chart, Charts, Section, Text, Tile, Tiles
 from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_SUMS, LAYER_USE, layer_table
 
 MOST_GRID_LINES = 32  # more would merge into a grey area
-MOST_KERNELS = 100  # in one picture
 SHORT_NAME = 8  # of a class: longer ones get the line above an image for themselves
-KERNEL_SIDE, IMAGE_SIDE = 56, 64  # on a page, in CSS pixels
-AFTER, CLIP = COLORS[0], COLORS[1]
+IMAGE_SIDE = 64  # on a page, in CSS pixels
+AFTER, CLIP = COLORS[6], COLORS[3]  # colours that are no quantized method's
 AFTER_LABEL = "after: codes"
 THINGS = {"weight": "Weights", "activation": "Activations"}
 UNITS = {  # of the axis of values
@@ -147,108 +144,6 @@ def draw_histogram(axes: Axes, data: LayerHistogram) -> None:
     if data.unit != "value":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, axis="y")
-
-
-class Kernels(NamedTuple):
-    """The first layer's kernels (D, C, K, J), as float weights or as codes. layer: its name. form: of a value as text.
-
-    Kernels of 3 input channels are shown in colour, others channel by channel in grey.
-    """
-
-    layer: str
-    title: str
-    unit: str
-    values: NDArray[Any]
-    form: str
-
-    @property
-    def bound(self) -> float:
-        """Shown as white; its negative as black, 0 as grey."""
-        return max(float(np.abs(self.values).max()), 1e-9)
-
-    @property
-    def is_colour(self) -> bool:
-        return bool(self.values.shape[1] == 3)
-
-    @property
-    def what(self) -> str:
-        """`conv1, 20 kernels of 5x5 pixels`."""
-        outputs, inputs, height, width = self.values.shape
-        depth = "" if inputs == 1 else ", in colour" if self.is_colour else f", {inputs} input channels"
-        return f"{self.layer}, {counted(outputs, 'kernel')} of {height}x{width} pixels{depth}"
-
-    def pictures(self) -> list[tuple[str, NDArray[np.uint8]]]:
-        """The name of each and its pixels, (K, J), or (K, J, 3) in colour; only the first if there are many."""
-        pixels = np.round((self.values / self.bound + 1) * 127.5).astype(np.uint8)
-        if self.is_colour:
-            shown = [(f"channel {number}", kernel.transpose(1, 2, 0)) for number, kernel in enumerate(pixels)]
-        else:
-            shown = [
-                (name, plane) for name, plane in zip(self.names, pixels.reshape(-1, *pixels.shape[2:]), strict=True)
-            ]
-        return shown[:MOST_KERNELS]
-
-    @property
-    def names(self) -> list[str]:
-        """Of every channel of every kernel."""
-        outputs, inputs = self.values.shape[:2]
-        parts = ["red", "green", "blue"] if self.is_colour else [f"input {number}" for number in range(inputs)]
-        return [f"channel {n}" + (f", {part}" if inputs > 1 else "") for n in range(outputs) for part in parts]
-
-
-def known_kernels(filters: Observed | None) -> list[Kernels]:
-    """The float weights and the codes, whichever is known; none if the first layer is no convolution."""
-    if filters is None:
-        return []
-    kinds = [
-        ("float weights", UNITS["weight", "value"], filters.values, ".3f"),
-        (f"codes of {counted(filters.bits, 'bit')}, zero point subtracted", "code (steps)", filters.codes, "d"),
-    ]
-    return [
-        Kernels(filters.layer, title, unit, values, form) for title, unit, values, form in kinds if values is not None
-    ]
-
-
-def filter_figure(filters: Observed, title: str) -> Figure:
-    """The first layer's kernels: the float weights above, the codes below; whichever is known."""
-    known = known_kernels(filters)
-    count = len(known[0].pictures())
-    columns = min(10, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(11, 0.6 + len(known) * (0.9 + 1.0 * rows)), layout="constrained")
-    parts = figure.subfigures(len(known), 1, squeeze=False)[:, 0]
-    for part, kernels in zip(parts, known, strict=True):
-        panels = part.subplots(rows, columns, squeeze=False).flatten()
-        for axes in panels[count:]:
-            axes.set_visible(False)
-        for axes, (name, pixels) in zip(panels, kernels.pictures(), strict=False):
-            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(name, fontsize=7)
-        scale = ScalarMappable(Normalize(-kernels.bound, kernels.bound), "gray")
-        ticks = MaxNLocator(integer=True) if kernels.form == "d" else None
-        unit = f"{kernels.unit}, each colour" if kernels.is_colour else kernels.unit
-        part.colorbar(scale, ax=panels.tolist(), label=unit, shrink=0.9, ticks=ticks)
-        part.suptitle(f"{kernels.what}: {kernels.title}", fontsize=10)
-    figure.suptitle(heading(f"First-layer filters: {title}"))
-    return figure
-
-
-def filter_tiles(kernels: Kernels) -> Tiles:
-    """The first layer's kernels as small images, and their values as a table."""
-    tiles = [Tile(_png(pixels), f"Kernel of {name}", [name]) for name, pixels in kernels.pictures()]
-    shown = format(int(kernels.bound), "d") if kernels.form == "d" else f"{kernels.bound:.3g}"
-    height, width = kernels.values.shape[2:]
-    planes = kernels.values.reshape(-1, height, width)
-    rows = [
-        [name, *(" ".join(format(value, kernels.form) for value in row) for row in plane)]
-        for name, plane in zip(kernels.names, planes, strict=True)
-    ]
-    title = f"First-layer filters, {kernels.title}"
-    each = ", of each colour" if kernels.is_colour else ""
-    caption = f"{kernels.what}; {kernels.unit}{each}: black is -{shown}, grey 0, white {shown}."
-    columns = ["kernel", *(f"row {row}" for row in range(1, height + 1))]
-    return Tiles(title, caption, tiles, *_shown_size((height, width), KERNEL_SIDE), Table(title, columns, rows))
 
 
 def wrong_counts(confusion: Confusion) -> tuple[NDArray[np.int64], int]:

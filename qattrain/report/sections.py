@@ -114,7 +114,8 @@ def _results(findings: Sequence[Finding]) -> list[Block]:
     blocks.append(Table.of(f"Loss and cost of every network; {COST_NOTE}", costs, ("test images", "file"), folded=True))
     blocks += chains
     figure = Figure(figsize=(CHART_INCHES[0], 1.1 + 0.42 * len(findings)), layout="constrained")
-    draw_intervals(figure.subplots(), [(f.name, f.evaluation.accuracy, f.evaluation.interval) for f in findings])
+    intervals = [(f.name, f.evaluation.accuracy, f.evaluation.interval) for f in findings]
+    draw_intervals(figure.subplots(), intervals, [f.kind for f in findings])
     described = "; ".join(f"{f.name} {percent(f.evaluation.accuracy)}" for f in findings)
     caption = "The numbers are those of the table above."
     return [*blocks, Charts([Chart(figure, "Test accuracy with 95 % intervals", caption, described)])]
@@ -177,9 +178,9 @@ def _curves(findings: Sequence[Finding]) -> list[Block]:
     ]
     if not trained:
         return blocks
-    errors = [error_series(f.name, f.history, f.evaluation.total) for f in findings]
+    errors = [error_series(f.name, f.history, f.evaluation.total, f.kind) for f in findings]
     caption = (
-        "Percent of the test images, after every epoch; the scale is logarithmic, and no error counts as half an image."
+        "Percent of the test images, after every epoch. The scale is logarithmic; no error is drawn as half an image."
     )
     charts = [line_chart("Test error", errors, ("epoch", "test error (%)"), caption)]
     if len(findings) == 1:
@@ -200,7 +201,8 @@ def _curves(findings: Sequence[Finding]) -> list[Block]:
 
 def _series(finding: Finding, key: str, name: str) -> Series:
     records = finding.trained_epochs
-    return Series(name, [record["epoch"] for record in records], [record[key] for record in records])
+    epochs, values = [record["epoch"] for record in records], [record[key] for record in records]
+    return Series(name, epochs, values, method=finding.kind)
 
 
 def _reproduction(findings: Sequence[Finding], flags: Flags) -> list[Block]:

@@ -8,16 +8,15 @@ import torch
 
 from qattrain.evaluation.metrics import channels_last
 from qattrain.report.console import UNKNOWN, Table, counted
+from qattrain.report.filters import filter_tiles, known_kernels
 from qattrain.report.findings import Finding, short_names
 from qattrain.report.inline import Drawing, draw
 from qattrain.report.inspection import (
     THINGS,
     confusion_table,
-    filter_tiles,
     hardest_tiles,
     histogram_chart,
     image_tiles,
-    known_kernels,
 )
 from qattrain.report.page import Block, Chart, Charts, ErrorTable, Section, Tables, Text, Tile
 from qattrain.report.tables import COST_NOTE, layer_table
@@ -28,6 +27,7 @@ MOST_NAMED = 4  # networks whose answers are each named below an image
 LAYER_COLUMNS = ("bits", "codes used", "SQNR (dB)", "weight bytes")
 MORE_LAYER_COLUMNS = ("scale", "entropy (bits)", "clipped", "total bytes", "MACs", "sum bits")
 RIGHT, WRONG = "right", "wrong"
+CHECK = "\u00a0✓"  # after a right answer, on the same line
 
 
 def disagreement_blocks(findings: Sequence[Finding]) -> list[Block]:
@@ -70,9 +70,9 @@ def _answer_lines(names: Sequence[str], given: Sequence[str], true: str) -> list
     """Each network's answer; of many networks how many give each answer."""
     if len(names) <= MOST_NAMED:
         pairs = list(zip(names, given, strict=True))
-        return [f"{name}: {answer}{' ✓' if answer == true else ''}" for name, answer in pairs]
+        return [f"{name}: {answer}{CHECK if answer == true else ''}" for name, answer in pairs]
     counts = Counter(given).most_common()
-    return [f"{answer}{' ✓' if answer == true else ''}: {counted(count, 'network')}" for answer, count in counts]
+    return [f"{answer}{CHECK if answer == true else ''}: {counted(count, 'network')}" for answer, count in counts]
 
 
 def histogram_charts(finding: Finding, ident: str) -> list[Chart]:

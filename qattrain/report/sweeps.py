@@ -5,7 +5,8 @@ Nothing here imports torch: the process that runs a sweep does without.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +14,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from qattrain.experiments.folder import SAME_IN_GROUP, pareto_front
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
-from qattrain.report.drawing import Series, chart_figure, picture_files, plotted_name, series_style
+from qattrain.report.drawing import (
+    METHODS,
+    Series,
+    chart_figure,
+    finding,
+    heading,
+    method_style,
+    picture_files,
+    plotted_name,
+    series_styles,
+)
+from qattrain.report.labels import label_lines, name_points
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
 from qattrain.report.sources import Sweep
 from qattrain.report.tables import chain_lines, group_table, network_label
@@ -27,40 +39,52 @@ FEWEST_LABELS = 4
 SHIFT = 0.06  # in bits, from line to line
 LEAST_ERROR = 1e-4  # drawn for smaller errors: a logarithmic axis has no 0
 MOST_CURVES = 7  # in one chart
+NEAR = 0.01  # in accuracy: what "within 1 point" means
+FLOAT = "fp32"
 
 
 def sweep_pictures(document: Document) -> dict[str, bytes]:
     """File name -> content of `qattrain.experiments.folder.PICTURES`, from a `sweep.json` with at least one group."""
     groups = document["groups"]
     datasets = ", ".join(dict.fromkeys(group["dataset"] for group in groups))
-    seeds = max(group["n"] for group in groups)
-    spread = f"mean of {seeds} seeds, bars one standard deviation" if seeds > 1 else "one seed"
     stand_in = " (stand-in for MNIST)" if document["notice"] else ""
-    figures = {}
-    for name, title, draw in CHARTS:
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
-        draw(axes, document)
-        axes.set_title(f"{datasets}{stand_in}: {title.lower()}\n{spread}")
-        axes.legend(fontsize=9)
-        figures[f"accuracy-{name}"] = figure
+    figures = {f"accuracy-{chart.name}": accuracy_figure(chart, document, f"{datasets}{stand_in}") for chart in CHARTS}
     return picture_files(figures)
 
 
+def accuracy_figure(chart: "AccuracyChart", document: Document, about: str) -> Figure:
+    """One of CHARTS with its finding as the title. about: the data, for the line below."""
+    groups = document["groups"]
+    seeds = max(group["n"] for group in groups)
+    spread = f"mean of {seeds} seeds, bars one standard deviation" if seeds > 1 else "one seed"
+    spared = any(1 - group["accuracy_mean"] < LEAST_ERROR for group in groups)
+    lines = [about, spread] + ([f"no error drawn as {percent(LEAST_ERROR)}"] if spared else [])
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    chart.draw(axes, document)
+    axes.set_title(heading("; ".join(lines)), fontsize=9)
+    finding(figure, chart.finding(document))
+    if not label_lines(axes, LONGEST_LINE):
+        axes.legend(fontsize=9)
+    return figure
+
+
+LONGEST_LINE = 26  # a name beside a line of a sweep's picture
+
+
 def draw_bits(axes: Axes, document: Document) -> None:
-    """Accuracy against weight bits: a line for each method and whatever else differs."""
+    """Accuracy against weight bits, fewest first: a line for each method and whatever else differs."""
     lines = _lines(document["groups"])
-    for index, (label, groups) in enumerate(lines.items()):
-        if groups[0]["method"] == "fp32":
-            color = series_style(index)["color"]
+    for index, (label, (groups, style)) in enumerate(lines.items()):
+        if groups[0]["method"] == FLOAT:
             for group in groups:
                 accuracy = percent(group["accuracy_mean"])
-                axes.axhline(_error(group), color=color, ls=":", lw=1.5, label=f"{label}: {accuracy}")
+                axes.axhline(_error(group), color=style["color"], ls=":", lw=1.5, label=f"{label}: {accuracy}")
             continue
         line = sorted(groups, key=lambda group: group["bits"])
         shift = SHIFT * (index - (len(lines) - 1) / 2)  # error bars must not cover each other
-        _draw_groups(axes, [group["bits"] + shift for group in line], line, label=label, **series_style(index))
-    bits = sorted({group["bits"] for group in document["groups"] if group["method"] != "fp32"})
+        _draw_groups(axes, [group["bits"] + shift for group in line], line, label=label, **style)
+    bits = sorted({group["bits"] for group in document["groups"] if group["method"] != FLOAT})
     axes.set(xlabel="weight bits")
     axes.set_xticks(bits)
     if bits:
@@ -70,43 +94,96 @@ def draw_bits(axes: Axes, document: Document) -> None:
 
 def draw_bytes(axes: Axes, document: Document) -> None:
     """Accuracy against weight bytes: a point for each group, the Pareto front, and the reference points."""
-    for index, (label, groups) in enumerate(_lines(document["groups"]).items()):
+    named = []
+    for label, (groups, style) in _lines(document["groups"]).items():
         sizes = [group["weight_bytes"] for group in groups]
-        _draw_groups(axes, sizes, groups, label=label, **series_style(index, linestyle=""))
+        _draw_groups(axes, sizes, groups, label=label, **style | {"linestyle": ""})
     best: dict[int, Group] = {}
     for group in sorted(document["groups"], key=_error):
         best.setdefault(group["weight_bytes"], group)
     for size, group in best.items():
-        text = "float" if group["method"] == "fp32" else counted(group["bits"], "bit")
-        axes.annotate(text, (size, _error(group)), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        text = group.get("name") or ("float" if group["method"] == FLOAT else counted(group["bits"], "bit"))
+        named.append((text, size, _error(group), "black"))
     front = pareto_front(document["groups"])
     sizes, errors = [group["weight_bytes"] for group in front], [_error(group) for group in front]
     axes.plot(sizes, errors, color="black", lw=1, drawstyle="steps-post", label="Pareto front")
+    style = method_style("others", linestyle="", markersize=9)
     for index, point in enumerate(document["reference"]):
         where = (point["weight_bytes"], max(1 - point["accuracy"], LEAST_ERROR))
-        label = "others" if index == 0 else "_"  # the legend skips labels that start with _
-        axes.plot(*where, color="black", marker="*", mfc="white", ms=10, ls="", label=label)
-        axes.annotate(plotted_name(point["name"]), where, xytext=(7, -10), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="packed weights (bytes)", xscale="log")
+        axes.plot(*where, label="others" if index == 0 else "_", **style)  # the legend skips labels that start with _
+        named.append((plotted_name(point["name"]), *where, style["color"]))
+    axes.set(xlabel="packed weights (bytes), logarithmic", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.1)
+    axes.margins(x=0.12)
     _finish(axes, document, document["reference"])
+    name_points(axes, named)
 
 
-CHARTS: tuple[tuple[str, str, Callable[..., None]], ...] = (
-    ("bits", "Accuracy against bits", draw_bits),
-    ("bytes", "Accuracy against size", draw_bytes),
+def bits_finding(document: Document) -> str:
+    """What accuracy against bits shows, as a sentence: how few bits stay near float, or the best at each end."""
+    groups = document["groups"]
+    lines = {label: members for label, (members, _) in _lines(groups).items() if members[0]["method"] != FLOAT}
+    floats = [group["accuracy_mean"] for group in groups if group["method"] == FLOAT]
+    if not lines:
+        return f"float has {percent(max(floats))}"
+    bits = sorted({group["bits"] for members in lines.values() for group in members})
+    if len(floats) == 1 and len(lines) <= 2 and len(bits) > 1:
+        parts = [f"{label} {_holds(members, floats[0])}" for label, members in lines.items()]
+        return f"Within 1 point of float: {'; '.join(parts)}"
+    parts = []
+    for width in dict.fromkeys((bits[0], bits[-1])):
+        found = {label: group for label, members in lines.items() for group in members if group["bits"] == width}
+        label = max(found, key=lambda label: found[label]["accuracy_mean"])
+        who = f" ({label})" if len(lines) > 1 else ""
+        parts.append(f"{percent(found[label]['accuracy_mean'])} at {counted(width, 'bit')}{who}")
+    return f"{'Highest mean' if len(lines) > 1 else 'Mean of ' + next(iter(lines))}: {', '.join(parts)}"
+
+
+def _holds(members: list[Group], reference: float) -> str:
+    """`down to 2 bits, 98.33 % at 1`: the fewest bits for which these and all higher ones are near the reference."""
+    line = {group["bits"]: group["accuracy_mean"] for group in sorted(members, key=lambda group: -group["bits"])}
+    near = [bits for bits, _ in takewhile(lambda point: point[1] >= reference - NEAR, line.items())]
+    said = f"down to {counted(near[-1], 'bit')}" if near else "at no width"
+    fewest = min(line)
+    return said if near and near[-1] == fewest else f"{said} ({percent(line[fewest])} at {fewest})"
+
+
+def bytes_finding(document: Document) -> str:
+    """What accuracy against size shows, as a sentence: the smallest network near the best one."""
+    groups = document["groups"]
+    best = max(groups, key=lambda group: group["accuracy_mean"])
+    near = [group for group in groups if group["accuracy_mean"] >= best["accuracy_mean"] - NEAR]
+    smallest = min(near, key=lambda group: (group["weight_bytes"], -group["accuracy_mean"]))
+    label = next(label for label, (members, _) in _lines(groups).items() if smallest in members)
+    bits = "" if smallest["method"] == FLOAT else f" at {counted(smallest['bits'], 'bit')}"
+    return (
+        f"Within 1 point of the best ({percent(best['accuracy_mean'])}), the smallest is {label}{bits}: "
+        f"{smallest['weight_bytes']:,} bytes, {percent(smallest['accuracy_mean'])}"
+    )
+
+
+class AccuracyChart(NamedTuple):
+    """A picture of a sweep: its name in the file's, its title on a page, how it is drawn, its finding as a sentence."""
+
+    name: str
+    title: str
+    draw: Callable[..., None]  # on axes, a document
+    finding: Callable[[Document], str]
+
+
+CHARTS = (
+    AccuracyChart("bits", "Accuracy against bits", draw_bits, bits_finding),
+    AccuracyChart("bytes", "Accuracy against size", draw_bytes, bytes_finding),
 )
 
 
 def _draw_groups(axes: Axes, x: list[float], groups: list[Group], **style: Any) -> None:
-    """The groups' errors at `x`, with one standard deviation up and down, as far as the axis goes; PTQ is hollow."""
+    """The groups' errors at `x`, with one standard deviation up and down, as far as the axis goes."""
     errors, spread = [_error(group) for group in groups], [group["accuracy_std"] or 0.0 for group in groups]
     down = [min(std, error - LEAST_ERROR) for std, error in zip(spread, errors, strict=True)]
-    drawn = axes.errorbar(x, errors, yerr=[down, spread], **style)
-    drawn[0].set_markerfacecolor("white" if groups[0]["method"] == "ptq" else style["color"])
+    axes.errorbar(x, errors, yerr=[down, spread] if any(spread) else None, capsize=4, **style)
 
 
 def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None:
@@ -117,7 +194,7 @@ def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None
     # A long bar must not squeeze everything else: the axis goes no lower than a third of the lowest mean.
     lowest = min(error for error, _ in shown)
     bottom = max(min(error - bar for error, bar in shown) / 1.2, lowest / 3, LEAST_ERROR)
-    axes.set(ylabel="test accuracy (%)", yscale="log", ylim=(top, bottom))
+    axes.set(ylabel="test accuracy (%),\nlogarithmic in the error", ylim=(top, bottom), yscale="log")
     for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), range(10, 100)):  # the coarsest that gives enough labels
         steps = [digit * 10.0**power for power in range(-6, 1) for digit in digits]
         steps = [step for step in steps if bottom <= step <= top]
@@ -129,24 +206,30 @@ def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None
     axes.grid(alpha=0.3)
 
 
-def _lines(groups: list[Group]) -> dict[str, list[Group]]:
-    """The groups of each line, by its label: the method, and whatever differs from line to line."""
+def _lines(groups: list[Group]) -> dict[str, tuple[list[Group], dict[str, Any]]]:
+    """The groups of each line, and its look, by its label: the method, and whatever differs from line to line."""
     varying = [name for name in ("model", "dataset") if len({group[name] for group in groups}) > 1]
     by_epochs = len({group["epochs"] for group in groups if group["method"] == "qat"}) > 1
     same_bits = all(group["act_bits"] == group["bits"] for group in groups)
     found: dict[str, list[Group]] = {}
     for group in groups:
-        method = {"fp32": "float", "qat": "QAT", "ptq": "PTQ"}[group["method"]]
         parts = [network_label(group[name]) if name == "model" else group[name] for name in varying]
         if by_epochs and group["method"] != "ptq":
             parts.append(counted(group["epochs"], "epoch"))
-        if group["method"] != "fp32":
+        if group["method"] != FLOAT:
             parts.append(group["quantizer"])
             if not same_bits:
                 parts.append(f"{group['act_bits']}-bit activations")
         parts += [f"{key} {value}" for key, value in group["settings"].items() if value is not None]
-        found.setdefault(", ".join([" ".join([method, *parts[:1]]), *parts[1:]]), []).append(group)
-    return found
+        found.setdefault(", ".join([" ".join([METHODS[group["method"]], *parts[:1]]), *parts[1:]]), []).append(group)
+    looks = series_styles([_look(members[0], groups) for members in found.values()])
+    return {label: (members, look) for (label, members), look in zip(found.items(), looks, strict=True)}
+
+
+def _look(group: Group, groups: list[Group]) -> str:
+    """The key of LOOKS for this one of the groups: its method, or its quantizer where QAT has several."""
+    quantizers = {group["quantizer"] for group in groups if group["method"] == "qat"}
+    return group["quantizer"] if group["method"] == "qat" and len(quantizers) > 1 else METHODS[group["method"]]
 
 
 def _error(group: Group) -> float:
@@ -189,26 +272,34 @@ def sweep_section(sweep: Sweep, ident: str) -> Section:
 def _accuracy_charts(document: Document) -> list[Chart]:
     """The sweep's own pictures, as small as a phone."""
     caption = "Means of all seeds, bars one standard deviation; the numbers are in the table below."
-    figures = [(title, chart_figure(partial(draw, document=document), 0.4)) for _, title, draw in CHARTS]
-    return [Chart(figure, title, caption, caption) for title, figure in figures]
+    figures = [(chart, chart_figure(partial(chart.draw, document=document), 0.4)) for chart in CHARTS]
+    return [Chart(figure, chart.title, f"{chart.finding(document)}. {caption}", caption) for chart, figure in figures]
 
 
 def _curves(sweep: Sweep) -> list[Chart]:
     """The test error of every group that was trained, mean of all seeds, over the epochs."""
     series: list[Series] = []
     several_models = len({group["model"] for group in sweep.document["groups"]}) > 1
-    for group in sweep.document["groups"]:
+    for group in sorted(sweep.document["groups"], key=lambda group: int(group["bits"])):
         members = [row for row in sweep.finished if all(row[key] == group[key] for key in SAME_IN_GROUP)]
         histories = [history for row in members if (history := runs.read_metrics(sweep.folder / row["run_dir"]))]
         epochs = [[1 - record["test_accuracy"] for record in history if record["epoch"] > 0] for history in histories]
-        means = [100 * max(sum(errors) / len(errors), LEAST_ERROR) for errors in zip(*epochs, strict=False)]
+        means = [100 * sum(errors) / len(errors) for errors in zip(*epochs, strict=False)]
         if len(means) > 1:
             settings = ", ".join(f"{name}={value}" for name, value in group["settings"].items())
             model = network_label(group["model"]) if several_models else ""
-            words = [group["method"], f"{group['bits']}/{group['act_bits']}", group["quantizer"], model, settings]
+            words = [
+                METHODS[group["method"]],
+                f"{group['bits']}/{group['act_bits']}",
+                group["quantizer"],
+                model,
+                settings,
+            ]
             name = " ".join(word for word in words if word)
-            series.append(Series(name, list(range(1, len(means) + 1)), means))
-    labels, caption = ("epoch", "test error (%)"), "Mean of all seeds after every epoch."
+            epochs_done = list(range(1, len(means) + 1))
+            method = _look(group, sweep.document["groups"])
+            series.append(Series(name, epochs_done, means, method=method, least=100 * LEAST_ERROR))
+    labels, caption = ("epoch", "test error (%)"), "Mean of all seeds after every epoch; no error is drawn as 0.01 %."
     return [
         line_chart("Learning curves", series[start : start + MOST_CURVES], labels, caption)
         for start in range(0, len(series), MOST_CURVES)

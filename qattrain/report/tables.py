@@ -114,9 +114,12 @@ def epoch_row(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def group_table(groups: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> Table:
-    """The groups of a `sweep.json`: all seeds of the same settings together. without: columns to leave out."""
+    """The groups of a `sweep.json`, fewest bits first and float last: all seeds of the same settings together.
+
+    without: columns to leave out.
+    """
     rows = []
-    for group in groups:
+    for group in sorted(groups, key=lambda group: int(group["bits"])):
         std = group["accuracy_std"]
         row = {
             "method": group["method"],

@@ -261,4 +261,12 @@ def test_every_picture_has_a_title_and_labelled_axes_and_is_the_same_twice(expla
     if plots:
         assert any(axes.get_xlabel() for axes in plots)
         assert any(axes.get_ylabel() for axes in plots)
-        assert figure.legends or all(axes.get_legend() for axes in plots if len(axes.lines) > 1)
+        assert figure.legends or all(
+            axes.get_legend() or names_its_lines(axes) for axes in plots if len(axes.lines) > 1
+        )
+
+
+def names_its_lines(axes: Axes) -> bool:
+    """Whether the name of every line stands beside it."""
+    names = axes.get_legend_handles_labels()[1]
+    return len(names) == len(axes.lines) and set(names) == {text.get_text() for text in axes.texts}

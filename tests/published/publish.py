@@ -1,16 +1,15 @@
 """Published figures: from run folders into `runs/published/*.json`, from there into the tables of the Markdown pages.
 
     python tests/published/publish.py sizes RUNS_DIR       export the runs named in SIZES: sizes.json
-    python tests/published/publish.py pictures             run the topics of PICTURES: explain.json and PNGs
+    python tests/published/publish.py pictures             run the topics of PICTURES: explain.json and its pictures
     python tests/published/publish.py bench FILE           the output of a full `qattrain bench --json`: bench.json
     python tests/published/publish.py render               rewrite the tables of PAGES, and the pictures of results.json
 
-The first three rewrite the tables, too. A table is what stands between `<!-- name -->` and `<!-- /name -->` in one of
-PAGES; the text around it is written by hand. `recipes.py` makes results.json. `test_published.py` fails when a page and
-the JSON differ.
+Every picture is an SVG for light and one for dark paper. The first three rewrite the tables, too. A table is what
+stands between `<!-- name -->` and `<!-- /name -->` in one of PAGES; the text around it is written by hand. `recipes.py`
+makes results.json. `test_published.py` fails when a page and the JSON differ.
 """
 
-import io
 import json
 import re
 import sys
@@ -41,15 +40,14 @@ SPEED = {
     "brevitas-w4a4": "Brevitas, 4 bits",
     "brevitas-w4a4-raw-tuned": "Brevitas, tuned, raw image",
 }
-PICTURE_COLORS = 128  # of a palette: small files
 
 # (title, run name); the sizes do not depend on how long the network was trained
 SIZES = (
-    ("lenet, 8 bits", "lsq-8"),
-    ("lenet, 4 bits", "lsq-4"),
-    ("lenet, 3 bits", "lsq-3"),
-    ("lenet, 2 bits", "lsq-2"),
     ("lenet, 1 bit", "lsq-1"),
+    ("lenet, 2 bits", "lsq-2"),
+    ("lenet, 3 bits", "lsq-3"),
+    ("lenet, 4 bits", "lsq-4"),
+    ("lenet, 8 bits", "lsq-8"),
     ("lenet-nano, weights 2 bits, activations 4", "nano-2-4"),
 )
 
@@ -93,12 +91,12 @@ def size_table(document: dict[str, Any]) -> str:
 
 
 def pictures() -> dict[str, Any]:
-    """Write one small PNG per topic beside EXPLAIN; return the numbers of their tables."""
+    """Write the pictures of each topic beside EXPLAIN; return the numbers of their tables."""
     from qattrain.explain import TOPICS, Lab, scale
 
     found = {topic: TOPICS[topic].explain(Lab(ROOT, "digits")) for topic in PICTURES}
     for topic, explanation in found.items():
-        save_small(topic, explanation.figure)
+        save(topic, explanation.figure)
     courses = found["scale"].numbers["courses"]
     ptq, norm, scales = (found[topic].numbers for topic in ("ptq", "batchnorm", "granularity"))
     return {
@@ -124,14 +122,24 @@ def pictures() -> dict[str, Any]:
     }
 
 
-def save_small(name: str, figure: "Figure") -> None:
-    """Save the figure as a PNG with few colors, beside the JSON."""
-    from PIL import Image
+def save(name: str, figure: "Figure") -> None:
+    """Write the figure beside the JSON as `name.svg`, and as `name-dark.svg` for dark paper."""
+    from qattrain.report.drawing import on_dark_paper, svg
 
-    from qattrain.report.drawing import png
+    drawn = lean(svg(figure))
+    (PUBLISHED / f"{name}.svg").write_bytes(drawn)
+    (PUBLISHED / f"{name}-dark.svg").write_bytes(on_dark_paper(drawn))
 
-    image = Image.open(io.BytesIO(png(figure))).convert("RGB").quantize(PICTURE_COLORS, dither=0)
-    image.save(EXPLAIN.parent / f"{name}.png", optimize=True)
+
+def lean(drawing: bytes) -> bytes:
+    """The same SVG in fewer bytes: hundredths of a point, no indentation, no metadata, nothing said twice."""
+    drawing = re.sub(rb"<metadata>.*?</metadata>", b"", drawing, flags=re.S)
+    drawing = re.sub(rb"\s*\n\s*", b"\n", drawing).replace(b"DejaVuSans", b"D")
+    drawing = re.sub(rb' transform="translate\(([\d.]+) 0\)"', rb' x="\1"', drawing)  # of letters
+    drawing = re.sub(rb' id="[a-z.]+(?:2d)?_\d+"', b"", drawing)  # of groups, to which nothing refers
+    # A marker has its stroke from its definition, every letter is 1/64 of its outline.
+    drawing = re.sub(rb'(<use xlink:href="#m[^>]*?)(?:; )?stroke: [^"]*"', rb'\1"', drawing).replace(b' style=""', b"")
+    return re.sub(rb"(?<!\(0)(\.\d\d)\d+(?=[ \")\n])", rb"\1", drawing)
 
 
 def explain_tables(document: dict[str, Any]) -> dict[str, str]:
@@ -141,9 +149,9 @@ def explain_tables(document: dict[str, Any]) -> dict[str, str]:
         return [title, *(f"{100 * fraction:.1f} %" for fraction in fractions)]
 
     ste = document["ste"]["training"]
-    bits = document["qat"]
+    bits = sorted(document["qat"], key=int)
     norm, scales = document["batchnorm"]["accuracy"], document["granularity"]
-    widths = list(norm["with"])
+    widths = sorted(norm["with"], key=int)
     return {
         "ste": markdown(
             ["backward of the rounding", *ste],
@@ -276,7 +284,7 @@ if __name__ == "__main__":
         EXPLAIN.write_text(json.dumps(pictures(), indent=1) + "\n")
     elif sys.argv[1] == "render":
         for name, draw in published_results.PICTURES.items():
-            save_small(name, draw(json.loads(RESULTS.read_text())))
+            save(name, draw(json.loads(RESULTS.read_text())))
     else:
         sys.exit(f"{sys.argv[1]!r}: allowed: sizes, pictures, bench, render")
     for path, text in rendered().items():

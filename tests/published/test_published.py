@@ -11,6 +11,7 @@ import published_results
 import pytest
 import recipes
 import torch
+from matplotlib.figure import Figure
 
 from qattrain import export_model
 from qattrain.benchmark.inference import INFERENCE
@@ -20,7 +21,11 @@ from qattrain.experiments.grid import expand, read_grid
 from qattrain.export import EXPORTERS
 from qattrain.export.base import NOISE_IMAGES
 from qattrain.quant import QUANTIZERS
+from qattrain.report.drawing import on_dark_paper, svg
 
+PICTURE = (
+    r'<picture><source media="\(prefers-color-scheme: dark\)" srcset="(.*?)"><img src="(.*?)" alt="(.*?)"></picture>'
+)
 HELD_OUT = ("ablation", "teacher-split", recipes.LEFT_OUT)  # measured on training images that were held back
 
 
@@ -103,16 +108,55 @@ def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender
 
 def test_published_pictures_are_small_and_the_pages_show_each_of_them_with_words() -> None:
     shown = {
-        words: (page.parent / path).resolve()
+        words: ((page.parent / path).resolve(), (page.parent / dark).resolve())
         for page in publish.PAGES
-        for words, path in re.findall(r"!\[(.*?)\]\((.*?\.png)\)", page.read_text())
+        for dark, path, words in re.findall(PICTURE, page.read_text())
     }
-    paths = sorted(shown.values())
-    assert paths == sorted(publish.PUBLISHED.glob("*.png"))
-    assert {path.stem for path in paths} == {*publish.PICTURES, *published_results.PICTURES}
-    for path in paths:
-        assert path.stat().st_size < 60_000
+    assert sum(page.read_text().count("<picture>") for page in publish.PAGES) == len(shown)
+    paths = sorted(path for pair in shown.values() for path in pair)
+    assert paths == sorted(publish.PUBLISHED.glob("*.svg"))
+    assert not list(publish.PUBLISHED.glob("*.png"))
+    assert {light.stem for light, _ in shown.values()} == {*publish.PICTURES, *published_results.PICTURES}
+    for light, dark in shown.values():
+        assert dark.read_bytes() == on_dark_paper(light.read_bytes())
+        assert light.stat().st_size < 100_000
+        assert b"<text" not in light.read_bytes()  # no font is needed
     assert all(len(words) > 40 for words in shown)
+
+
+@pytest.mark.parametrize("name", published_results.PICTURES)
+def test_a_published_picture_is_that_of_the_json_and_its_title_the_finding(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = (publish.PUBLISHED / f"{name}.svg").read_text()
+    monkeypatch.setattr(publish, "PUBLISHED", tmp_path)
+    publish.save(name, published_results.PICTURES[name](json.loads(recipes.RESULTS.read_text())))
+    drawn = (tmp_path / f"{name}.svg").read_text()
+    texts, expected = (words_of(picture) for picture in (drawn, published))
+    assert len(texts) > 5
+    assert texts == expected
+
+
+def test_a_lean_picture_has_the_same_shapes_and_letters_to_hundredths_of_a_point() -> None:
+    figure = Figure()
+    figure.subplots().plot([1, 2], [3, 4.123456], color="black", marker="o")
+    whole = svg(figure)
+    short = publish.lean(whole)
+    assert len(short) < 0.8 * len(whole)
+    assert publish.lean(short) == short
+    for tag in (rb"<path\b", rb"<use\b", rb"<!-- .*? -->", rb"scale\(.*?\)"):
+        assert re.findall(tag, short) == re.findall(tag, whole) != []
+    outlines = [b" ".join(re.findall(rb' d="(.*?)"', drawing, flags=re.S)) for drawing in (whole, short)]
+    numbers = [[float(number) for number in re.findall(rb"-?\d+\.?\d*", outline)] for outline in outlines]
+    assert len(numbers[0]) > 100
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
+    referred = set(re.findall(rb'(?:href="|url\()#([^")]+)', short))
+    assert referred == set(re.findall(rb' id="(.*?)"', short))
+
+
+def words_of(picture: str) -> list[str]:
+    """All texts but the numbers of the axes. Letters are outlines; matplotlib leaves the text in a comment."""
+    return [text for text in re.findall("<!-- (.*?) -->", picture) if re.search("[a-z]", text)]
 
 
 def test_the_readme_says_where_to_read_what_is_at_the_top_of_the_package() -> None:

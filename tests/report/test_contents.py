@@ -167,12 +167,12 @@ def test_images_with_different_answers_are_counted_and_some_of_every_kind_are_sh
     shown = [int(row[0]) for row in tiles.table.rows]  # type: ignore[union-attr]
     assert shown[:3] == [0, 10, 40]
     assert len(shown) == 24 == len(tiles.tiles)  # type: ignore[union-attr]
-    assert tiles.tiles[0].lines == ["true 0", "float: 1", "4-bit QAT: 1", "2-bit PTQ: 0 ✓"]  # type: ignore[union-attr]
+    assert tiles.tiles[0].lines == ["true 0", "float: 1", "4-bit QAT: 1", "2-bit PTQ: 0\u00a0✓"]  # type: ignore[union-attr]
     (same,) = disagreement_blocks([QAT, dataclasses.replace(QAT)])
     assert same.text == "They give the same answer on all 1,000 test images."  # type: ignore[union-attr]
     many = [found("QAT", range(number), name=f"n{number}") for number in range(5)]
     _, tiles = disagreement_blocks(many)
-    assert tiles.tiles[0].lines == ["true 0", "1: 4 networks", "0 ✓: 1 network"]  # type: ignore[union-attr]
+    assert tiles.tiles[0].lines == ["true 0", "1: 4 networks", "0\u00a0✓: 1 network"]  # type: ignore[union-attr]
 
 
 def test_only_settings_that_differ_are_shown_and_the_others_are_folded(
