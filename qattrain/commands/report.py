@@ -1,12 +1,18 @@
 """`qattrain report`: one HTML page about runs, a comparison or a sweep."""
 
 import shlex
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qattrain.commands import options as opt
+
+if TYPE_CHECKING:
+    from qattrain.report.console import Console
+    from qattrain.report.findings import Finding
 
 DEFAULT_PAGE = Path("report.html")
 
@@ -38,21 +44,36 @@ def report(
       qattrain report runs/compare-0e5feca1d0
     """
     from qattrain.report.console import Console
-    from qattrain.report.sources import find_sources
+    from qattrain.report.sources import check_target, find_sources, write_page
 
     console = Console(json)
     subjects, sweeps = find_sources(what, runs_dir)
-
-    from qattrain.report.findings import investigate
-    from qattrain.report.page import check_target, render, write_page
-    from qattrain.report.sections import page_contents
-
     check_target(out)
-    findings = investigate(subjects, opt.data_folder(data_dir), console.status)
+    bar = _Bar(console, len(subjects))
+    measuring: AbstractContextManager[Iterable[Finding]] = nullcontext(())
+    if subjects:
+        from qattrain.report.findings import investigation
+
+        measuring = investigation(subjects, opt.data_folder(data_dir), bar.step)
+    with bar, measuring as found:
+        # Imported, and drawn, while networks are evaluated in a thread.
+        from qattrain.report.contents import page_contents
+        from qattrain.report.page import count_charts, render
+
+        if len(subjects) > 1:
+            import scipy.stats  # noqa: F401 by which networks are compared: half a second
+        findings, drawn = [], []
+        for finding in found:
+            from qattrain.report.side_by_side import histogram_charts
+
+            findings.append(finding)
+            drawn.append(histogram_charts(finding, f"network-{len(findings)}"))
+        contents = page_contents(findings, drawn, sweeps, opt.train_flags())
+        bar.draw(count_charts(contents[2]))
+        again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]
+        page = render(*contents, shlex.join(again), bar.drawn)
     for note in dict.fromkeys(note for finding in findings for note in finding.notes):
         console.notice(note)
-    again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]
-    page = render(*page_contents(findings, sweeps, opt.train_flags()), shlex.join(again))
     write_page(out, page)
     console.result(
         {
@@ -78,3 +99,39 @@ def report(
         }
     )
     console.text(f"wrote {out} ({len(page):,} bytes); open it in a browser")
+
+
+class _Bar:
+    """How far a report is: on a live console a bar that vanishes at the end, elsewhere a line for each step."""
+
+    def __init__(self, console: "Console", networks: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=40), MofNCompleteColumn()
+        self.console = console
+        self.bar = Progress(*columns, console=console.progress, transient=True, disable=not console.is_live)
+        self.task = self.bar.add_task("reading", total=networks or None)
+        self.begun = 0
+
+    def __enter__(self) -> None:
+        self.bar.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self.bar.stop()
+
+    def step(self, line: str) -> None:
+        """One more network is going to be evaluated."""
+        if not self.console.is_live:
+            self.console.status(line)
+        self.bar.update(self.task, description=line, completed=self.begun)
+        self.begun += 1
+
+    def draw(self, charts: int) -> None:
+        """All networks are evaluated; so many charts are going to be drawn."""
+        if not self.console.is_live:
+            self.console.status(f"drawing {charts} charts")
+        self.bar.reset(self.task, description="drawing", total=charts)
+
+    def drawn(self) -> None:
+        """One chart is drawn."""
+        self.bar.advance(self.task)

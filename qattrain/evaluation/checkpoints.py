@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qattrain.config.chain import Shape
 from qattrain.data import Dataset, ImageSet, check_identity, load_dataset
 from qattrain.errors import ConfigError, pick
-from qattrain.evaluation.metrics import Evaluation, evaluate
+from qattrain.evaluation.metrics import Evaluation, evaluate, in_parts
 from qattrain.evaluation.networks import (
     ENGINES,
     Mismatches,
@@ -66,15 +66,16 @@ def evaluate_network(
     engine: str | None = None,
     limit_test: int | None = None,
     verify: bool = False,
+    loaded: dict[str, Dataset] | None = None,
 ) -> Outcome:
     """Evaluate `network`, read from `path`, on its dataset's test images.
 
     engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. limit_test: number of images;
-    None: as many as its run used. verify: also count what differs from the integers. Raises ConfigError, DataError,
-    ExportError.
+    None: as many as its run used. verify: also count what differs from the integers. loaded: as in `load_test_data`.
+    Raises ConfigError, DataError, ExportError.
     """
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
-    dataset = load_test_data(network, path, data_dir)
+    dataset = load_test_data(network, path, data_dir, loaded)
     device = pick_device("auto")  # this machine may lack the one it was trained on
     if isinstance(network, Trained):
         network.model.to(device)
@@ -85,7 +86,8 @@ def evaluate_network(
     test = images.to(device)
     mismatches = None
     with ENGINES[name](network) as predict:
-        result = evaluate(predict, test)
+        exact = name == "torch" and network.quantized and device.type == "cpu"
+        result = evaluate(in_parts(predict) if exact else predict, test)
         if verify and network.quantized:
             shown = network.model if isinstance(network, Trained) and name == "torch" else None
             mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
@@ -107,15 +109,21 @@ def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[
     ]
 
 
-def load_test_data(network: Network, path: Path, data_dir: Path) -> Dataset:
-    """The dataset `network`, read from `path`, was trained on. Raises DataError, also for other data."""
+def load_test_data(network: Network, path: Path, data_dir: Path, loaded: dict[str, Dataset] | None = None) -> Dataset:
+    """The dataset `network`, read from `path`, was trained on. Raises DataError, also for other data.
+
+    loaded: datasets already in memory, by their specification; the one that is read is added.
+    """
     facts = network.facts
     if facts.dataset == OWN_DATA:
         raise ConfigError(
             f"{path} does not say what its images were, as export_model was not told; allowed: predict, inspect, and "
             "export with --no-verify; or export it again with dataset='npz:FILE' or 'folder:PATH'"
         )
-    dataset = load_dataset(facts.dataset, data_dir)
+    loaded = {} if loaded is None else loaded
+    if facts.dataset not in loaded:
+        loaded[facts.dataset] = load_dataset(facts.dataset, data_dir)
+    dataset = loaded[facts.dataset]
     digest = network.checkpoint.config.data.digest if isinstance(network, Trained) else None
     check_identity(dataset, str(path), facts.class_names, network.input_shape, digest)
     return dataset

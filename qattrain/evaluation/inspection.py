@@ -223,9 +223,20 @@ class LayerReport(LayerPart):
     macs: int | None = None
 
 
+def grid_counts(seen: Observed) -> NDArray[np.int64] | None:
+    """How many values have each code of the grid, int64 (points,); None if there are no codes."""
+    if seen.codes is None:
+        return None
+    grid = np.array(seen.grid)
+    counts = np.bincount(seen.codes.reshape(-1) - grid[0], minlength=int(grid[-1] - grid[0]) + 1)
+    on_grid: NDArray[np.int64] = counts[grid - grid[0]]
+    return on_grid
+
+
 def layer_report(seen: Observed, accumulator_bound: int | None = None, cost: LayerCost | None = None) -> LayerReport:
     """Report on what was observed. accumulator_bound, cost: of a layer with weights or of an average, if known."""
-    count = None if seen.codes is None else np.unique(seen.codes, return_counts=True)[1]
+    on_grid = grid_counts(seen)
+    count = None if on_grid is None else on_grid[on_grid > 0]
     scale_min, scale_max = seen.scale_range or (None, None)
     return LayerReport(
         *seen.part(),
@@ -304,7 +315,8 @@ def layer_histogram(seen: Observed) -> LayerHistogram:
     none = np.zeros(0)
     grid = np.array(seen.grid, np.float64) * per_step
     before, edges = (none, none) if x is None else np.histogram(x, bins=BINS)
-    after = none if seen.codes is None else np.array([(seen.codes == code).sum() for code in seen.grid])
+    counts = grid_counts(seen)
+    after = none if counts is None else counts
     clips = seen.clipped_share is not None and seen.codes is not None
     return LayerHistogram(
         *seen.part(),

@@ -5,6 +5,7 @@ dropped.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ Predictor = Callable[[Tensor], Tensor]  # uint8 images (N, C, H, W) -> logits (N
 
 EVALUATION_BATCH = 1000  # fixed: the sum of losses must not depend on how training was batched
 Z95 = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution
+CACHED_BATCH = 250  # images, of which a CPU's cache holds what lies between the layers
 HARDEST = 20  # number of wrongly classified images to show
 
 
@@ -59,6 +61,14 @@ def evaluate(predict: Predictor, data: ImageSet) -> Evaluation:
     return Evaluation(len(predicted), correct, loss_sum / len(predicted), torch.cat(found), predicted)
 
 
+def in_parts(predict: Predictor) -> Predictor:
+    """The same logits, 250 images at a time: on a CPU this is up to twice as fast.
+
+    Only for quantized networks, whose sums are exact: float sums may depend on the size of a batch.
+    """
+    return lambda images: torch.cat([predict(part) for part in images.split(CACHED_BATCH)])
+
+
 def errors_by_class(predictions: Tensor, labels: Tensor, classes: int) -> list[tuple[int, int]]:
     """(errors, images) for every class; predictions and labels: int64 (N,)."""
     images = torch.bincount(labels, minlength=classes)
@@ -85,11 +95,13 @@ def mcnemar_p(correct_a: Tensor, correct_b: Tensor) -> float:
     If the predictors are equally good, each image that exactly one of them gets right is a fair coin.
     Source: McNemar 1947; exact binomial form.
     """
-    from scipy.stats import binomtest  # here, because only comparisons need it
-
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((~correct_a & correct_b).sum())
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    if not only_a + only_b:
+        return 1.0
+    from scipy.stats import binomtest  # here, because only comparisons need it, and it takes half a second
+
+    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +151,25 @@ def confusion(probabilities: Tensor, labels: Tensor, class_names: tuple[str, ...
 
 
 def hardest_images(
-    probabilities: Tensor, test: ImageSet, class_names: tuple[str, ...], count: int = HARDEST
+    probabilities: Tensor, test: ImageSet, class_names: tuple[str, ...], count: int = HARDEST, spread: bool = False
 ) -> list[HardImage]:
-    """The wrongly classified images whose true class got the lowest probability, worst first; at most `count`."""
+    """The wrongly classified images whose true class got the lowest probability, worst first; at most `count`.
+
+    spread: the worst of every kind of error (a true and a predicted class) first, then the second of each, and so on.
+    """
     labels = test.labels.cpu()
     predicted = probabilities.argmax(1)
     of_true = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
     wrong = (predicted != labels).nonzero().flatten()
-    worst = wrong[of_true[wrong].argsort(stable=True)][:count]
+    worst: list[int] = wrong[of_true[wrong].argsort(stable=True)].tolist()
+    if spread:
+        seen: Counter[tuple[int, int]] = Counter()
+        ranks = {}
+        for index in worst:
+            kind = int(labels[index]), int(predicted[index])
+            ranks[index] = seen[kind]
+            seen[kind] += 1
+        worst.sort(key=ranks.__getitem__)
     return [
         HardImage(
             index,
@@ -156,5 +179,5 @@ def hardest_images(
             of_true[index].item(),
             probabilities[index, predicted[index]].item(),
         )
-        for index in worst.tolist()
+        for index in worst[:count]
     ]

@@ -1,29 +1,39 @@
 """What a report says about each network: read from its files, and measured by evaluating and inspecting it now."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from qattrain.config import ExperimentConfig
+from qattrain.config import FLOAT_BITS, ExperimentConfig
+from qattrain.data import Dataset, ImageSet
 from qattrain.errors import CheckpointError
 from qattrain.evaluation.checkpoints import Outcome, evaluate_network
 from qattrain.evaluation.inspection import Inspection, inspect_network
-from qattrain.evaluation.metrics import Evaluation, mcnemar_p
+from qattrain.evaluation.metrics import Evaluation, HardImage, hardest_images, mcnemar_p
 from qattrain.evaluation.networks import Network, Trained, load_network
 from qattrain.integer import ModelFacts
 from qattrain.report.console import percent
 from qattrain.report.sources import Subject
 from qattrain.runs.folder import read_record
 
+# Wrong answers that a page holds: as many as this, fewer if the images are large.
+LEAST_WRONG, MOST_WRONG, MOST_PIXELS = 20, 120, 250_000
+AVERAGE = "avg"  # what names of averages begin with; their codes have 8 bits unless others were asked for
 METHODS = {"float": "float", "qat": "QAT", "ptq": "PTQ"}
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One network. delta, mcnemar_p: against the first one of the report, None if their test images differ.
+    """One network. test: the images it was evaluated on, with their labels. wrong: some of those it gets wrong.
+
+    delta, mcnemar_p: against the first one of the report, None if their test images differ.
 
     config, environment: as recorded, None and {} if they are not. history: one dict per epoch, empty for packed files.
     """
@@ -31,8 +41,10 @@ class Finding:
     subject: Subject
     kind: str  # float, QAT, PTQ, packed
     facts: ModelFacts
+    test: ImageSet
     evaluation: Evaluation
     inspection: Inspection
+    wrong: list[HardImage]
     delta: float | None
     mcnemar_p: float | None
     config: ExperimentConfig | None
@@ -45,11 +57,38 @@ class Finding:
         return self.subject.name
 
     @property
+    def correct(self) -> Tensor:
+        """Which of the test images it gets right, bool (N,)."""
+        return self.evaluation.predictions == self.test.labels
+
+    @property
+    def label(self) -> str:
+        """`float`, `4-bit QAT`, `2/4-bit PTQ` (weights, activations), `mostly 4-bit QAT` if some layers differ."""
+        usual, others = self._layer_bits()
+        if set(usual) == {FLOAT_BITS} and not others:
+            return "float"
+        bits = "/".join(str(bits) for bits in dict.fromkeys(usual))
+        mostly = "mostly " if any(not layer.startswith(AVERAGE) for layer in others) else ""
+        return f"{mostly}{bits}-bit {self.kind}"
+
+    @property
     def bits(self) -> str:
-        """Weight and activation bits, `4/8`; several, comma-separated, if layers differ."""
-        layers = self.inspection.layers
-        kinds = [[str(layer.bits) for layer in layers if layer.kind == kind] for kind in ("weight", "activation")]
-        return "/".join(",".join(dict.fromkeys(bits)) for bits in kinds)
+        """Of weights and activations, and of the layers that have others: `4 / 4 (avg1: 8)`."""
+        usual, others = self._layer_bits()
+        exempt = ", ".join(f"{layer}: {bits}" for layer, bits in others.items())
+        return " / ".join(map(str, usual)) + (f" ({exempt})" if exempt else "")
+
+    def _layer_bits(self) -> tuple[list[int], dict[str, int]]:
+        """The usual bits of weights and of activations, and the layers that have others."""
+        usual: list[int] = []
+        others: dict[str, int] = {}
+        for kind in ("weight", "activation"):
+            bits = {layer.layer: layer.bits for layer in self.inspection.layers if layer.kind == kind}
+            if bits:
+                counts = Counter(own for layer, own in bits.items() if not layer.startswith(AVERAGE))
+                usual.append((counts or Counter(bits.values())).most_common(1)[0][0])
+                others |= {layer: own for layer, own in bits.items() if own != usual[-1]}
+        return usual, others
 
     @property
     def weight_bytes(self) -> int:
@@ -61,17 +100,43 @@ class Finding:
         return [record for record in self.history if record["epoch"] > 0]
 
 
-def investigate(subjects: Sequence[Subject], data_dir: Path, say: Callable[[str], None]) -> list[Finding]:
-    """Evaluate and inspect every network; `say` gets a line on each. Raises CheckpointError, DataError, ConfigError."""
+@contextmanager
+def investigation(
+    subjects: Sequence[Subject], data_dir: Path, say: Callable[[str], None]
+) -> Iterator[Iterator[Finding]]:
+    """Evaluate and inspect every network, in a thread: the findings come one by one, and can be drawn meanwhile.
+
+    `say` gets a line on each. Raises CheckpointError, DataError, ConfigError.
+    """
     networks = [_load(subject.path) for subject in subjects]  # an unusable one fails before anything is computed
-    found: list[Finding] = []
-    first: Outcome | None = None
-    for subject, network in zip(subjects, networks, strict=True):
+    outcomes: list[Outcome] = []
+    loaded: dict[str, Dataset] = {}
+
+    def measure(subject: Subject, network: Network) -> Finding:
         say(f"evaluating {subject.name}")
-        outcome = evaluate_network(network, subject.path, data_dir, limit_test=subject.test_images)
-        first = first or outcome
-        found.append(_finding(subject, outcome, first))
-    return found
+        limit = subject.test_images
+        outcomes.append(evaluate_network(network, subject.path, data_dir, limit_test=limit, loaded=loaded))
+        return _finding(subject, outcomes[-1], outcomes[0])
+
+    worker = ThreadPoolExecutor(1)
+    try:
+        jobs = [worker.submit(measure, *pair) for pair in zip(subjects, networks, strict=True)]
+        yield (job.result() for job in jobs)
+    finally:
+        worker.shutdown(cancel_futures=True)  # after an error nothing more is evaluated
+
+
+def same_images(findings: Sequence[Finding]) -> bool:
+    """Whether all networks were evaluated on the same test images, so that they can be compared image by image."""
+    return all(finding.delta is not None for finding in findings)
+
+
+def short_names(findings: Sequence[Finding]) -> list[str]:
+    """What to call each network where there is little room: its label, unless another one has the same."""
+    labels = [finding.label for finding in findings]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [finding.name for finding in findings]
 
 
 def _load(path: Path) -> Network:
@@ -102,12 +167,15 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome) -> Finding:
     if isinstance(network, Trained):
         checkpoint = network.checkpoint
         network.model.cpu()
+    most = max(LEAST_WRONG, min(MOST_WRONG, MOST_PIXELS // outcome.test.images[0].numel()))
     return Finding(
         subject=subject,
         kind=METHODS[checkpoint.config.method] if checkpoint else "packed",
         facts=network.facts,
+        test=outcome.test,
         evaluation=evaluation,
         inspection=inspect_network(network, outcome.test, subject.name, evaluation.logits),
+        wrong=hardest_images(evaluation.logits.softmax(1), outcome.test, network.facts.class_names, most, spread=True),
         delta=delta,
         mcnemar_p=p,
         config=checkpoint.config if checkpoint else None,

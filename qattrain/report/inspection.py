@@ -54,13 +54,13 @@ def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
     return figures
 
 
-def network_section(inspection: Inspection, heading: str, ident: str) -> Section:
-    """The same on a page, and the tables of layers."""
+def network_section(inspection: Inspection, heading: str, ident: str, drawn: Sequence[Chart] | None = None) -> Section:
+    """The same on a page, and the tables of layers. drawn: the charts of its histograms, if they are drawn already."""
     costly = [layer for layer in inspection.layers if layer.macs is not None]
     layers: list[Block] = [
         layer_table(inspection.layers, LAYER_GRID + LAYER_USE),
         layer_table(costly, ("layer", *LAYER_COST, *LAYER_SUMS), totals=inspection.totals),
-        Charts([histogram_chart(histogram) for histogram in inspection.histograms]),
+        Charts(drawn or [histogram_chart(histogram) for histogram in inspection.histograms]),
         *map(filter_tiles, known_kernels(inspection.filters)),
     ]
     parts = [Section(f"{ident}-layers", "Layers", layers)]
@@ -232,11 +232,16 @@ def hardest_tiles(hardest: Sequence[HardImage]) -> Tiles:
     tiles = []
     for hard, row in zip(hardest, rows, strict=True):
         lines = [f"true {row['true class']}", f"predicted {row['predicted class']}"]
-        tiles.append(Tile(_png(hard.image), f"Test image {row['test image']}: {', '.join(lines)}", lines))
+        tiles.append((hard.image, Tile("", f"Test image {row['test image']}: {', '.join(lines)}", lines)))
     caption = f"The {counted(len(hardest), 'error')} whose true class got the lowest probability, the worst first."
-    shape = hardest[0].image.shape[:2]
+    return image_tiles("Hardest images", caption, tiles, Table.of("Hardest images", rows))
+
+
+def image_tiles(title: str, caption: str, tiles: Sequence[tuple[NDArray[np.uint8], Tile]], table: Table) -> Tiles:
+    """Test images, all of one size, on a page. tiles: pixels, and the tile, without its source, that shows them."""
+    shape = tiles[0][0].shape[:2]
     size = _shown_size(shape, min(max(*shape, IMAGE_SIDE), 2 * IMAGE_SIDE))
-    return Tiles("Hardest images", caption, tiles, *size, Table.of("Hardest images", rows))
+    return Tiles(title, caption, [tile._replace(source=_png(pixels)) for pixels, tile in tiles], *size, table)
 
 
 def _shown_size(shape: tuple[int, ...], side: int) -> tuple[int, int]:

@@ -1,31 +1,31 @@
 """The page of a report: what it is made of, and how that becomes one self-contained HTML file.
 
 A page is a list of sections, each with blocks of text, tables, charts, small images and commands. The file needs no
-network and runs no script, and everything a user wrote is escaped. In its charts colours become CSS variables, so that
-one drawing serves light and dark screens; black is the colour of the text.
+network, and everything a user wrote is escaped. Its one script, `templates/page.js`, only adds comfort: the page is
+whole without it. The browser runs that script and no other, because the page names its digest.
 """
 
+import base64
+import hashlib
 import itertools
-import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import qattrain
+from qattrain.config import ExperimentConfig
 from qattrain.config.sources import leaves
-from qattrain.errors import ReportError, system_errors
-from qattrain.files import replace_files
 from qattrain.report.console import UNKNOWN, Table
-from qattrain.report.drawing import BACKGROUND, COLORS, GRID, OTHERS, Series, chart_figure, draw_lines, svg
+from qattrain.report.drawing import Series, chart_figure, draw_lines
+from qattrain.report.inline import Drawing, draw
+from qattrain.report.sources import GENERATOR
 
-GENERATOR = "qattrain"  # by this a page is recognised as ours
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -45,7 +45,7 @@ class Facts(NamedTuple):
 class Chart(NamedTuple):
     """A drawing with its caption, its description for those who cannot see it, and the table of what it shows."""
 
-    figure: Figure
+    figure: Figure | Drawing
     title: str
     caption: str
     description: str
@@ -77,6 +77,24 @@ class Tiles(NamedTuple):
     table: Table
 
 
+class Tables(NamedTuple):
+    """Small tables, side by side where there is room; with a summary, hidden until it is opened."""
+
+    tables: Sequence[Table]
+    summary: str = ""
+
+
+class ErrorTable(NamedTuple):
+    """A confusion matrix, and images of its wrong cells, hidden until they are opened.
+
+    cells: of every image its row (the true class) and its column (the predicted one), numbered from 0.
+    """
+
+    table: Table
+    images: Tiles
+    cells: Sequence[tuple[int, int]]
+
+
 class Commands(NamedTuple):
     """Command lines to copy, each a list of arguments."""
 
@@ -84,7 +102,7 @@ class Commands(NamedTuple):
     lines: Sequence[Sequence[str]]
 
 
-Block = Text | Facts | Table | Charts | Tiles | Commands
+Block = Text | Facts | Table | Tables | Charts | Tiles | ErrorTable | Commands
 
 
 @dataclass(frozen=True)
@@ -115,22 +133,30 @@ def line_chart(title: str, series: Sequence[Series], labels: tuple[str, str], ca
 def recorded_section(
     ident: str, what: str, recorded: Sequence[tuple[str, dict[str, Any]]], side_by_side: bool
 ) -> Section:
-    """The values that all networks share; with `side_by_side`, before them those that differ.
+    """A row for every value that is not the same everywhere; folded below it, the others.
 
-    what: "configuration" or "environment". recorded: the name of each network and its values, {} if it has none.
+    Same everywhere: in all networks and, for a configuration, in the defaults. what: "configuration" or "environment".
+    recorded: the name of each network and its values, {} if it has none. side_by_side: a column for each network; if
+    False, only what they have in common is shown.
     """
     known = {name: _flat(values) for name, values in recorded if values}
+    columns = {"default": _flat(ExperimentConfig().model_dump(mode="json"))} if what == "configuration" else {}
     blocks: list[Block] = [Text(f"{name} does not record its {what}.") for name, values in recorded if not values]
-    keys = dict.fromkeys(key for values in known.values() for key in values)
-    table = {key: [values.get(key, UNKNOWN) for values in known.values()] for key in keys}
-    differing = [[key, *row] for key, row in table.items() if len(set(row)) > 1]
-    common = [[key, row[0]] for key, row in table.items() if len(set(row)) == 1]
-    if differing and side_by_side:
-        title = f"{what}: what differs".capitalize()
-        blocks.append(Table(title, ["setting", *known], differing, left=list(known), compact=True))
-    if common:
-        title = f"{what}{'' if len(known) == 1 else ': what all have in common'}".capitalize()
-        blocks.append(Table(title, ["setting", "value"], common, left=["value"], compact=True))
+    shown, same = [], []
+    for key in dict.fromkeys(key for values in known.values() for key in values):
+        row = [values.get(key, UNKNOWN) for values in known.values()]
+        usual = [values.get(key, UNKNOWN) for values in columns.values()]
+        if len({*row, *usual}) == 1:
+            same.append([key, row[0]])
+        elif side_by_side or len(set(row)) == 1:
+            shown.append([key, *(row if side_by_side else row[:1]), *usual])
+    if shown:
+        title = f"{what}: what differs{' from the defaults' if columns else ''}".capitalize()
+        names = [*(known if side_by_side else ["value"]), *columns]
+        blocks.append(Table(title, ["setting", *names], shown, names, compact=True))
+    if same:
+        title = "Everything else, as by default" if columns else "What all have in common" if len(known) > 1 else what
+        blocks.append(Table(title.capitalize(), ["setting", "value"], same, ["value"], folded=True, compact=True))
     return Section(ident, what.capitalize(), blocks)
 
 
@@ -139,8 +165,17 @@ def _flat(values: dict[str, Any]) -> dict[str, str]:
     return {".".join(path): UNKNOWN if value in (None, {}) else str(value) for path, value in leaves(values)}
 
 
-def render(title: str, lead: str, sections: Sequence[Section], command: str) -> bytes:
-    """The page, UTF-8. command: the one that writes it."""
+def count_charts(sections: Sequence[Section]) -> int:
+    """The number of drawings in these sections and their parts."""
+    blocks = [block for section in sections for block in section.blocks]
+    here = sum(len(block.charts) for block in blocks if isinstance(block, Charts))
+    return here + sum(count_charts(section.parts) for section in sections)
+
+
+def render(
+    title: str, lead: str, sections: Sequence[Section], command: str, drawn: Callable[[], object] = lambda: None
+) -> bytes:
+    """The page, UTF-8. title: also its headline. command: the one that writes it. drawn: called after every chart."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -151,7 +186,16 @@ def render(title: str, lead: str, sections: Sequence[Section], command: str) -> 
     numbers = itertools.count(1)
     environment.filters["quoted"] = shlex.quote
     environment.filters["kind"] = lambda block: type(block).__name__
-    environment.filters["svg"] = lambda chart: inline_svg(chart, f"chart-{next(numbers)}")
+
+    def svg(chart: Chart) -> Markup:
+        ident = f"chart-{next(numbers)}"
+        drawing = chart.figure if isinstance(chart.figure, Drawing) else draw(chart.figure, ident)
+        drawn()
+        return drawing.named(chart.title, chart.description)
+
+    environment.filters["svg"] = svg
+    script = TEMPLATES.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("page.html").render(
         title=title,
         lead=lead,
@@ -159,65 +203,8 @@ def render(title: str, lead: str, sections: Sequence[Section], command: str) -> 
         command=command,
         generator=f"{GENERATOR} {qattrain.__version__}",
         style=Markup(TEMPLATES.joinpath("page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
         next_number=numbers.__next__,
     )
     return page.strip().encode("utf-8", "surrogateescape") + b"\n"
-
-
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-VARIABLES = {color.lower(): f"var(--series-{index})" for index, color in enumerate(COLORS)} | {
-    "#000000": "currentColor",
-    "#ffffff": "var(--paper)",
-    GRID: "var(--muted)",
-    BACKGROUND: "var(--faint)",
-    OTHERS: "var(--soft)",
-}
-
-
-def inline_svg(chart: Chart, ident: str) -> Markup:
-    """The drawing as an `<svg role="img">`. ident: unique in the page, of letters, digits and hyphens."""
-    # Salted with the ident, the ids to which something refers differ from those of other charts.
-    root = ElementTree.fromstring(svg(chart.figure, fonttype="none", salt=ident, transparent=True))
-    for element in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(element)
-    for defs in root.findall(f"{{{SVG}}}defs"):
-        for sheet in defs.findall(f"{{{SVG}}}style"):  # it would apply to the whole page
-            defs.remove(sheet)
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', ElementTree.tostring(root, encoding="unicode")))
-    for element in root.iter():
-        if element.get("id") not in used:
-            element.attrib.pop("id", None)
-        if style := element.get("style"):
-            style = re.sub(r"font: (?:[a-z]+ )*([\d.]+px)[^;]*", r"font-size: \1", style)  # before matplotlib 3.10
-            style = re.sub(r"; font-family: [^;]*", "", style)  # the page's own is used
-            element.set("style", re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), style))
-    view_box = root.attrib["viewBox"]
-    root.attrib = {"viewBox": view_box, "role": "img", "aria-labelledby": f"{ident}-title {ident}-desc"}
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
-    drawn = ElementTree.tostring(root, encoding="unicode")
-    drawn = re.sub(r"\s*\n\s*", " ", drawn).replace("> <", "><")
-    head, _, body = drawn.partition(">")
-    title, description = escape(chart.title), escape(chart.description)
-    named = f'<title id="{ident}-title">{title}</title><desc id="{ident}-desc">{description}</desc>'
-    return Markup(f"{head}>{named}{body}")  # ElementTree escaped what matplotlib drew
-
-
-def check_target(path: Path) -> None:
-    """Raises ReportError if no page can be written there, or if a file there is not a page of this tool."""
-    if path.is_dir():
-        raise ReportError(f"--out {path} is a folder; name a file, for example {path / 'report.html'}")
-    if not path.parent.is_dir():
-        raise ReportError(f"--out {path}: there is no folder {path.parent}; make it, or name another file")
-    if not path.exists():
-        return
-    with system_errors(ReportError, f"--out {path}", "name another file"), path.open("rb") as file:
-        start = file.read(2000)
-    if f'name="generator" content="{GENERATOR} '.encode() not in start:
-        raise ReportError(f"--out {path} exists and is not a qattrain report; name another file")
-
-
-def write_page(path: Path, page: bytes) -> None:
-    """Write the whole page or nothing. Raises ReportError."""
-    with system_errors(ReportError, f"cannot write {path}", "name another file with --out"):
-        replace_files(path.parent, {path.name: page})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
@@ -9,15 +10,13 @@ from qattrain.config import FLOAT_BITS, ExperimentConfig, QuantConfig
 from qattrain.config.sources import leaves
 from qattrain.report.console import Table, confidence, counted, percent
 from qattrain.report.drawing import CHART_INCHES, Series, draw_intervals, error_series
-from qattrain.report.findings import Finding
+from qattrain.report.findings import Finding, same_images
 from qattrain.report.inspection import network_section
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
-from qattrain.report.sources import Sweep
-from qattrain.report.sweeps import sweep_section
+from qattrain.report.side_by_side import disagreement_blocks, error_blocks, layer_parts
 from qattrain.report.tables import COST_NOTE, chain_lines, epoch_row, network_label, result_row
 
 FLOAT_RUN = "the-float-run"  # the name of the run that the commands for a post-training quantization start from
-MOST_NAMES = 4  # in a title
 
 Flags = Mapping[tuple[str, ...], str]  # path of a setting -> the option of `train` that sets it
 
@@ -58,30 +57,39 @@ def _settings(config: ExperimentConfig, flags: Flags) -> Iterator[str]:
             yield from ("--set", f"{'.'.join(path)}={value if isinstance(value, str) else json.dumps(value)}")
 
 
-def page_contents(findings: Sequence[Finding], sweeps: Sequence[Sweep], flags: Flags) -> tuple[str, str, list[Section]]:
-    """Title, lead and sections of a report on these sweeps and networks."""
-    names = [*(sweep.folder.name for sweep in sweeps), *(finding.name for finding in findings)]
-    title = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
-    subjects = [counted(len(things), noun) for things, noun in ((sweeps, "sweep"), (findings, "network")) if things]
-    datasets = dict.fromkeys(finding.facts.dataset for finding in findings)
-    trained_on = f", on {', '.join(datasets)}" if datasets else ""
-    sections = [sweep_section(sweep, f"sweep-{n}") for n, sweep in enumerate(sweeps, start=1)]
-    if findings:
-        sections += network_sections(findings, flags)
-    return f"Report: {title}", f"{' and '.join(subjects)}{trained_on}.".capitalize(), sections
+def network_sections(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]], flags: Flags) -> list[Section]:
+    """Results, curves, the networks' inside, configuration, environment, and how to get all that again.
 
-
-def network_sections(findings: Sequence[Finding], flags: Flags) -> list[Section]:
-    """Results, curves, every network's inside, configuration, environment, and how to get all that again."""
+    drawn: the histograms of every network.
+    """
     configs = [(f.name, f.config.model_dump(mode="json", exclude={"name"}) if f.config else {}) for f in findings]
     environments = [(f.name, f.environment) for f in findings]
     return [
         Section("results", "Results", _results(findings)),
+        *(_one_inside(findings[0], drawn[0]) if len(findings) == 1 else _several_inside(findings, drawn)),
         Section("curves", "Learning curves", _curves(findings)),
-        *(network_section(f.inspection, f.name, f"network-{n}") for n, f in enumerate(findings, start=1)),
         recorded_section("configuration", "configuration", configs, side_by_side=True),
         recorded_section("environment", "environment", environments, side_by_side=True),
         Section("reproduce", "How to reproduce", _reproduction(findings, flags)),
+    ]
+
+
+def _one_inside(finding: Finding, drawn: Sequence[Chart]) -> list[Section]:
+    section = network_section(finding.inspection, finding.name, "network", drawn)
+    layers, errors = section.parts[0], Section("network-errors", "Errors", error_blocks(finding))
+    return [replace(section, parts=[layers, errors])]
+
+
+def _several_inside(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]]) -> list[Section]:
+    errors = [
+        Section(f"errors-{number}", finding.name, error_blocks(finding))
+        for number, finding in enumerate(findings, start=1)
+    ]
+    compared = same_images(findings)
+    return [
+        *([Section("disagreement", "Where they disagree", disagreement_blocks(findings))] if compared else []),
+        Section("layers", "Layers side by side", parts=layer_parts(findings, drawn)),
+        Section("errors", "Errors", parts=errors),
     ]
 
 
@@ -92,16 +100,18 @@ def _results(findings: Sequence[Finding]) -> list[Block]:
     if len(findings) == 1:
         return [*blocks, _key_figures(findings[0]), *chains]
     first = findings[0]
-    title = f"Accuracy of every network; differences, in points, and p-values are relative to {first.name}"
+    images = {f"{f.evaluation.total:,} test images of {f.facts.dataset}": None for f in findings}
+    title = f"Accuracy on {' and '.join(images)}; differences, in points, and p-values are relative to {first.name}"
     rows = [_result_row(finding, first) for finding in findings]
-    blocks.append(Table.of(title, rows, left=("method", "test images", "file")))
+    blocks.append(Table.of(title, rows, left=("method", "W / A bits")))
     blocks.append(
         Text(
             "The intervals are Wilson score intervals. McNemar's test is exact and paired. It looks at the images that "
             "only one of the two networks gets right: how unlikely is such a split if both are equally good?"
         )
     )
-    blocks.append(Text(f"In the table: {COST_NOTE}."))
+    costs = [_cost_row(finding) for finding in findings]
+    blocks.append(Table.of(f"Loss and cost of every network; {COST_NOTE}", costs, ("test images", "file"), folded=True))
     blocks += chains
     figure = Figure(figsize=(CHART_INCHES[0], 1.1 + 0.42 * len(findings)), layout="constrained")
     intervals = [(f.name, f.evaluation.accuracy, f.evaluation.interval) for f in findings]
@@ -135,14 +145,26 @@ def _result_row(finding: Finding, first: Finding) -> dict[str, str]:
     result, against_first = finding.evaluation, None
     if finding is not first and finding.delta is not None and finding.mcnemar_p is not None:
         against_first = (finding.delta, finding.mcnemar_p)
+    row = result_row(result.accuracy, result.interval, against_first, result.loss, finding.weight_bytes)
+    shown = ("test accuracy", "95 % interval", "difference", "McNemar p")
     return {
         "network": finding.name,
+        **{column: row[column] for column in shown},
         "method": finding.kind,
-        "W/A bits": finding.bits,
-        "test images": f"{finding.facts.dataset}, {result.total:,}",
-        **result_row(result.accuracy, result.interval, against_first, result.loss, finding.weight_bytes),
-        "total bytes": f"{finding.inspection.totals['total_bytes']:,}",
-        "MACs": f"{finding.inspection.totals['macs']:,}",
+        "W / A bits": finding.bits,
+        "weight bytes": row["weight bytes"],
+    }
+
+
+def _cost_row(finding: Finding) -> dict[str, str]:
+    """The rest about a network among several: column -> text."""
+    totals = finding.inspection.totals
+    return {
+        "network": finding.name,
+        "loss": f"{finding.evaluation.loss:.4f}",
+        "total bytes": f"{totals['total_bytes']:,}",
+        "MACs": f"{totals['macs']:,}",
+        "test images": f"{finding.facts.dataset}, {finding.evaluation.total:,}",
         "file": str(finding.subject.path),
     }
 

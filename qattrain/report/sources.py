@@ -1,4 +1,8 @@
-"""What a report is about: runs, packed files, comparisons and sweeps, recognised by their content, not their names."""
+"""What a report is about, and the file it becomes.
+
+Runs, packed files, comparisons and sweeps are recognised by their content, not their names; so is a page that may be
+replaced. Nothing here imports torch or matplotlib: what cannot be read or written is refused at once.
+"""
 
 import json
 import shlex
@@ -7,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.errors import CheckpointError, ReportError, reason
+from qattrain.errors import CheckpointError, ReportError, reason, system_errors
 from qattrain.experiments.folder import JSON_FILE as SWEEP_FILE
+from qattrain.files import replace_files
 from qattrain.integer.packed import FILE_NAME as PACKED_FILE
 from qattrain.runs import folder as runs
+
+GENERATOR = "qattrain"  # by this a page is recognised as ours
 
 
 @dataclass(frozen=True)
@@ -98,3 +105,23 @@ def _run_of(run_dir: str, beside: Path) -> Path:
         if (folder / runs.LAST_FILE).is_file():
             return folder / runs.LAST_FILE
     raise CheckpointError(f"the run {run_dir} of the comparison is neither there nor in {beside}; compare again")
+
+
+def check_target(path: Path) -> None:
+    """Raises ReportError if no page can be written there, or if a file there is not a page of this tool."""
+    if path.is_dir():
+        raise ReportError(f"--out {path} is a folder; name a file, for example {path / 'report.html'}")
+    if not path.parent.is_dir():
+        raise ReportError(f"--out {path}: there is no folder {path.parent}; make it, or name another file")
+    if not path.exists():
+        return
+    with system_errors(ReportError, f"--out {path}", "name another file"), path.open("rb") as file:
+        start = file.read(2000)
+    if f'name="generator" content="{GENERATOR} '.encode() not in start:
+        raise ReportError(f"--out {path} exists and is not a qattrain report; name another file")
+
+
+def write_page(path: Path, page: bytes) -> None:
+    """Write the whole page or nothing. Raises ReportError."""
+    with system_errors(ReportError, f"cannot write {path}", "name another file with --out"):
+        replace_files(path.parent, {path.name: page})

@@ -14,8 +14,20 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor
 
+from qattrain.config import ModelConfig, QuantConfig
 from qattrain.data.dataset import ImageSet
-from qattrain.evaluation.metrics import EVALUATION_BATCH, errors_by_class, evaluate, mcnemar_p, wilson_interval
+from qattrain.evaluation.metrics import (
+    CACHED_BATCH,
+    EVALUATION_BATCH,
+    errors_by_class,
+    evaluate,
+    hardest_images,
+    in_parts,
+    mcnemar_p,
+    wilson_interval,
+)
+from qattrain.evaluation.networks import torch_predictor
+from qattrain.layers.network import build_model
 
 
 def images_of(count: int) -> ImageSet:
@@ -110,3 +122,29 @@ def test_the_test_loss_does_not_depend_on_the_training_batch(tiny: Callable[...,
     still = {"train.lr": 1e-30, "train.epochs": 1, "train.weight_decay": 0.0, "quant.bits": 32}
     losses = {tiny(still | {"train.batch_size": size}).checkpoint.history[0]["test_loss"] for size in (1, 7, 200)}
     assert len(losses) == 1, tmp_path
+
+
+@pytest.mark.parametrize("line", ["conv 6 5x5, pool 2, fc 20, fc", "conv 4 3x3 bn, dw 3x3 bn, avgpool, fc"])
+@pytest.mark.parametrize(("quantizer", "bits"), [("lsq", 4), ("affine", 2), ("pow2", 8), ("lsq", 1)])
+def test_a_quantized_network_gives_the_same_logits_in_parts(line: str, quantizer: str, bits: int) -> None:
+    torch.manual_seed(0)
+    quant = QuantConfig(bits=bits, quantizer=quantizer) if bits > 1 else QuantConfig(bits=1, act_bits=2)
+    model = build_model(ModelConfig(name=line), quant, 10)
+    images = torch.randint(0, 256, (2 * CACHED_BATCH + 7, 1, 28, 28), dtype=torch.uint8)
+    model(images[:50])  # scales are initialized from the first batch
+    predict = torch_predictor(model)
+    expected = predict(images)
+    assert len(expected.unique()) > 5
+    assert torch.equal(in_parts(predict)(images), expected)
+
+
+def test_errors_can_be_spread_over_their_kinds() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    predicted = torch.tensor([1, 1, 1, 2, 1, 0])
+    probabilities = F.one_hot(predicted, 3).double() * 0.5 + torch.linspace(0.1, 0.2, 6).unsqueeze(1)
+    test = ImageSet(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), labels)
+    worst = [hard.index for hard in hardest_images(probabilities, test, ("a", "b", "c"))]
+    assert worst == [0, 1, 2, 3, 5]
+    spread = [hard.index for hard in hardest_images(probabilities, test, ("a", "b", "c"), spread=True)]
+    assert spread == [0, 3, 5, 1, 2]
+    assert [hard.index for hard in hardest_images(probabilities, test, ("a", "b", "c"), 2, spread=True)] == [0, 3]

@@ -1,5 +1,7 @@
 """`qattrain report`: the content of the page for every kind of source, and what is refused."""
 
+import base64
+import hashlib
 import itertools
 import json
 import re
@@ -8,11 +10,16 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
-from qattrain.report import page
+from qattrain.report import sources
+from qattrain.report.drawing import Series, chart_figure, draw_lines
+from qattrain.report.inline import draw
+from qattrain.report.page import TEMPLATES
 
 EVIL_TEXT = "_&lt;script&gt;alert(&#39;x&#39;)&amp;&lt;$x^$ 漢"
 RUN_FIELDS = "name checkpoint method dataset total correct accuracy accuracy_ci95 loss delta mcnemar_p weight_bytes"
@@ -82,7 +89,14 @@ def test_the_page_is_well_made_and_everything_a_user_wrote_is_escaped(
     assert f"broken: {EVIL_TEXT}" in html
     assert "Sweep &lt;b&gt;" in html
     page = Elements(html)
-    assert not page.all("script", "b", "foreignobject", "iframe", "object")
+    assert not page.all("b", "foreignobject", "iframe", "object")
+    # The only script is ours, and the browser is told to run no other.
+    (script,) = re.findall(r"<script.*?</script>", html, re.DOTALL)
+    code = TEMPLATES.joinpath("page.js").read_bytes()
+    assert script == f"<script>{code.decode()}</script>"
+    digest = base64.b64encode(hashlib.sha256(code).digest()).decode()
+    (policy,) = [tag["content"] for tag in page.all("meta") if tag.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.tags:
@@ -236,7 +250,32 @@ def test_nothing_but_a_report_is_ever_replaced(
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page, "replace_files", full)
+    monkeypatch.setattr(sources, "replace_files", full)
     written = out.read_bytes()
     assert "No space left on device" in refused(out)
     assert out.read_bytes() == written
+
+
+def test_a_chart_is_laid_out_whole_and_its_series_are_marked() -> None:
+    def lines(axes: Axes) -> None:
+        series = [Series("one $", [1, 2, 3], [0.5, 0.25, 1e-4]), Series("two", [1, 3], [8.0, 9.0])]
+        draw_lines(axes, series, "epoch", "loss")
+
+    drawing = draw(chart_figure(lines), "chart-7")
+    svg = drawing.named("<title>", "a & b")
+    root = ElementTree.fromstring(svg)
+    assert root[0].text == "<title>"
+    assert root[1].text == "a & b"
+    assert not [element for element in root.iter() if (element.get("id") or "").startswith(("series", "toggle"))]
+    marked = {element.get("data-series") for element in root.iter()} - {None}
+    names = {element.get("data-toggle") for element in root.iter()} - {None}
+    assert marked == names == {"0", "1"}
+    chart = json.loads(root.attrib["data-chart"])
+    assert chart["labels"] == ["epoch", "loss"]
+    assert [one["name"] for one in chart["series"]] == ["one $", "two"]
+    assert [point[2:] for point in chart["series"][0]["points"]] == [["1", "0.5"], ["2", "0.25"], ["3", "0.0001"]]
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    for one in chart["series"]:
+        for x, y, *_ in one["points"]:
+            assert left < x < left + width
+            assert top < y < top + height
