@@ -5,6 +5,7 @@ QattrainError; 130 interrupted.
 """
 
 import errno
+import gc
 import itertools
 import os
 import sys
@@ -52,6 +53,9 @@ def main() -> None:
     # times as fast beside two other trainings (mean images/s). No spinning is fastest on a busy machine, but a quarter
     # slower on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # What imports make lives to the end. Looking through it for garbage as often as by default takes a tenth of a
+    # command of a few seconds.
+    gc.set_threshold(100_000)
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except QattrainError as error:

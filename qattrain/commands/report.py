@@ -1,8 +1,6 @@
 """`qattrain report`: one HTML page about runs, a comparison or a sweep."""
 
 import shlex
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,25 +48,16 @@ def report(
     subjects, sweeps = find_sources(what, runs_dir)
     check_target(out)
     bar = _Bar(console, len(subjects))
-    measuring: AbstractContextManager[Iterable[Finding]] = nullcontext(())
-    if subjects:
-        from qattrain.report.findings import investigation
+    findings: list[Finding] = []
+    with bar:
+        if subjects:
+            from qattrain.report.findings import investigate
 
-        measuring = investigation(subjects, opt.data_folder(data_dir), bar.step)
-    with bar, measuring as found:
-        # Imported, and drawn, while networks are evaluated in a thread.
+            findings = investigate(subjects, opt.data_folder(data_dir), bar.step)
         from qattrain.report.contents import page_contents
         from qattrain.report.page import count_charts, render
 
-        if len(subjects) > 1:
-            import scipy.stats  # noqa: F401 by which networks are compared: half a second
-        findings, drawn = [], []
-        for finding in found:
-            from qattrain.report.side_by_side import histogram_charts
-
-            findings.append(finding)
-            drawn.append(histogram_charts(finding, f"network-{len(findings)}"))
-        contents = page_contents(findings, drawn, sweeps, opt.train_flags())
+        contents = page_contents(findings, sweeps, opt.train_flags())
         bar.draw(count_charts(contents[2]))
         again = ["qattrain", "report", *what, "--out", str(out), "--runs-dir", str(runs_dir)]
         page = render(*contents, shlex.join(again), bar.drawn)

@@ -30,7 +30,7 @@ from qattrain.export import EXPORTERS
 from qattrain.export.base import Exported, check_folder, settled_layout, settled_prefix, write_verified
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
-from qattrain.runs.environment import pick_device
+from qattrain.runs.environment import keep_freed_memory, pick_device
 
 EXPORT_FOLDER = "export"
 OWN_DATA = "own images"  # the dataset of a network that no run trained
@@ -74,14 +74,13 @@ def evaluate_network(
     None: as many as its run used. verify: also count what differs from the integers. loaded: as in `load_test_data`.
     Raises ConfigError, DataError, ExportError.
     """
+    keep_freed_memory()  # every batch needs the same blocks again
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
     dataset = load_test_data(network, path, data_dir, loaded)
     device = pick_device("auto")  # this machine may lack the one it was trained on
     if isinstance(network, Trained):
         network.model.to(device)
-        threads = network.checkpoint.config.train.threads
-        if threads is not None:
-            torch.set_num_threads(threads)  # float sums depend on their number
+    use_threads(network)
     images = dataset.test.head(limit_test or network.limit_test)
     test = images.to(device)
     mismatches = None
@@ -92,6 +91,13 @@ def evaluate_network(
             shown = network.model if isinstance(network, Trained) and name == "torch" else None
             mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
     return Outcome(network, name, result, images, mismatches)
+
+
+def use_threads(network: Network) -> None:
+    """As many as it was trained with: float sums depend on their number."""
+    threads = network.checkpoint.config.train.threads if isinstance(network, Trained) else None
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:

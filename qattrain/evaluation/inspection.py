@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qattrain.config import FLOAT_BITS, bits_by_layer
@@ -16,56 +14,13 @@ from qattrain.data import ImageSet
 from qattrain.errors import ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
 from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained
+from qattrain.evaluation.observed import LayerHistogram, LayerPart, Observed, grid_counts, layer_histogram
 from qattrain.integer import AverageLayer, IntegerModel
 from qattrain.layers.network import Activation, packed_bytes, watched_activations
 from qattrain.layers.quantized import WeightLayer
 from qattrain.quant import QTensor, Quantizer
 
 INSPECTED_IMAGES = 1000  # on which activations are observed
-BINS = 96  # of a histogram
-
-
-@dataclass(frozen=True, eq=False)
-class LayerPart:
-    """A layer's weights or activations. kind: "weight" or "activation". quantizer: None if float.
-
-    shape: of the weights, or of one image's activations; () if unknown.
-    """
-
-    layer: str
-    kind: str
-    shape: tuple[int, ...]
-    bits: int
-    quantizer: str | None
-
-    def part(self) -> tuple[str, str, tuple[int, ...], int, str | None]:
-        """The fields above, to say something else about the same part."""
-        return self.layer, self.kind, self.shape, self.bits, self.quantizer
-
-
-@dataclass(frozen=True, eq=False)
-class Observed(LayerPart):
-    """Weights, or the activations of all images, before and after quantization.
-
-    values: float, before quantization; None if only integers are known, and for activations without images.
-    codes: int64, zero point subtracted; None if float, and for activations without images.
-    scale: of the codes, broadcasts against them; None if float or unknown.
-    grid: all possible codes, ascending, zero point subtracted; () if float.
-    clipped_share: share of the values outside the grid; None if unknown, or if the quantizer clips nothing by design.
-    approximates: whether scale times code is meant to be near the value.
-    """
-
-    values: NDArray[Any] | None = None
-    codes: NDArray[np.int64] | None = None
-    scale: NDArray[np.float64] | None = None
-    grid: tuple[int, ...] = ()
-    clipped_share: float | None = None
-    approximates: bool = True
-
-    @property
-    def scale_range(self) -> tuple[float, float] | None:
-        """Smallest and largest scale; None if float or unknown."""
-        return None if self.scale is None else (float(self.scale.min()), float(self.scale.max()))
 
 
 def observe(network: Network, images: Tensor | None) -> list[Observed]:
@@ -223,16 +178,6 @@ class LayerReport(LayerPart):
     macs: int | None = None
 
 
-def grid_counts(seen: Observed) -> NDArray[np.int64] | None:
-    """How many values have each code of the grid, int64 (points,); None if there are no codes."""
-    if seen.codes is None:
-        return None
-    grid = np.array(seen.grid)
-    counts = np.bincount(seen.codes.reshape(-1) - grid[0], minlength=int(grid[-1] - grid[0]) + 1)
-    on_grid: NDArray[np.int64] = counts[grid - grid[0]]
-    return on_grid
-
-
 def layer_report(seen: Observed, accumulator_bound: int | None = None, cost: LayerCost | None = None) -> LayerReport:
     """Report on what was observed. accumulator_bound, cost: of a layer with weights or of an average, if known."""
     on_grid = grid_counts(seen)
@@ -273,65 +218,6 @@ def sqnr_db(seen: Observed) -> float | None:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerHistogram(LayerPart):
-    """Weights or activations before and after quantization, on one axis.
-
-    unit: of the axis: "steps" (value / scale, the one grid that all channels share), "value"
-        (real values), or "codes" (only integers are known).
-    edges: (bins + 1,) of equal bins; before: (bins,) the number of values in each; empty if unknown.
-    grid: all points of the grid on this axis; after: the number of values on each; empty if the layer is float.
-    clip: values beyond these, half a step outside the grid, are clipped; None if none are.
-    total: number of values. scale_range: as in `Observed`.
-    """
-
-    unit: str
-    edges: NDArray[np.float64]
-    before: NDArray[np.int64]
-    grid: NDArray[np.float64]
-    after: NDArray[np.int64]
-    clip: tuple[float, float] | None
-    total: int
-    scale_range: tuple[float, float] | None
-
-    @property
-    def step(self) -> float:
-        """Distance between neighbouring grid points on this axis; 1 without a grid."""
-        return float(np.diff(self.grid).min()) if len(self.grid) > 1 else 1.0
-
-
-def layer_histogram(seen: Observed) -> LayerHistogram:
-    """Histogram of a layer whose values or codes are known. Weights in steps, activations in real values."""
-    known = seen.codes if seen.values is None else seen.values
-    assert known is not None, seen.layer
-    unit, per_step = "value", 1.0
-    x = None if seen.values is None else seen.values.astype(np.float64)
-    if seen.scale is None and seen.codes is not None:
-        unit = "codes"
-    elif seen.scale is not None and seen.kind == "weight":
-        unit = "steps"
-        x = None if x is None else x / seen.scale
-    elif seen.scale is not None:
-        per_step = float(seen.scale.reshape(-1)[0])
-    none = np.zeros(0)
-    grid = np.array(seen.grid, np.float64) * per_step
-    before, edges = (none, none) if x is None else np.histogram(x, bins=BINS)
-    counts = grid_counts(seen)
-    after = none if counts is None else counts
-    clips = seen.clipped_share is not None and seen.codes is not None
-    return LayerHistogram(
-        *seen.part(),
-        unit,
-        edges,
-        before.astype(np.int64),
-        grid,
-        after.astype(np.int64),
-        (float(grid[0] - per_step / 2), float(grid[-1] + per_step / 2)) if clips else None,
-        known.size,
-        seen.scale_range,
-    )
-
-
-@dataclass(frozen=True, eq=False)
 class Inspection:
     """Everything that is shown of one network.
 
@@ -367,6 +253,20 @@ def inspect_network(
     test: images for everything that depends on data; activations are observed on the first 1,000. None: weights only.
     title: of the pictures; default: model and dataset. logits: of `test`, float64 (N, classes), if already known.
     """
+    found = inspect_layers(network, test, title)
+    if test is None:
+        return found
+    return with_answers(
+        found,
+        test,
+        probabilities(network, test.images) if logits is None else logits.softmax(1),
+        network.facts.class_names,
+    )
+
+
+@torch.no_grad()
+def inspect_layers(network: Network, test: ImageSet | None, title: str = "") -> Inspection:
+    """The part of `inspect_network` that is about layers; what the network answers is left out."""
     facts = network.facts
     layers = observe(network, None if test is None else test.images[:INSPECTED_IMAGES])
     bounds, costs = _bounds_and_costs(network)
@@ -378,21 +278,22 @@ def inspect_network(
         )
     if test is None:
         notes.append(f"no images of {facts.dataset}: activations, confusions and hardest images are left out")
-    inspection = Inspection(
+    return Inspection(
         title=title or f"{facts.name} on {facts.dataset}",
         layers=[layer_report(layer, bounds.get(layer.layer), costs.get(layer.layer)) for layer in layers],
         histograms=[layer_histogram(layer) for layer in layers if layer.values is not None or layer.codes is not None],
         filters=layers[0] if len(layers[0].shape) == 4 and layers[0].kind == "weight" else None,
         notes=notes,
     )
-    if test is None:
-        return inspection
-    found = probabilities(network, test.images) if logits is None else logits.softmax(1)
+
+
+def with_answers(inspection: Inspection, test: ImageSet, found: Tensor, class_names: tuple[str, ...]) -> Inspection:
+    """What the network answers added. found: the probabilities of all images of `test`, (N, classes)."""
     return replace(
         inspection,
         images=len(test.labels),
-        confusion=confusion(found, test.labels, facts.class_names),
-        hardest=hardest_images(found, test, facts.class_names),
+        confusion=confusion(found, test.labels, class_names),
+        hardest=hardest_images(found, test, class_names),
         accuracy=(found.argmax(1) == test.labels).double().mean().item(),
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qattrain.config import short_name
 from qattrain.report.console import counted, percent
-from qattrain.report.page import Chart, Section
+from qattrain.report.page import Section
 from qattrain.report.sources import Sweep
 from qattrain.report.sweeps import sweep_section
 
@@ -27,12 +27,9 @@ SHARES = {2: "half", 3: "a third of", 4: "a quarter of", 8: "an eighth of", 16: 
 
 
 def page_contents(
-    findings: Sequence["Finding"], drawn: Sequence[Sequence[Chart]], sweeps: Sequence[Sweep], flags: "Flags"
+    findings: Sequence["Finding"], sweeps: Sequence[Sweep], flags: "Flags"
 ) -> tuple[str, str, list[Section]]:
-    """Headline, lead and sections of a report on these sweeps and networks.
-
-    drawn: the histograms of every network. flags: as in `report.sections`.
-    """
+    """Headline, lead and sections of a report on these sweeps and networks. flags: as in `report.sections`."""
     names = [*(sweep.folder.name for sweep in sweeps), *(finding.name for finding in findings)]
     listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     subjects = [counted(len(things), noun) for things, noun in ((sweeps, "sweep"), (findings, "network")) if things]
@@ -42,7 +39,7 @@ def page_contents(
     if findings:
         from qattrain.report.sections import network_sections
 
-        sections += network_sections(findings, drawn, flags)
+        sections += network_sections(findings, flags)
     return headline(findings, sweeps), f"Report on {' and '.join(subjects)}{trained_on}: {listed}.", sections
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from qattrain.evaluation.inspection import Observed
+from qattrain.evaluation.observed import Observed
 from qattrain.report.console import Table, counted
 from qattrain.report.drawing import finding, heading
 from qattrain.report.page import Tile, Tiles

@@ -23,7 +23,7 @@ from qattrain.config import ExperimentConfig
 from qattrain.config.sources import leaves
 from qattrain.report.console import UNKNOWN, Table
 from qattrain.report.drawing import Series, chart_figure, draw_lines
-from qattrain.report.inline import Drawing, draw
+from qattrain.report.inline import draw
 from qattrain.report.sources import GENERATOR
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,7 +45,7 @@ class Facts(NamedTuple):
 class Chart(NamedTuple):
     """A drawing with its caption, its description for those who cannot see it, and the table of what it shows."""
 
-    figure: Figure | Drawing
+    figure: Figure
     title: str
     caption: str
     description: str
@@ -188,8 +188,7 @@ def render(
     environment.filters["kind"] = lambda block: type(block).__name__
 
     def svg(chart: Chart) -> Markup:
-        ident = f"chart-{next(numbers)}"
-        drawing = chart.figure if isinstance(chart.figure, Drawing) else draw(chart.figure, ident)
+        drawing = draw(chart.figure, f"chart-{next(numbers)}")
         drawn()
         return drawing.named(chart.title, chart.description)
 

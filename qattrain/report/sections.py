@@ -57,16 +57,13 @@ def _settings(config: ExperimentConfig, flags: Flags) -> Iterator[str]:
             yield from ("--set", f"{'.'.join(path)}={value if isinstance(value, str) else json.dumps(value)}")
 
 
-def network_sections(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]], flags: Flags) -> list[Section]:
-    """Results, curves, the networks' inside, configuration, environment, and how to get all that again.
-
-    drawn: the histograms of every network.
-    """
+def network_sections(findings: Sequence[Finding], flags: Flags) -> list[Section]:
+    """Results, curves, the networks' inside, configuration, environment, and how to get all that again."""
     configs = [(f.name, f.config.model_dump(mode="json", exclude={"name"}) if f.config else {}) for f in findings]
     environments = [(f.name, f.environment) for f in findings]
     return [
         Section("results", "Results", _results(findings)),
-        *(_one_inside(findings[0], drawn[0]) if len(findings) == 1 else _several_inside(findings, drawn)),
+        *(_one_inside(findings[0]) if len(findings) == 1 else _several_inside(findings)),
         Section("curves", "Learning curves", _curves(findings)),
         recorded_section("configuration", "configuration", configs, side_by_side=True),
         recorded_section("environment", "environment", environments, side_by_side=True),
@@ -74,13 +71,13 @@ def network_sections(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart
     ]
 
 
-def _one_inside(finding: Finding, drawn: Sequence[Chart]) -> list[Section]:
-    section = network_section(finding.inspection, finding.name, "network", drawn)
+def _one_inside(finding: Finding) -> list[Section]:
+    section = network_section(finding.inspection, finding.name, "network")
     layers, errors = section.parts[0], Section("network-errors", "Errors", error_blocks(finding))
     return [replace(section, parts=[layers, errors])]
 
 
-def _several_inside(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]]) -> list[Section]:
+def _several_inside(findings: Sequence[Finding]) -> list[Section]:
     errors = [
         Section(f"errors-{number}", finding.name, error_blocks(finding))
         for number, finding in enumerate(findings, start=1)
@@ -88,7 +85,7 @@ def _several_inside(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]
     compared = same_images(findings)
     return [
         *([Section("disagreement", "Where they disagree", disagreement_blocks(findings))] if compared else []),
-        Section("layers", "Layers side by side", parts=layer_parts(findings, drawn)),
+        Section("layers", "Layers side by side", parts=layer_parts(findings)),
         Section("errors", "Errors", parts=errors),
     ]
 

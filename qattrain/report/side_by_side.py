@@ -10,7 +10,6 @@ from qattrain.evaluation.metrics import channels_last
 from qattrain.report.console import UNKNOWN, Table, counted
 from qattrain.report.filters import filter_tiles, known_kernels
 from qattrain.report.findings import Finding, short_names
-from qattrain.report.inline import Drawing, draw
 from qattrain.report.inspection import (
     THINGS,
     confusion_table,
@@ -18,7 +17,7 @@ from qattrain.report.inspection import (
     histogram_chart,
     image_tiles,
 )
-from qattrain.report.page import Block, Chart, Charts, ErrorTable, Section, Tables, Text, Tile
+from qattrain.report.page import Block, Charts, ErrorTable, Section, Tables, Text, Tile
 from qattrain.report.tables import COST_NOTE, layer_table
 
 MOST_SHOWN = 24  # images on which the networks disagree
@@ -75,20 +74,8 @@ def _answer_lines(names: Sequence[str], given: Sequence[str], true: str) -> list
     return [f"{answer}{CHECK if answer == true else ''}: {counted(count, 'network')}" for answer, count in counts]
 
 
-def histogram_charts(finding: Finding, ident: str) -> list[Chart]:
-    """Every histogram of a network, drawn. ident: of the network in the page."""
-    charts = map(histogram_chart, finding.inspection.histograms)
-    return [
-        chart._replace(figure=chart.figure if isinstance(chart.figure, Drawing) else draw(chart.figure, f"{ident}-{n}"))
-        for n, chart in enumerate(charts, start=1)
-    ]
-
-
-def layer_parts(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]]) -> list[Section]:
-    """A row for every layer and a column for every network: numbers, histograms, first-layer filters.
-
-    drawn: every network's `histogram_charts`.
-    """
+def layer_parts(findings: Sequence[Finding]) -> list[Section]:
+    """A row for every layer and a column for every network: numbers, histograms, first-layer filters."""
     names = short_names(findings)
     notes = [f"{name}: {note}." for name, f in zip(names, findings, strict=True) for note in f.inspection.notes]
     numbers: list[Block] = [
@@ -98,9 +85,9 @@ def layer_parts(findings: Sequence[Finding], drawn: Sequence[Sequence[Chart]]) -
         Text(f"In these tables: {COST_NOTE}."),
     ]
     charts: dict[tuple[str, str], Charts] = {}
-    for name, finding, own in zip(names, findings, drawn, strict=True):
-        for histogram, chart in zip(finding.inspection.histograms, own, strict=True):
-            key = (histogram.kind, histogram.layer)
+    for name, finding in zip(names, findings, strict=True):
+        for histogram in finding.inspection.histograms:
+            key, chart = (histogram.kind, histogram.layer), histogram_chart(histogram)
             table = chart.table and Table(f"{chart.title}, {name}", chart.table.columns, chart.table.rows)
             named = chart._replace(title=f"{chart.title}, {name}", table=table)
             charts[key] = Charts([*(charts[key].charts if key in charts else ()), named])
