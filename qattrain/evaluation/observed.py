@@ -1,7 +1,4 @@
-"""What was observed of a layer, its weights or activations before and after quantization, and their histogram.
-
-Plain arrays; nothing here imports torch, so that a process that only draws does without.
-"""
+"""What was observed of a layer: its weights or activations before and after quantization, and their histogram."""
 
 from dataclasses import dataclass
 from typing import Any

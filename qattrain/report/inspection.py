@@ -7,7 +7,6 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -17,16 +16,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from qattrain.evaluation.inspection import Inspection
+from qattrain.evaluation.metrics import Confusion, HardImage
 from qattrain.evaluation.observed import LayerHistogram
 from qattrain.report.console import UNKNOWN, Table, counted, percent, spread
 from qattrain.report.drawing import BACKGROUND, COLORS, chart_figure, heading, plotted_name
 from qattrain.report.filters import filter_figure, filter_tiles, known_kernels
 from qattrain.report.page import Block, Chart, Charts, Section, Text, Tile, Tiles
 from qattrain.report.tables import LAYER_COST, LAYER_GRID, LAYER_SUMS, LAYER_USE, layer_table
-
-if TYPE_CHECKING:
-    from qattrain.evaluation.inspection import Inspection
-    from qattrain.evaluation.metrics import Confusion, HardImage
 
 MOST_GRID_LINES = 32  # more would merge into a grey area
 SHORT_NAME = 8  # of a class: longer ones get the line above an image for themselves
@@ -43,7 +40,7 @@ UNITS = {  # of the axis of values
 }
 
 
-def inspection_figures(inspection: "Inspection") -> dict[str, Figure]:
+def inspection_figures(inspection: Inspection) -> dict[str, Figure]:
     """Every picture for which there are data, by the name of its file."""
     title, figures = inspection.title, {}
     for kind in THINGS:
@@ -58,7 +55,7 @@ def inspection_figures(inspection: "Inspection") -> dict[str, Figure]:
     return figures
 
 
-def network_section(inspection: "Inspection", heading: str, ident: str) -> Section:
+def network_section(inspection: Inspection, heading: str, ident: str) -> Section:
     """The same on a page, and the tables of layers."""
     costly = [layer for layer in inspection.layers if layer.macs is not None]
     layers: list[Block] = [
@@ -150,19 +147,19 @@ def draw_histogram(axes: Axes, data: LayerHistogram) -> None:
     axes.grid(alpha=0.25, axis="y")
 
 
-def wrong_counts(confusion: "Confusion") -> tuple[NDArray[np.int64], int]:
+def wrong_counts(confusion: Confusion) -> tuple[NDArray[np.int64], int]:
     """The counts with a diagonal of 0, which would hide all others, and the count that is shown darkest."""
     wrong = confusion.counts - np.diag(np.diag(confusion.counts))
     return wrong, max(int(wrong.max()), 1)
 
 
-def error_summary(confusion: "Confusion") -> str:
+def error_summary(confusion: Confusion) -> str:
     """`57 errors on 10,000 test images (0.57 %)`."""
     share = percent(confusion.errors / confusion.total)
     return f"{counted(confusion.errors, 'error')} on {counted(confusion.total, 'test image')} ({share})"
 
 
-def confusion_figure(confusion: "Confusion", title: str) -> Figure:
+def confusion_figure(confusion: Confusion, title: str) -> Figure:
     """Errors by true and predicted class; the diagonal stays white."""
     classes = len(confusion.class_names)
     side = max(6.0, 0.22 * classes + 2)
@@ -185,7 +182,7 @@ def confusion_figure(confusion: "Confusion", title: str) -> Figure:
     return figure
 
 
-def confusion_table(confusion: "Confusion") -> Table:
+def confusion_table(confusion: Confusion) -> Table:
     """All counts, the errors tinted; errors and accuracy of each class."""
     wrong, darkest = wrong_counts(confusion)
     rows, tints = [], []
@@ -201,7 +198,7 @@ def confusion_table(confusion: "Confusion") -> Table:
     return Table(title, ["true", *confusion.class_names, "errors", "accuracy"], rows, tints=tints)
 
 
-def hardest_row(hard: "HardImage") -> dict[str, str]:
+def hardest_row(hard: HardImage) -> dict[str, str]:
     """A wrong answer in text: column -> cell."""
     return {
         "test image": str(hard.index),
@@ -212,7 +209,7 @@ def hardest_row(hard: "HardImage") -> dict[str, str]:
     }
 
 
-def hardest_figure(hardest: "Sequence[HardImage]", title: str) -> Figure:
+def hardest_figure(hardest: Sequence[HardImage], title: str) -> Figure:
     """The wrongly classified images whose true class got the lowest probability."""
     columns = min(5, len(hardest))
     rows = math.ceil(len(hardest) / columns)
@@ -230,7 +227,7 @@ def hardest_figure(hardest: "Sequence[HardImage]", title: str) -> Figure:
     return figure
 
 
-def hardest_tiles(hardest: "Sequence[HardImage]") -> Tiles:
+def hardest_tiles(hardest: Sequence[HardImage]) -> Tiles:
     """The same images on a page, and their probabilities as a table."""
     rows = [hardest_row(hard) for hard in hardest]
     tiles = []
