@@ -39,9 +39,10 @@ def bench(
     from qattrain.report.console import Console, Table
 
     console = Console(json)
-    from qattrain.benchmark.inference import INFERENCE
-    from qattrain.benchmark.rounds import FULL, QUICK, run_benchmark
-    from qattrain.benchmark.training import TRAINING
+    with console.busy("loading torch"):
+        from qattrain.benchmark.inference import INFERENCE
+        from qattrain.benchmark.rounds import FULL, QUICK, run_benchmark
+        from qattrain.benchmark.training import TRAINING
 
     effort = QUICK if quick else FULL
     if repeats is not None:

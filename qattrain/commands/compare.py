@@ -41,10 +41,11 @@ def compare(
     # --quantizer applies to both methods; without it, each has its own default.
     asked = experiment_config.quant.quantizer if "quantizer" in experiment_config.quant.model_fields_set else "affine"
 
-    from qattrain.experiments.comparison import Comparer, write_comparison
-    from qattrain.report.display import training_display
-    from qattrain.report.drawing import comparison_figure
-    from qattrain.report.tables import result_row
+    with console.busy("loading torch"):
+        from qattrain.experiments.comparison import Comparer, write_comparison
+        from qattrain.report.display import training_display
+        from qattrain.report.drawing import comparison_figure
+        from qattrain.report.tables import result_row
 
     comparer = Comparer(
         experiment_config, asked, opt.data_folder(data_dir), runs_dir, console.status, lambda: training_display(console)
