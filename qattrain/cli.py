@@ -8,7 +8,9 @@ import errno
 import gc
 import itertools
 import os
+import shutil
 import sys
+import textwrap
 from typing import Annotated
 
 import typer
@@ -39,10 +41,10 @@ def _root(
 
     \b
     Examples:
-      qattrain train --bits 4 --epochs 10       train a 4-bit network (about a minute)
+      qattrain train --bits 4 --epochs 10       train a 4-bit network (a minute)
       qattrain eval lenet-w4a4-lsq-mnist-s0     evaluate it
       qattrain compare fp32 vs ptq vs qat       compare float, PTQ and QAT
-      qattrain train --model 'conv 16 3x3 bn, pool 2, fc 32, fc' --dataset folder:pets --image-size 32x32
+      qattrain train --model 'conv 16 3x3 bn, pool 2, fc' --dataset folder:pets
     """
 
 
@@ -90,5 +92,9 @@ def _offending_value(error: Exception) -> str:
 def _fail(message: str, code: int) -> int:
     is_colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     label = "\x1b[1;31merror:\x1b[0m" if is_colored else "error:"
-    sys.stderr.write(f"{label} {' '.join(message.split())}\n")
+    line = f"{label} {' '.join(message.split())}"
+    if sys.stderr.isatty():  # elsewhere it stays one line
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    sys.stderr.write(f"{line}\n")
     return code

@@ -36,7 +36,7 @@ TRAIN_FIELDS = (
 )
 EVAL_FIELDS = (
     "checkpoint dataset engine total correct accuracy accuracy_ci95 loss prediction_mismatches code_mismatches "
-    "logit_mismatches"
+    "logit_mismatches classes"
 )
 ROW_FIELDS = "method run_dir bits act_bits accuracy accuracy_ci95 delta mcnemar_p loss weight_bytes images_per_second"
 
@@ -290,3 +290,13 @@ def test_version_and_bare_call(qattrain: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_readme_mentions_every_command(name: str) -> None:
     assert f"qattrain {name}" in README.read_text()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_terminal_and_its_sentences_are_whole(
+    command: str, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = main(*command.split(), "--help").stdout.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert [line for line in lines if line.endswith("...") and not line.startswith("Usage:")] == []

@@ -22,7 +22,7 @@ def compare(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Compare training methods, checkpoints or runs on the same test images.
+    """Compare methods or runs on the same test images.
 
     fp32 and qat are trained from scratch with the same settings; ptq is made from the fp32 run. Finished runs with the
     same configuration are reused. Differences and p-values are relative to the first method.

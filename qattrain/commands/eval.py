@@ -22,7 +22,7 @@ def evaluate(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Evaluate a checkpoint or a packed file on all test images of its dataset.
+    """Evaluate a network on all test images of its dataset.
 
     A quantized network is also run on integers only, and all differences are counted.
 
@@ -44,6 +44,7 @@ def evaluate(
 
         outcome = evaluate_checkpoint(path, opt.data_folder(data_dir), engine, limit_test, verify=True)
     result, facts, mismatches = outcome.evaluation, outcome.network.facts, outcome.mismatches
+    by_class = errors_by_class(result.predictions, outcome.test.labels, len(facts.class_names))
     console.notice(outcome.network.notice)
     console.result(
         {
@@ -58,6 +59,10 @@ def evaluate(
             "prediction_mismatches": mismatches.predictions if mismatches else None,
             "code_mismatches": mismatches.codes if mismatches else None,
             "logit_mismatches": mismatches.logits if mismatches else None,
+            "classes": [
+                {"class": name, "errors": errors, "images": images}
+                for name, (errors, images) in zip(facts.class_names, by_class, strict=True)
+            ],
         }
     )
     console.text(
@@ -74,9 +79,8 @@ def evaluate(
             f"{percent(correct / result.total)}; engine {outcome.engine} differs from it in {mismatches.predictions} "
             f"predictions{codes}, and in the logits of {mismatches.logits} images"
         )
-    by_class = errors_by_class(result.predictions, outcome.test.labels, len(facts.class_names))
     rows = [
-        [name, str(errors), f"{images:,}", percent(1 - errors / images) if images else UNKNOWN]
+        [name, f"{errors:,}", f"{images:,}", percent(1 - errors / images) if images else UNKNOWN]
         for name, (errors, images) in zip(facts.class_names, by_class, strict=True)
     ]
     console.table(Table("", ["class", "errors", "images", "accuracy"], rows, strong=("accuracy",)))

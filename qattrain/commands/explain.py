@@ -78,9 +78,9 @@ def explain(
             "seconds": seconds,
         }
     )
-    console.heading(chosen.question)
+    console.heading(f"{chosen.question}\n")
     for table in found.tables:
-        console.heading(f"\n{table.title}")
+        console.heading(table.title)
         console.table(table)
     for paragraph in found.answer:
         console.paragraph(paragraph)

@@ -28,18 +28,19 @@ def export(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Export the integer network: packed (model.safetensors), onnx (model.onnx) or c (model.c, main.c).
+    """Write the integers as a packed file, as ONNX or as C.
 
-    With --prefix NAME the C files are NAME.c and NAME.h, and their symbols begin with NAME_: two networks fit one
-    program. Before anything is written, the files are run on all test images and on 256 noise images. If a single
-    logit differs from the integer network's, nothing is written.
+    The files are model.safetensors, model.onnx, or model.c, model.h, main.c and README.md. With --prefix NAME the C
+    files are NAME.c and NAME.h, and their symbols begin with NAME_: two networks fit one program. Before anything is
+    written, the files are run on all test images and on 256 noise images. If a single logit differs from the integer
+    network's, nothing is written.
 
     \b
     Examples:
       qattrain export lenet-w4a4-lsq-mnist-s0 --to packed
       qattrain export lenet-w4a4-lsq-mnist-s0 --to onnx --out shipped
-      qattrain export runs/lenet-w4a4-lsq-mnist-s0/last.pt --to c --layout int8 --out firmware
-      qattrain export lenet-w4a4-lsq-mnist-s0 --to c --prefix digits --out firmware
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to c --layout int8
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to c --prefix digits --out fw
     """
     from qattrain.report.console import Console
 

@@ -39,9 +39,9 @@ def predict(
     \b
     Examples:
       qattrain predict lenet-w4a4-lsq-mnist-s0 digit.png
-      qattrain predict runs/lenet-w4a4-lsq-mnist-s0/export/model.safetensors a.jpg b.jpg
+      qattrain predict export/model.safetensors a.jpg b.jpg
       cat digit.png | qattrain predict lenet-w4a4-lsq-mnist-s0 -
-      qattrain predict lenet-w4a4-lsq-pets-s0 cat.jpg        trained with --dataset folder:pets
+      qattrain predict lenet-w4a4-lsq-pets-s0 cat.jpg
     """
     from qattrain.report.console import Console, counted, percent
 
@@ -84,6 +84,8 @@ def predict(
         )
         for note in notes:
             console.text(f"  {note}")
+        if each is not found[-1]:
+            console.text("")
     console.result({"images": entries})
     if errors and len(images) == 1:
         raise DataError(errors[0])

@@ -22,7 +22,7 @@ def ptq(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Quantize a float checkpoint without further training, as a new run.
+    """Quantize a float network after training, as a new run.
 
     \b
     Examples:

@@ -30,15 +30,15 @@ def report(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Write one HTML page about runs, a comparison or a sweep: results, learning curves, layers, errors, settings.
+    """Write one HTML page about runs, a comparison or a sweep.
 
-    Every network is evaluated on its test images; differences are relative to the first one. The page is a single file
-    and works offline.
+    Results, learning curves, layers, errors, settings. Every network is evaluated on its test images; differences are
+    relative to the first one. The page is a single file and works offline.
 
     \b
     Examples:
       qattrain report lenet-w4a4-lsq-mnist-s0
-      qattrain report lenet-w32a32-float-mnist-s0 lenet-w2a2-lsq-mnist-s0 --out two.html
+      qattrain report lenet-w32a32-float-mnist-s0 lenet-w2a2-lsq-mnist-s0
       qattrain report runs/compare-0e5feca1d0
     """
     from qattrain.report.console import Console

@@ -52,7 +52,7 @@ def sweep(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Train every combination of several values, each as a run of its own. Run the same command again to resume.
+    """Train every combination of values, each as a run. Run the same command again to resume.
 
     Values are comma-separated: --bits 1,2,4 --seeds 0,1. Finished cells are kept, stopped ones are resumed, failed ones
     are tried again. --threads applies to each worker.
@@ -60,9 +60,9 @@ def sweep(
     \b
     Examples:
       qattrain sweep --bits 1,2,4,8,32 --seeds 0,1 --epochs 5
-      qattrain sweep --bits 1,2,4 --ptq 8,4,2 --quantizer lsq,affine --workers 4 --threads 1
-      qattrain sweep --config configs/sweep-bits.toml --set train.lr=[0.02,0.05] --name rates
-      qattrain sweep --config configs/sweep-bits.toml --scheduler tcp://127.0.0.1:8786
+      qattrain sweep --bits 1,2,4 --ptq 8,4,2 --quantizer lsq,affine --workers 4
+      qattrain sweep --config sweep.toml --set train.lr=[0.02,0.05] --name rates
+      qattrain sweep --config sweep.toml --scheduler tcp://127.0.0.1:8786
       qattrain sweep --name rates --report-only
     """
     from qattrain.config.sources import parse_values

@@ -38,7 +38,7 @@ def train(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Train a quantized network, evaluating and saving it after every epoch.
+    """Train a network; evaluate and save it after every epoch.
 
     The network is a preset or a chain of layers: conv D KxK [stride S] [pad P] [groups G] [bn], dw KxK [stride S]
     [pad P] [bn], pool K, avgpool, fc D [bn], and a bare fc at the end.
@@ -47,11 +47,11 @@ def train(
     Examples:
       qattrain train --bits 4 --epochs 10
       qattrain train --bits 32                               the float baseline
-      qattrain train --bits 2 --layer-bits conv1=8,act2=4    other bits for some layers
-      qattrain train --model 'conv 8 5x5 stride 2 bn, dw 3x3 bn, conv 24 1x1 bn, pool 2, fc'
+      qattrain train --bits 2 --layer-bits conv1=8,act2=4    some layers differ
+      qattrain train --model 'conv 8 5x5 stride 2 bn, dw 3x3 bn, avgpool, fc'
       qattrain train --bits 2 --teacher lenet-w32a32-float-mnist-s0
       qattrain train --quantizer pow2 --set quant.n=4        fixed point
-      qattrain train --resume lenet-w4a4-lsq-mnist-s0        continue where it stopped
+      qattrain train --resume lenet-w4a4-lsq-mnist-s0        go on with it
       qattrain train --bits 4 --init lenet-w4a4-lsq-mnist-s0 --epochs 5 --lr 0.005
     """
     from qattrain.config.sources import assigned_settings, build_config

@@ -42,7 +42,10 @@ class Trained:
 
     @property
     def notice(self) -> str | None:
-        return self.checkpoint.notice
+        if self.checkpoint.history:
+            return self.checkpoint.notice
+        unfinished = "The first epoch of this run was never finished: the network has hardly learned anything."
+        return f"{unfinished} {self.checkpoint.notice or ''}".rstrip()
 
     @property
     def limit_test(self) -> int | None:

@@ -130,6 +130,8 @@ class Comparer:
         path = runs.find_finished(config.model_dump(mode="json"), self.runs_dir)
         if path is not None:
             self.say(f"{path.parent.name}: reused, its configuration is the same")
+            for warning in self._network(path).checkpoint.warnings:
+                self.say(f"warning: {warning}")
         return path
 
     def _compare(self, entries: list[str], paths: list[Path]) -> Comparison:

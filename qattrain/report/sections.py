@@ -10,7 +10,7 @@ from qattrain.config import FLOAT_BITS, ExperimentConfig, QuantConfig
 from qattrain.config.sources import leaves
 from qattrain.report.console import Table, confidence, counted, percent
 from qattrain.report.drawing import CHART_INCHES, Series, draw_intervals, error_series
-from qattrain.report.findings import Finding, same_images
+from qattrain.report.findings import Finding, same_images, short_names
 from qattrain.report.inspection import network_section
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
 from qattrain.report.side_by_side import disagreement_blocks, error_blocks, layer_parts
@@ -111,7 +111,8 @@ def _results(findings: Sequence[Finding]) -> list[Block]:
     blocks.append(Table.of(f"Loss and cost of every network; {COST_NOTE}", costs, ("test images", "file"), folded=True))
     blocks += chains
     figure = Figure(figsize=(CHART_INCHES[0], 1.1 + 0.42 * len(findings)), layout="constrained")
-    intervals = [(f.name, f.evaluation.accuracy, f.evaluation.interval) for f in findings]
+    names = short_names(findings)  # long ones would leave little room for the axis
+    intervals = [(name, f.evaluation.accuracy, f.evaluation.interval) for name, f in zip(names, findings, strict=True)]
     draw_intervals(figure.subplots(), intervals, [f.kind for f in findings])
     described = "; ".join(f"{f.name} {percent(f.evaluation.accuracy)}" for f in findings)
     caption = "The numbers are those of the table above."

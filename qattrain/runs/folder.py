@@ -135,10 +135,11 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
         full_names = ", ".join(map(_full_name, found))
         raise CheckpointError(f"'{text}' is a cell of {len(found)} sweeps; name one of them: {full_names}")
     names = [run.name for run in list_runs(runs_dir)]
+    listed = ", ".join(names[:8]) or "none yet"
     hint = did_you_mean(text, [*names, *(cell.name for place in places for cell in _cells(place))])
     raise CheckpointError(
         f"no checkpoint '{text}': {hint}it is neither a file, nor a run folder, nor a run or a sweep's cell in "
-        f"{runs_dir} ({', '.join(names[:8]) or 'none yet'})"
+        f"{runs_dir}{'' if hint else f' ({listed})'}"
     )
 
 

@@ -21,6 +21,7 @@ from qattrain.quant.quantizers import Pow2Quantizer
 from qattrain.training.optimization import OPTIMIZERS
 
 FEWEST_CODES = 16  # fewer may all be the same by chance
+FEW_IMAGES = 50  # on which a network that works may look like a guess
 FIRST = 8  # rows of codes that are looked at first: in a healthy layer they differ already
 
 SingleCodes = dict[tuple[str, str], int]  # (role, name of the layer) -> its only code
@@ -88,13 +89,15 @@ def warnings_about(
             codes = ", ".join(map(str, sorted(set(layers.values()))))
             found.append(f"{', '.join(layers)}: all {what} of a layer have the same code ({codes}){where}.")
     if guess is not None:
+        better = "no better" if test.accuracy <= guess else f"on {test.total:,} images not clearly better"
         found.append(
-            f"The test accuracy, {100 * test.accuracy:.2f} %, is no better than always answering the most frequent "
+            f"The test accuracy, {100 * test.accuracy:.2f} %, is {better} than always answering the most frequent "
             f"class ({100 * guess:.2f} %)."
         )
     may_pass = not single and 0 < epoch < config.train.epochs
     found.append(f"Epoch {epoch} of {config.train.epochs}: this may pass. If not, try" if may_pass else "Try")
-    return [f"{' '.join(found)} {_remedy(model, config)}."]
+    remedy = _remedy(model, config) if single or test.total >= FEW_IMAGES else "more test images: so few tell little"
+    return [f"{' '.join(found)} {remedy}."]
 
 
 def _remedy(model: nn.Module, config: ExperimentConfig) -> str:

@@ -107,3 +107,20 @@ def test_an_unknown_engine_is_refused(tiny: Callable[..., Any], main: Callable[.
 def test_help_names_every_engine(main: Callable[..., Any]) -> None:
     text = main("eval", "--help").stdout
     assert [name for name in ENGINES if name not in text] == []
+
+
+def test_a_run_without_a_finished_epoch_says_so_wherever_it_is_used(
+    tiny: Callable[..., Any], silent_display: Any, main: Callable[..., Any]
+) -> None:
+    run_dir = tiny(display=silent_display(interrupt_at=1)).run_dir
+    for command in ("eval", "inspect"):
+        done = main(command, run_dir)
+        assert done.rc == 0, done
+        assert "first epoch of this run was never finished" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_eval_lists_the_errors_of_every_class(tiny: Callable[..., Any], main: Callable[..., Any]) -> None:
+    document = json.loads(main("eval", tiny({"train.epochs": 1}).run_dir, "--json").stdout)
+    assert [one["class"] for one in document["classes"]] == list("0123456789")
+    assert sum(one["errors"] for one in document["classes"]) == document["total"] - document["correct"]
+    assert sum(one["images"] for one in document["classes"]) == document["total"]

@@ -100,6 +100,14 @@ def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
     assert "test accuracy" in screen
 
 
+def test_a_long_error_is_wrapped_between_words_on_a_terminal_only(tmp_path: Path, qattrain: Callable[..., Any]) -> None:
+    arguments = ["train", "--dataset", "FashionMNIST"]
+    lines = plain("".join(on_a_terminal(arguments, tmp_path, 60, rc=2))).splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines) == qattrain(*arguments).error
+
+
 def test_results_go_to_stdout_progress_to_stderr(tmp_path: Path, qattrain: Callable[..., Any]) -> None:
     trained = qattrain(*TRAIN, 1)
     assert trained.stdout.startswith("test accuracy ")

@@ -5,13 +5,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from qattrain.config import PtqConfig, QuantConfig
+from qattrain.config import ExperimentConfig, PtqConfig, QuantConfig
 from qattrain.data import load_dataset
 from qattrain.data.dataset import ImageSet
 from qattrain.errors import ConfigError
@@ -24,9 +25,9 @@ from qattrain.report.findings import investigate
 from qattrain.report.sources import Subject
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import restore_model
-from qattrain.training.health import guessing_accuracy, watched_codes
+from qattrain.training.health import guessing_accuracy, warnings_about, watched_codes
 from qattrain.training.ptq import quantize_after_training
-from qattrain.training.run import RunResult
+from qattrain.training.run import RunResult, resolve
 
 Tiny = Callable[..., RunResult]
 DEAD = {"quant.quantizer": "pow2", "quant.bits": 8, "quant.n": 0, "train.epochs": 3}
@@ -85,7 +86,7 @@ def test_after_an_epoch_at_few_bits_only_what_is_true_is_said(tiny: Tiny, quanti
     assert bool(text) == (guesses or bool(single))
     told = re.findall(r"([\w, ]+): all (?:weights|activations)", text)
     assert {layer.strip() for layers in told for layer in layers.split(",")} == single
-    assert ("no better than" in text) == guesses
+    assert ("better than always answering" in text) == guesses
     assert ("Epoch 1 of 2: this may pass" in text) == (guesses and not single)
 
 
@@ -161,3 +162,24 @@ def test_evaluating_under_watch_costs_next_to_nothing() -> None:
         evaluate(torch_predictor(net), data)
     assert len(calls) == 3  # conv, ReLU, linear: each is alive in its first rows
     assert all(shape[0] <= 8 for shape in calls)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "said"),
+    [
+        (6, 8, "75.00 %, is on 8 images not clearly better than always answering the most frequent class (50.00 %)"),
+        (4, 8, "50.00 %, is no better than"),
+        (60, 100, None),
+        (59, 100, "59.00 %, is on 100 images not clearly better than"),
+    ],
+)
+def test_a_guess_on_few_images_is_worded_as_what_it_is(
+    tiny_config: Callable[..., ExperimentConfig], correct: int, total: int, said: str | None
+) -> None:
+    test: Any = SimpleNamespace(total=total, accuracy=correct / total, interval=wilson_interval(correct, total))
+    labels = torch.arange(total) % 2
+    found = warnings_about(torch.nn.Sequential(), {}, test, labels, resolve(tiny_config(), Path())[0], 2)
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert said in found[0]
+        assert ("more test images" in found[0]) == (total == 8)
