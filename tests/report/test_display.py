@@ -101,7 +101,7 @@ def test_colours_only_where_they_are_wanted(tmp_path: Path) -> None:
 
 
 def test_a_long_error_is_wrapped_between_words_on_a_terminal_only(tmp_path: Path, qattrain: Callable[..., Any]) -> None:
-    arguments = ["train", "--dataset", "FashionMNIST"]
+    arguments = ["train", "--set", "train.lrr=1"]
     lines = plain("".join(on_a_terminal(arguments, tmp_path, 60, rc=2))).splitlines()
     assert len(lines) > 1
     assert max(map(len, lines)) <= 60
