@@ -23,7 +23,7 @@ from qattrain.config import ExperimentConfig, model_label
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import Console, Table, age, confidence, counted, laid_out, percent
-from qattrain.report.tables import chain_lines, epoch_row, group_table, shared_columns
+from qattrain.report.tables import chain_lines, epoch_row, group_table, shared_columns, shared_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -330,7 +330,7 @@ def show_results(console: Console, document: dict[str, Any]) -> None:
     if document["groups"]:
         shared = shared_columns(document["groups"])
         if shared:
-            console.text(f"all: {', '.join(f'{column} {value}' for column, value in shared.items())}")
+            console.text(shared_line(shared))
         console.table(group_table(document["groups"], without=tuple(shared)))
         for line in chain_lines(group["model"] for group in document["groups"]):
             console.text(line)

@@ -28,7 +28,7 @@ from qattrain.report.drawing import (
 from qattrain.report.labels import label_lines, name_points
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text, line_chart, recorded_section
 from qattrain.report.sources import Sweep
-from qattrain.report.tables import chain_lines, group_table, network_label
+from qattrain.report.tables import chain_lines, group_table, network_label, shared_columns, shared_line
 from qattrain.runs import folder as runs
 from qattrain.runs.folder import read_record
 
@@ -243,11 +243,13 @@ def sweep_section(sweep: Sweep, ident: str) -> Section:
     statuses = [row["status"] for row in rows]
     facts = [(status, str(statuses.count(status)), "") for status in ("finished", "failed", "unfinished")]
     seeds = sorted({row["seed"] for row in rows})
-    facts.append(("seeds", str(len(seeds)), ", ".join(map(str, seeds))))
+    facts.append(("seeds", str(len(seeds)), f"seed {', '.join(map(str, seeds))}"))
     blocks: list[Block] = [Text(document["notice"], notice=True)] if document["notice"] else []
     blocks.append(Facts(facts))
     if groups:
-        blocks += [Charts(_accuracy_charts(document)), group_table(groups)]
+        shared = shared_columns(groups)
+        blocks += [Charts(_accuracy_charts(document)), *([Text(shared_line(shared))] if shared else [])]
+        blocks.append(group_table(groups, without=tuple(shared)))
         blocks += [Text(line) for line in chain_lines(group["model"] for group in groups)]
     if curves := _curves(sweep):
         blocks.append(Charts(curves))

@@ -142,6 +142,11 @@ def group_table(groups: Sequence[Mapping[str, Any]], without: Sequence[str] = ()
     return Table.of(title, rows, ("quantizer", "model", "dataset"), keys=len(keys), strong=("test accuracy",))
 
 
+def shared_line(shared: Mapping[str, str]) -> str:
+    """`all: model lenet, dataset mnist`."""
+    return f"all: {', '.join(f'{column} {value}' for column, value in shared.items())}"
+
+
 def shared_columns(groups: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Of the columns that say what a group is, those with one value in all groups, and that value."""
     table = group_table(groups)
