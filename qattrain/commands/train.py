@@ -1,6 +1,5 @@
 """`qattrain train`: train a network, or resume a run."""
 
-import shlex
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -86,7 +85,7 @@ def train(
     if trained.finished:
         shown.farewell(result)
         if resume is not None and not shown.test_images and settled.ptq is None:  # nothing was trained
-            further = shlex.split(experiment.further_line(result.run_dir, settled))
+            further = experiment.further_command(result.run_dir, settled)
             console.command("to take it further as a new run", [*further, *places])
         return
     resume_line = ["qattrain", "train", "--resume", result.run_dir.name]

@@ -80,7 +80,9 @@ def evaluate_network(
     device = pick_device("auto")  # this machine may lack the one it was trained on
     if isinstance(network, Trained):
         network.model.to(device)
-    use_threads(network)
+        threads = network.checkpoint.config.train.threads
+        if threads is not None:
+            torch.set_num_threads(threads)  # float sums depend on their number
     images = dataset.test.head(limit_test or network.limit_test)
     test = images.to(device)
     mismatches = None
@@ -91,13 +93,6 @@ def evaluate_network(
             shown = network.model if isinstance(network, Trained) and name == "torch" else None
             mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
     return Outcome(network, name, result, images, mismatches)
-
-
-def use_threads(network: Network) -> None:
-    """As many as it was trained with: float sums depend on their number."""
-    threads = network.checkpoint.config.train.threads if isinstance(network, Trained) else None
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[list[tuple[int | str, float]]]:

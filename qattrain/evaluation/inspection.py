@@ -253,20 +253,6 @@ def inspect_network(
     test: images for everything that depends on data; activations are observed on the first 1,000. None: weights only.
     title: of the pictures; default: model and dataset. logits: of `test`, float64 (N, classes), if already known.
     """
-    found = inspect_layers(network, test, title)
-    if test is None:
-        return found
-    return with_answers(
-        found,
-        test,
-        probabilities(network, test.images) if logits is None else logits.softmax(1),
-        network.facts.class_names,
-    )
-
-
-@torch.no_grad()
-def inspect_layers(network: Network, test: ImageSet | None, title: str = "") -> Inspection:
-    """The part of `inspect_network` that is about layers; what the network answers is left out."""
     facts = network.facts
     layers = observe(network, None if test is None else test.images[:INSPECTED_IMAGES])
     bounds, costs = _bounds_and_costs(network)
@@ -278,22 +264,21 @@ def inspect_layers(network: Network, test: ImageSet | None, title: str = "") -> 
         )
     if test is None:
         notes.append(f"no images of {facts.dataset}: activations, confusions and hardest images are left out")
-    return Inspection(
+    inspection = Inspection(
         title=title or f"{facts.name} on {facts.dataset}",
         layers=[layer_report(layer, bounds.get(layer.layer), costs.get(layer.layer)) for layer in layers],
         histograms=[layer_histogram(layer) for layer in layers if layer.values is not None or layer.codes is not None],
         filters=layers[0] if len(layers[0].shape) == 4 and layers[0].kind == "weight" else None,
         notes=notes,
     )
-
-
-def with_answers(inspection: Inspection, test: ImageSet, found: Tensor, class_names: tuple[str, ...]) -> Inspection:
-    """What the network answers added. found: the probabilities of all images of `test`, (N, classes)."""
+    if test is None:
+        return inspection
+    found = probabilities(network, test.images) if logits is None else logits.softmax(1)
     return replace(
         inspection,
         images=len(test.labels),
-        confusion=confusion(found, test.labels, class_names),
-        hardest=hardest_images(found, test, class_names),
+        confusion=confusion(found, test.labels, facts.class_names),
+        hardest=hardest_images(found, test, facts.class_names),
         accuracy=(found.argmax(1) == test.labels).double().mean().item(),
     )
 

@@ -17,7 +17,7 @@ from qattrain.evaluation.networks import Trained
 from qattrain.files import write_atomically
 from qattrain.layers.network import plan_layers, weight_bytes
 from qattrain.runs import folder as runs
-from qattrain.runs.checkpoint import load_checkpoint, restore_model
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
 from qattrain.training.run import Display, RunResult, resolve, train
 
@@ -122,17 +122,19 @@ class Comparer:
         dataset = load_dataset(config.data.spec, self.data_dir)
         result, _ = quantize(checkpoint, source, config, dataset, self.runs_dir)
         self.say(f"{result.run_dir.name}: quantized {source.parent.name} after training")
-        for warning in result.checkpoint.warnings:
-            self.say(f"warning: {warning}")
+        self._warn(result.checkpoint)
         return result.run_dir / runs.LAST_FILE
 
     def _finished(self, config: ExperimentConfig) -> Path | None:
         path = runs.find_finished(config.model_dump(mode="json"), self.runs_dir)
         if path is not None:
             self.say(f"{path.parent.name}: reused, its configuration is the same")
-            for warning in self._network(path).checkpoint.warnings:
-                self.say(f"warning: {warning}")
+            self._warn(self._network(path).checkpoint)
         return path
+
+    def _warn(self, checkpoint: Checkpoint) -> None:
+        for warning in checkpoint.warnings:
+            self.say(f"warning: {warning}")
 
     def _compare(self, entries: list[str], paths: list[Path]) -> Comparison:
         limit = self.config.data.limit_test

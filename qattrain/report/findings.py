@@ -12,8 +12,8 @@ from torch import Tensor
 from qattrain.config import FLOAT_BITS, ExperimentConfig
 from qattrain.data import Dataset, ImageSet
 from qattrain.errors import CheckpointError
-from qattrain.evaluation.checkpoints import Outcome, evaluate_network, load_test_data, use_threads
-from qattrain.evaluation.inspection import Inspection, inspect_layers, with_answers
+from qattrain.evaluation.checkpoints import Outcome, evaluate_network
+from qattrain.evaluation.inspection import Inspection, inspect_network
 from qattrain.evaluation.metrics import Evaluation, HardImage, hardest_images, mcnemar_p
 from qattrain.evaluation.networks import Network, Trained, load_network
 from qattrain.integer import ModelFacts
@@ -98,29 +98,17 @@ class Finding:
         return [record for record in self.history if record["epoch"] > 0]
 
 
-def investigate(
-    subjects: Sequence[Subject],
-    data_dir: Path,
-    say: Callable[[str], None],
-    look: Callable[[Inspection], object] = lambda _: None,
-) -> list[Finding]:
-    """Inspect and evaluate every network; `say` gets a line on each, `look` what its layers are, before the evaluation.
-
-    Raises CheckpointError, DataError, ConfigError.
-    """
+def investigate(subjects: Sequence[Subject], data_dir: Path, say: Callable[[str], None]) -> list[Finding]:
+    """Evaluate and inspect every network; `say` gets a line on each. Raises CheckpointError, DataError, ConfigError."""
     networks = [_load(subject.path) for subject in subjects]  # an unusable one fails before anything is computed
     findings: list[Finding] = []
     first: Outcome | None = None
     loaded: dict[str, Dataset] = {}
     for subject, network in zip(subjects, networks, strict=True):
         say(f"evaluating {subject.name}")
-        use_threads(network)
-        test = load_test_data(network, subject.path, data_dir, loaded).test
-        inspection = inspect_layers(network, test.head(subject.test_images or network.limit_test), subject.name)
-        look(inspection)
         outcome = evaluate_network(network, subject.path, data_dir, limit_test=subject.test_images, loaded=loaded)
         first = first or outcome
-        findings.append(_finding(subject, outcome, first, inspection))
+        findings.append(_finding(subject, outcome, first))
     return findings
 
 
@@ -147,9 +135,8 @@ def _load(path: Path) -> Network:
     return network
 
 
-def _finding(subject: Subject, outcome: Outcome, first: Outcome, inspection: Inspection) -> Finding:
+def _finding(subject: Subject, outcome: Outcome, first: Outcome) -> Finding:
     network, evaluation = outcome.network, outcome.evaluation
-    found, names = evaluation.logits.softmax(1), network.facts.class_names
     notes = [network.notice] if network.notice else []
     if subject.accuracy not in (None, evaluation.accuracy):
         notes.append(
@@ -173,8 +160,8 @@ def _finding(subject: Subject, outcome: Outcome, first: Outcome, inspection: Ins
         facts=network.facts,
         test=outcome.test,
         evaluation=evaluation,
-        inspection=with_answers(inspection, outcome.test, found, names),
-        wrong=hardest_images(found, outcome.test, names, most, spread=True),
+        inspection=inspect_network(network, outcome.test, subject.name, evaluation.logits),
+        wrong=hardest_images(evaluation.logits.softmax(1), outcome.test, network.facts.class_names, most, spread=True),
         delta=delta,
         mcnemar_p=p,
         config=checkpoint.config if checkpoint else None,

@@ -308,16 +308,16 @@ def grid_differences(one: ExperimentConfig, other: ExperimentConfig) -> list[str
     return found or [f"{layer} {before} -> {after} bits" for layer, before, after in bits if before != after]
 
 
-def further_line(run_dir: Path, config: ExperimentConfig, epochs: int | None = None) -> str:
-    """The command that takes a finished run further as a new one, with a tenth of its learning rate.
+def further_command(run_dir: Path, config: ExperimentConfig, epochs: int | None = None) -> list[str]:
+    """The command, in words, that takes a finished run further as a new one, with a tenth of its learning rate.
 
     epochs: how many it asked for in all; None if it did not say.
     """
     lr, done = config.train.lr, config.train.epochs
     assert lr != "auto", config
     more = epochs - done if epochs is not None and epochs > done else FURTHER_EPOCHS
-    line = ["qattrain", "train", "--config", str(run_dir / runs.CONFIG_FILE), "--init", str(run_dir)]
-    return shlex.join([*line, "--epochs", str(more), "--lr", f"{lr / 10:g}"])
+    command = ["qattrain", "train", "--config", str(run_dir / runs.CONFIG_FILE), "--init", str(run_dir)]
+    return [*command, "--epochs", str(more), "--lr", f"{lr / 10:g}"]
 
 
 def resume(
@@ -346,7 +346,7 @@ def resume(
             remedy = "train a new run"
             if checkpoint.finished and config.ptq is None:
                 epochs = value if key == ("train", "epochs") else None
-                remedy = f"take it further as a new run:  {further_line(path.parent, config, epochs)}"
+                remedy = f"take it further as a new run:  {shlex.join(further_command(path.parent, config, epochs))}"
             raise ConfigError(
                 f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
                 f"leave the option out, or {remedy}"
