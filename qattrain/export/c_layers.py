@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qattrain.config.chain import Shape
 from qattrain.errors import ExportError
 from qattrain.export.base import pixels_first
+from qattrain.export.c_requantize import Scaling, scaling
 from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer
 
 LAYOUTS = ("packed", "int8")
@@ -73,6 +74,11 @@ class CLayer:
     def row_length(self) -> int:
         """Inputs of a sum."""
         return int(self.product.codes[0].size)
+
+    @cached_property
+    def scaling(self) -> Scaling | None:
+        """What turns its sums into codes; None for the last layer."""
+        return scaling(self.layer)
 
     @property
     def stride(self) -> int:

@@ -1,7 +1,6 @@
 """What differs from network to network in model.c: types, tables, memory, and the calls that run the layers in turn.
 
-Types are the smallest that hold the values of all layers. A multiplier and its shift lose the factors of two they share
-(down to a shift of 1): (sum m + 2^(k-1)) >> k stays the same number, and the multipliers of `pow2` become 1.
+Types are the smallest that hold the values of all layers.
 """
 
 import math
@@ -23,7 +22,7 @@ from qattrain.export.c_layers import (
     IntArray,
     multiple,
 )
-from qattrain.integer import AverageLayer, IntegerModel, Requantization, pack_codes
+from qattrain.integer import AverageLayer, IntegerModel, pack_codes
 
 BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
 
@@ -95,9 +94,14 @@ class CNetwork:
     def channel_types(self) -> tuple[str, str]:
         """The types of biases and of multipliers."""
         biases = np.concatenate([layer.product.bias for layer in self.products])
-        hows = [layer.product.requantization for layer in self.products]
-        multipliers = [reduced(how)[0] for how in hows if how] or [np.zeros(1, np.int64)]
+        scalings = [layer.scaling for layer in self.products]
+        multipliers = [how.multiplier for how in scalings if how] or [np.zeros(1, np.int64)]
         return _smallest_type(biases), _smallest_type(np.concatenate(multipliers), "u")
+
+    @property
+    def wide_products(self) -> bool:
+        """Whether a layer needs 64 bits to turn its sums into codes."""
+        return any(layer.scaling is not None and layer.scaling.wide for layer in self.layers)
 
     @property
     def count_type(self) -> str:
@@ -121,9 +125,10 @@ class CNetwork:
     def channel_bytes(self) -> int:
         """Bytes of all biases, multipliers and shifts in model.c."""
         bias, multiplier = (BYTES[name] for name in self.channel_types)
-        products = [layer.product for layer in self.products]
-        own = sum(len(layer.codes) * (bias + (multiplier + 1 if layer.requantization else 0)) for layer in products)
-        return own + 5 * (len(self.layers) - len(products))
+        scalings = [layer.scaling for layer in self.layers]
+        multipliers = sum(how.multiplier.size * multiplier + how.shift.size for how in scalings if how)
+        averages = len(self.layers) - len(self.products)  # their only multiplier has 32 bits
+        return multipliers + (4 - multiplier) * averages + sum(len(each.product.bias) for each in self.products) * bias
 
     @property
     def weights(self) -> int:
@@ -178,7 +183,7 @@ class CNetwork:
     def table(self, layer: CLayer) -> Table:
         """Raises ExportError where layout int8 cannot hold the layer."""
         if isinstance(layer.layer, AverageLayer):
-            return _average_table(layer, layer.layer)
+            return self._average_table(layer, layer.layer)
         product = layer.product
         arrays: list[tuple[str, str, list[Any]]]
         counts = {"inputs": layer.row_length, "outputs": len(product.codes)}
@@ -194,13 +199,17 @@ class CNetwork:
             fields = counts | {"stride": layer.stride if in_rows else 0, "step": step, "rest": rest}
         arrays.append(("bias", "bias_t", product.bias.tolist()))
         pointers = [f"{layer.name}_{field}" for field, *_ in arrays]
-        how = product.requantization
+        how = layer.scaling
+        wide = how is not None and how.wide
         if how:
-            multiplier, shift = reduced(how)
-            arrays.append(("multiplier", "multiplier_t", _unsigned(multiplier)))
-            arrays.append(("shift", "uint8_t", shift.tolist()))
-        pointers += [f"{layer.name}_{field}" if how else "0" for field in ("multiplier", "shift")]
-        fields |= {"largest": how.qmax if how else 0}
+            arrays.append(("multiplier", "multiplier_t", _unsigned(how.multiplier)))
+        pointers.append(f"{layer.name}_multiplier" if how else "0")
+        if how and wide:
+            arrays.append(("shifts", "uint8_t", how.shift.tolist()))
+        if self.wide_products:
+            pointers.append(f"{layer.name}_shifts" if wide else "0")
+        fields |= {"shift": int(how.shift) if how and not wide else 0}
+        fields |= {"largest": product.requantization.qmax if product.requantization else 0}
         lines = [
             *(f"{pointer}," for pointer in pointers),
             *(f"{value}, /* {name} */" for name, value in fields.items()),
@@ -214,26 +223,18 @@ class CNetwork:
         note += f", zero point {product.zero_point}" if product.zero_point else ""
         return Table(layer.name, note, struct, tuple(arrays), tuple(lines))
 
-
-def _average_table(layer: CLayer, average: AverageLayer) -> Table:
-    multiplier, shift = reduced(average.requantization)
-    fields = {
-        "multiplier": _unsigned(multiplier)[0],
-        "shift": int(shift[0]),
-        "largest": average.requantization.qmax,
-        "pixels": average.pixels,
-        "channels": layer.inputs[0],
-    }
-    lines = tuple(f"{value}, /* {name} */" for name, value in fields.items())
-    return Table(layer.name, "the average of every channel", "average", (), lines)
-
-
-def reduced(how: Requantization) -> tuple[IntArray, IntArray]:
-    """Multipliers and shifts without the factors of two they share."""
-    m, k = how.multiplier, how.shift
-    twos = np.where(m == 0, 62, np.log2(np.maximum(m & -m, 1))).astype(np.int64)  # m & -m: its largest power of two
-    common = np.minimum(twos, k - 1)
-    return m >> common, k - common
+    def _average_table(self, layer: CLayer, average: AverageLayer) -> Table:
+        how = layer.scaling
+        assert how is not None, average
+        fields = {"multiplier": _unsigned(how.multiplier)[0], "shift": int(how.shift.max())}
+        fields |= {"wide": int(how.wide)} if self.wide_products else {}
+        fields |= {
+            "largest": average.requantization.qmax,
+            "pixels": average.pixels,
+            "channels": layer.inputs[0],
+        }
+        lines = tuple(f"{value}, /* {name} */" for name, value in fields.items())
+        return Table(layer.name, "the average of every channel", "average", (), lines)
 
 
 def _unsigned(numbers: IntArray) -> list[str]:

@@ -325,6 +325,7 @@ PRELUDE = """
 #define CONV_ROWS 2
 #define LINEAR_ROWS 8
 #define TWO_PRODUCTS_FIT_16_BITS 0
+#define WIDE_PRODUCTS 1
 typedef int16_t weight_t, bias_t;
 typedef uint32_t multiplier_t;
 typedef uint16_t count_t, side_t;

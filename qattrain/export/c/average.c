@@ -4,6 +4,12 @@ static void average_map(const struct average *layer, const uint8_t *map, uint8_t
     for (channel = 0; channel < layer->channels; channel++) {
         int32_t sum = 0;
         for (pixel = 0; pixel < layer->pixels; pixel++) sum += map[pixel * layer->channels + channel];
-        codes[channel] = requantize(sum, layer->multiplier, layer->shift, layer->largest);
+#if WIDE_PRODUCTS
+        if (layer->wide) {
+            codes[channel] = wide_code(sum, layer->multiplier, layer->shift, layer->largest);
+            continue;
+        }
+#endif
+        codes[channel] = narrow_code(sum, layer->multiplier, layer->shift, layer->largest);
     }
 }

@@ -1,6 +1,9 @@
 struct average {
     uint32_t multiplier;             /* contains the division by the number of pixels */
     uint8_t shift;
+#if WIDE_PRODUCTS
+    uint8_t wide;                    /* whether the product needs 64 bits */
+#endif
     uint8_t largest;                 /* largest output code */
     uint32_t pixels;                 /* of the map */
     uint32_t channels;

@@ -124,8 +124,7 @@ INLINE void multiply_rows(const int8_t *weights, const uint8_t *inputs, uint32_t
 INLINE void requantize_all(const struct layer *layer, const int32_t *RESTRICT sums, uint8_t *RESTRICT codes) {
     uint32_t channel;
     for (channel = 0; channel < layer->outputs; channel++) {
-        codes[channel] = requantize(sums[channel] + layer->bias[channel], layer->multiplier[channel],
-                                    layer->shift[channel], layer->largest);
+        codes[channel] = requantize(layer, channel, sums[channel] + layer->bias[channel]);
     }
 }
 

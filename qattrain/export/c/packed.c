@@ -35,6 +35,6 @@ static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *c
         unpack_row(layer, channel, weights);
         sum = dot(weights, inputs, layer->inputs) + layer->bias[channel];
         if (sums) sums[channel] = sum;
-        else codes[channel] = requantize(sum, layer->multiplier[channel], layer->shift[channel], layer->largest);
+        else codes[channel] = requantize(layer, channel, sum);
     }
 }

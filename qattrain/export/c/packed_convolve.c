@@ -43,8 +43,7 @@ static void convolve(const struct convolution *conv, const uint8_t *map, uint8_t
                         if (sum > best) best = sum;
                     }
                 }
-                *next = requantize(best + layer->bias[channel], layer->multiplier[channel], layer->shift[channel],
-                                   layer->largest);
+                *next = requantize(layer, channel, best + layer->bias[channel]);
                 next += layer->outputs;
             }
         }
