@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from qattrain.export.base import Files, Runner
 from qattrain.files import compiler
 
 C_FOLDER = Path(__file__).parent / "c"
-PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out of layout int8
+PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out
+SMALL = "QATTRAIN_SMALL"  # the macro that compiles layout int8 as for a processor without vectors
 LOOP = "batch-loop.c"  # a name that no prefix can give to a file
 DEFAULT_PREFIX = "qattrain"
 PREFIXED = re.compile(r"qattrain_|QATTRAIN_|\bmodel(?=\.[ch]\b)")  # what a prefix changes in a file, and in its name
@@ -98,28 +99,31 @@ def measure(files: Files, target: Target) -> Footprint | None:
 def run_c(files: Files) -> Iterator[Runner]:
     """The files compiled for this computer and executed, in every form their source has.
 
-    Where model.c has vector instructions besides portable C, each image goes through both. Raises ExportError if their
-    logits differ, and as `compiled_c` does. Not thread-safe.
+    Where model.c has vector instructions besides portable C, or other C for small processors, each image goes through
+    all of them. Raises ExportError if their logits differ, and as `compiled_c` does. Not thread-safe.
     """
     prefix = _prefix_of(files)
-    portable, source = prefixed(PORTABLE, prefix), prefixed("model.c", prefix)
-    if portable.encode() not in files[source]:
-        with compiled_c(files) as run:
-            yield run
-        return
-    with compiled_c(files) as run, compiled_c(files, compiler.NATIVE, f"-D{portable}") as run_portable:
+    source = prefixed("model.c", prefix)
+    macros = [prefixed(macro, prefix) for macro in (PORTABLE, SMALL)]
+    with ExitStack() as stack:
+        run = stack.enter_context(compiled_c(files))
+        others = {
+            flag: stack.enter_context(compiled_c(files, compiler.NATIVE, f"-D{macros[0]}", flag))
+            for flag in (f"-D{macro}" for macro in macros if macro.encode() in files[source])
+        }
 
-        def run_both(images: NDArray[np.uint8]) -> NDArray[np.int32]:
+        def run_all(images: NDArray[np.uint8]) -> NDArray[np.int32]:
             logits = run(images)
-            different = (logits != run_portable(images)).any(1).sum()
-            if different:
-                raise ExportError(
-                    f"{source}: {different} of {len(images)} images have different logits with -D{portable}; "
-                    "this is a bug: please report it"
-                )
+            for flag, run_other in others.items():
+                different = (logits != run_other(images)).any(1).sum()
+                if different:
+                    raise ExportError(
+                        f"{source}: {different} of {len(images)} images have different logits with {flag}; "
+                        "this is a bug: please report it"
+                    )
             return logits
 
-        yield run_both
+        yield run_all
 
 
 @contextmanager

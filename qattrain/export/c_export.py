@@ -94,6 +94,7 @@ def c_sources(model: IntegerModel, layout: str, prefix: str = DEFAULT_PREFIX) ->
         shared=network.shared,
         weight_type=network.weight_type,
         products_fit=int(network.two_products_fit_16_bits),
+        plain_bytes=int(network.plain_bytes),
         bias_type=bias_type,
         multiplier_type=multiplier_type,
         wide_products=int(network.wide_products),

@@ -41,6 +41,7 @@ GEOMETRY = {  # the fields of `struct convolution` after the first
     "pool": "of pool x pool windows the largest sum is kept",
     "groups": "of channels, each convolved by itself",
     "together": "channels that a group writes; 0 without groups",
+    "pairs": "1 where two channels are computed at a time: no sum leaves 16 bits",
 }
 OF_MAPS = tuple(GEOMETRY)[:5]  # fields of the struct in any network; the others are constants where all agree
 
@@ -98,6 +99,18 @@ class CLayer:
     def pools_by_four(self) -> bool:
         """Whether it is a convolution that multiplies the four windows of a 2x2 maximum at once."""
         return self.form == "rows" and self.layer.kind == "conv" and self.product.pool == 2
+
+    @property
+    def pairs(self) -> bool:
+        """Whether two channels of a convolution share numbers: no sum, of any part of a window, leaves 16 bits."""
+        layer = self.product
+        if layer.kind != "conv" or layer.groups > 1 or len(layer.codes) == 1:
+            return False
+        if self.layout == "int8" and self.int8_codes[1:] != (1, 0):
+            return False
+        weights = layer.centered.reshape(len(layer.codes), -1)
+        sums = layer.input_max * np.maximum(weights.clip(0).sum(1), -weights.clip(None, 0).sum(1))
+        return int(sums.max()) < 2**15
 
     @property
     def copies_image(self) -> bool:
@@ -163,7 +176,8 @@ class CLayer:
         together = len(layer.codes) // groups if groups > 1 else 0
         kernel_rows, kernel_columns = layer.codes.shape[2:]
         maps = (rows, columns, channels // groups, output_rows, output_columns)
-        numbers = (*maps, kernel_rows, kernel_columns, *layer.stride, *layer.padding, layer.pool, groups, together)
+        window = (kernel_rows, kernel_columns, *layer.stride, *layer.padding, layer.pool)
+        numbers = (*maps, *window, groups, together, int(self.pairs))
         return dict(zip(GEOMETRY, numbers, strict=True))
 
     @property
@@ -174,7 +188,10 @@ class CLayer:
         columns = ("int8_columns.c",) if self.form == "columns" else ()
         if self.layer.kind == "linear":
             return columns
-        return (*columns, "int8_convolve_columns.c" if columns else f"{self.layout}_convolve.c")
+        if self.form == "packed":
+            return ("convolve.c", "packed_convolve.c")
+        small = () if self.product.groups > 1 else ("convolve.c", "int8_small.c")
+        return (*columns, *small, "int8_convolve_columns.c" if columns else "int8_convolve.c")
 
     @property
     def summary(self) -> str:
@@ -217,7 +234,7 @@ class CLayer:
             case "packed", "conv":
                 call = f"convolve({both}, {target}, arena->row);"
             case "packed", _:
-                call = f"connect({both}, {finish}, arena->row);"
+                call = f"connect({both}, {finish});"
             case "rows", "conv":
                 name = "convolve_2x2" if self.pools_by_four else "convolve"
                 call = f"{name}({both}, arena->sums, arena->patches, {target});"
@@ -227,6 +244,9 @@ class CLayer:
             case form, _:
                 name = "connect" if form == "rows" else "connect_columns"
                 call = f"{name}({both}, arena->sums, {finish});"
+        if self.layer.kind == "conv" and self.layout == "int8" and self.product.groups == 1:
+            small = f"convolve_small({both}, {target}, {int(self.form == 'rows')});"
+            return "#ifdef SMALL", small, "#else", call, "#endif"
         return *lines, call
 
 

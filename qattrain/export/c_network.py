@@ -150,14 +150,20 @@ class CNetwork:
         return all(fits_16_bits(int(np.abs(each.int8_codes[0]).max()), each.product.input_max) for each in rows)
 
     @property
+    def plain_bytes(self) -> bool:
+        """Whether the bytes of layout int8 are the weights themselves."""
+        return all(layer.int8_codes[1:] == (1, 0) for layer in self.products)
+
+    @property
     def arena(self) -> Arena:
         buffers = [0, 0]
         for layer in self.layers[:-1]:
             buffers[layer.number % 2] = max(buffers[layer.number % 2], math.prod(layer.outputs))
         own: list[tuple[str, str, int, str]] = []
         if self.layout == "packed":
-            longest = max(layer.row_length for layer in self.products)
-            own = [(self.weight_type, "row", longest, "the weights of one output channel, unpacked")]
+            rows = max((layer.row_length * (1 + layer.pairs) for layer in self.convolutions), default=0)
+            if rows:
+                own = [(self.weight_type, "row", rows, "the weights of one or two output channels, unpacked")]
         else:
             for layer in self.products:  # whole vectors are read
                 if layer.form == "rows" and layer.layer.kind == "linear":

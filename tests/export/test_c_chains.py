@@ -14,7 +14,7 @@ from random_chains import Case, noise, random_case, trained
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.config.chain import Shape
 from qattrain.export.base import noise_images
-from qattrain.export.c_compile import EMBEDDED, PORTABLE, Target, compiled_c, measure
+from qattrain.export.c_compile import EMBEDDED, PORTABLE, SMALL, Target, compiled_c, measure
 from qattrain.export.c_export import c_sources, write_c
 from qattrain.export.c_layers import LAYOUTS
 from qattrain.export.c_network import CNetwork
@@ -22,7 +22,8 @@ from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFacts, Requantization
 from qattrain.integer.lowering import lower
 
-FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", (NATIVE, f"-D{PORTABLE}")))
+PLAIN = (NATIVE, f"-D{PORTABLE}")
+FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", PLAIN), ("int8", (*PLAIN, f"-D{SMALL}")))
 QUICK = ("-O1", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")  # compiles fast, and warns
 RANDOM = range(20)
 

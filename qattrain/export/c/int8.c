@@ -1,5 +1,3 @@
-INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* no branch, which would be unpredictable */
-
 #ifndef VECTORS
 
 /* The sum of n products. */
@@ -157,8 +155,23 @@ INLINE void connect(const struct layer *layer, uint8_t *inputs, int32_t *sums, u
     const uint32_t stride = layer->stride;
     const int32_t start = correction(layer, inputs);
     uint32_t channel;
+#ifdef SMALL
+    for (channel = 0; channel < layer->outputs; channel += 2) {
+        const int8_t *const first = layer->weights + channel * stride, *const second = first + stride;
+        int32_t a = 0, b = 0;
+        uint32_t i;
+        for (i = 0; i < layer->inputs; i++) {
+            const int32_t x = inputs[i];
+            a += first[i] * x;
+            b += second[i] * x;
+        }
+        sums[channel] = start + layer->step * a;
+        sums[channel + 1] = start + layer->step * b;
+    }
+#else
     for (channel = 0; channel < layer->outputs; channel += LINEAR_ROWS) {
         multiply_rows(layer->weights + channel * stride, inputs, stride, layer->step, start, sums + channel);
     }
+#endif
     finish(layer, sums, codes, logits);
 }
