@@ -18,7 +18,7 @@ from qattrain.export.base import Files, Runner
 from qattrain.files import compiler
 
 C_FOLDER = Path(__file__).parent / "c"
-PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out of layout int8
+PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out
 LOOP = "batch-loop.c"  # a name that no prefix can give to a file
 DEFAULT_PREFIX = "qattrain"
 PREFIXED = re.compile(r"qattrain_|QATTRAIN_|\bmodel(?=\.[ch]\b)")  # what a prefix changes in a file, and in its name

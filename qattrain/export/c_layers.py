@@ -131,6 +131,13 @@ class CLayer:
         return (layer.codes - center) // step, step, center - layer.zero_point
 
     @property
+    def largest_byte(self) -> int:
+        """The largest magnitude of the bytes that vector functions multiply: codes, or numbers that were packed."""
+        if self.form == "packed":
+            return 128 if self.product.bits == 8 else (1 << self.product.bits) - 1  # those of 8 bits are -128 .. 127
+        return int(np.abs(self.int8_codes[0]).max())
+
+    @property
     def int8_weights(self) -> IntArray:
         """The weights in rows or columns. Raises ExportError.
 
@@ -168,7 +175,9 @@ class CLayer:
         columns = ("int8_columns.c",) if self.form == "columns" else ()
         if self.layer.kind == "linear":
             return columns
-        return (*columns, "int8_convolve_columns.c" if columns else f"{self.layout}_convolve.c")
+        if self.form == "packed":
+            return ("packed_convolve.c", "packed_vectors_convolve.c")
+        return (*columns, "int8_convolve_columns.c" if columns else "int8_convolve.c")
 
     @property
     def summary(self) -> str:

@@ -1,22 +1,3 @@
-#if defined __AVX2__ && !defined QATTRAIN_PORTABLE
-#define VECTORS
-#include <immintrin.h>
-#endif
-
-#ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline, unused))   /* the caller knows all sizes */
-#define ALIGNED __attribute__((aligned(64)))                          /* no vector crosses a cache line */
-#else
-#define INLINE static inline
-#define ALIGNED
-#endif
-
-#ifdef __cplusplus
-#define RESTRICT
-#else
-#define RESTRICT restrict
-#endif
-
 struct layer {
     const int8_t *weights;           /* rows one after the other, or columns: see above */
     const bias_t *bias;              /* one per output channel, as are the two below */

@@ -1,3 +1,5 @@
+#ifndef VECTORS
+
 /* The sum of n products. */
 static int32_t dot(const weight_t *weights, const uint8_t *inputs, uint32_t n) {
     int32_t sum = 0;
@@ -38,3 +40,4 @@ static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *c
         else codes[channel] = requantize(sum, layer->multiplier[channel], layer->shift[channel], layer->largest);
     }
 }
+#endif

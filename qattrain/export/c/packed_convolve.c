@@ -1,3 +1,5 @@
+#ifndef VECTORS
+
 /* The sum of the products in one window. Padding is code 0, so only the part of the window on the map counts. */
 static int32_t window_sum(const struct convolution *conv, const weight_t *weights, const uint8_t *map, int32_t top,
                           int32_t left) {
@@ -54,3 +56,4 @@ static void convolve(const struct convolution *conv, const uint8_t *map, uint8_t
         }
     }
 }
+#endif
