@@ -18,6 +18,9 @@ def export(
     prefix: Annotated[
         str | None, typer.Option(metavar="NAME", help="For c: name of its symbols and files. [default: qattrain]")
     ] = None,
+    board: Annotated[
+        bool, typer.Option("--board", help="For c: add examples for boards, in folders of their own.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write even if the folder holds other files.")] = False,
     verify_images: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]")
@@ -65,6 +68,7 @@ def export(
             force=force,
             verify=not no_verify,
             verify_images=verify_images,
+            board=board,
         )
     console.notice(network.notice)
     console.result(

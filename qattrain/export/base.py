@@ -13,7 +13,7 @@ from qattrain.errors import ConfigError, ExportError, did_you_mean, system_error
 from qattrain.files import replace_files
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
-Files = dict[str, bytes]  # name -> content; these names are written into the target folder
+Files = dict[str, bytes]  # name -> content, written into the target folder; a name may begin with a subfolder, sub/name
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, C, H, W) -> logits (N, classes)
 
 NOISE_IMAGES = 256
@@ -27,13 +27,15 @@ class Exporter:
     write: all files, from the integers alone; raises ExportError. layouts: what its third argument may be, the default
     first; empty if there is only one form (the argument is then ""). run: a context that executes the files.
     with_prefix: the same exporter with another name before its C symbols (ConfigError if none may be so called); None
-    if its files have no symbols.
+    if its files have no symbols. board: what --board adds, in subfolders: examples for boards, made from the files, the
+    integers and an image (C, H, W) that they classify; None if there are none.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
     run: Callable[[Files], AbstractContextManager[Runner]]
     layouts: tuple[str, ...] = ()
     with_prefix: "Callable[[str], Exporter] | None" = None
+    board: Callable[[Files, IntegerModel, NDArray[np.uint8]], Files] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,25 @@ def write_verified(
     images: NDArray[np.uint8] | None,
     folder: Path,
     force: bool = False,
+    board: bool = False,
 ) -> Exported:
     """Verify the files of `model`, then write them into `folder`, which is created if it does not exist.
 
     layout: one of the exporter's; None: its default. images: uint8 (N, C, H, W) to verify on, besides noise; None:
-    verify nothing. force: write into a folder that holds other files, and overwrite them.
+    verify nothing. force: write into a folder that holds other files, and overwrite them. board: add what the exporter
+    has for boards, with the first image, or one of noise.
     Raises ConfigError for an unknown layout, ExportError if a logit differs or a file cannot be written; nothing is
     left behind then.
     """
     files = exporter.write(model, facts, settled_layout(exporter, layout))
-    assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     check_folder(folder, force)
     noise = noise_images(model.input_shape)
     verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
+    if board:
+        assert exporter.board is not None
+        image = noise[2] if images is None or not len(images) else images[0]
+        files = files | exporter.board(files, model, image)
+    assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     _write(folder, files)
     return Exported(folder, {name: len(content) for name, content in files.items()}, verified)
 
@@ -88,6 +96,12 @@ def settled_prefix(exporter: Exporter, prefix: str | None) -> Exporter:
     if exporter.with_prefix is None:
         raise ConfigError(f"--prefix {prefix!r}: allowed only with --to c; leave it out")
     return exporter.with_prefix(prefix)
+
+
+def check_board(exporter: Exporter, board: bool) -> None:
+    """Raises ConfigError if examples for boards are asked for and there are none."""
+    if board and exporter.board is None:
+        raise ConfigError("--board: allowed only with --to c; leave it out")
 
 
 def noise_images(shape: Shape) -> NDArray[np.uint8]:
@@ -134,6 +148,10 @@ def check_folder(folder: Path, force: bool) -> None:
 
 
 def _is_ours(path: Path) -> bool:
+    """Whether it is an exported file, or a folder of nothing else."""
+    if path.is_dir() and not path.is_symlink():
+        entries = list(path.iterdir())
+        return bool(entries) and all(map(_is_ours, entries))
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -141,13 +159,18 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(folder: Path, files: Files) -> None:
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folders = {(folder / name).parent for name in files}
+    needed = {path for each in folders for path in (each, *each.parents)}
+    missing = sorted((path for path in needed if not path.exists()), key=lambda path: -len(path.parts))
     with system_errors(ExportError, f"cannot write into {folder}", "free space there, or choose another --out"):
         try:
             blocked = [name for name in files if (folder / name).is_dir()]
             if blocked:
                 raise ExportError(f"cannot write {folder / blocked[0]}: it is a folder; choose another --out")
-            folder.mkdir(parents=True, exist_ok=True)
+            for each in folders:
+                if each.is_file():
+                    raise ExportError(f"cannot write into {each}: it is a file; choose another --out")
+                each.mkdir(parents=True, exist_ok=True)
             replace_files(folder, files)
         except BaseException:
             for path in missing:
