@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ class Exporter:
     first; empty if there is only one form (the argument is then ""). run: a context that executes the files.
     with_prefix: the same exporter with another name before its C symbols (ConfigError if none may be so called); None
     if its files have no symbols. board: what --board adds, in subfolders: examples for boards, made from the files, the
-    integers and an image (C, H, W) that they classify; None if there are none.
+    integers and an image (C, H, W) that they classify; None if there are none. measure: what --measure does: run the
+    files on microcontrollers' cores; None if they are not for these.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
@@ -36,15 +38,32 @@ class Exporter:
     layouts: tuple[str, ...] = ()
     with_prefix: "Callable[[str], Exporter] | None" = None
     board: Callable[[Files, IntegerModel, NDArray[np.uint8]], Files] | None = None
+    measure: "Callable[[Files, IntegerModel, NDArray[np.uint8]], Measurement] | None" = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the files take on microcontrollers. files: those that now say so. devices: a row of plain values per core.
+
+    notices: why a core was left out, a line each.
+    """
+
+    files: Files
+    devices: list[dict[str, Any]]
+    notices: list[str]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. verified_images: how many every logit was compared on, noise included; 0: none."""
+    """What was written. verified_images: how many every logit was compared on, noise included; 0: none.
+
+    measurement: of microcontrollers; None if it was not asked for.
+    """
 
     folder: Path
     sizes: dict[str, int]  # bytes by file name
     verified_images: int
+    measurement: Measurement | None = field(default=None, kw_only=True)
 
 
 def write_verified(
@@ -56,12 +75,13 @@ def write_verified(
     folder: Path,
     force: bool = False,
     board: bool = False,
+    measure: bool = False,
 ) -> Exported:
     """Verify the files of `model`, then write them into `folder`, which is created if it does not exist.
 
     layout: one of the exporter's; None: its default. images: uint8 (N, C, H, W) to verify on, besides noise; None:
     verify nothing. force: write into a folder that holds other files, and overwrite them. board: add what the exporter
-    has for boards, with the first image, or one of noise.
+    has for boards, with the first image, or one of noise. measure: run the files on microcontrollers' cores, too.
     Raises ConfigError for an unknown layout, ExportError if a logit differs or a file cannot be written; nothing is
     left behind then.
     """
@@ -69,13 +89,19 @@ def write_verified(
     check_folder(folder, force)
     noise = noise_images(model.input_shape)
     verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
+    shown = noise[2:] if images is None or not len(images) else images
     if board:
         assert exporter.board is not None
-        image = noise[2] if images is None or not len(images) else images[0]
-        files = files | exporter.board(files, model, image)
+        files = files | exporter.board(files, model, shown[0])
+    measurement = None
+    if measure:
+        assert exporter.measure is not None
+        measurement = exporter.measure(files, model, shown)
+        files = files | measurement.files
     assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     _write(folder, files)
-    return Exported(folder, {name: len(content) for name, content in files.items()}, verified)
+    sizes = {name: len(content) for name, content in files.items()}
+    return Exported(folder, sizes, verified, measurement=measurement)
 
 
 def settled_layout(exporter: Exporter, layout: str | None) -> str:
@@ -98,10 +124,11 @@ def settled_prefix(exporter: Exporter, prefix: str | None) -> Exporter:
     return exporter.with_prefix(prefix)
 
 
-def check_board(exporter: Exporter, board: bool) -> None:
-    """Raises ConfigError if examples for boards are asked for and there are none."""
-    if board and exporter.board is None:
-        raise ConfigError("--board: allowed only with --to c; leave it out")
+def check_boards(exporter: Exporter, board: bool, measure: bool) -> None:
+    """Raises ConfigError if what is for microcontrollers is asked of an exporter that has nothing for them."""
+    for option, asked, there in (("--board", board, exporter.board), ("--measure", measure, exporter.measure)):
+        if asked and there is None:
+            raise ConfigError(f"{option}: allowed only with --to c; leave it out")
 
 
 def noise_images(shape: Shape) -> NDArray[np.uint8]:

@@ -137,23 +137,42 @@ class Measured:
         }
 
 
-def require_tools(device: Device) -> None:
-    """Raises ExportError, with what to install, if a program that `measure_device` calls is missing."""
-    if device.missing:
-        raise ExportError(
-            f"{device.title}: {' and '.join(device.missing)} not found on the PATH; install "
-            f"{'them' if device.missing[1:] else 'it'} (Debian: apt install {' '.join(device.packages)})"
-        )
+def missing_tools(device: Device) -> str:
+    """What to install before `measure_device` can run; "" if nothing."""
+    if not device.missing:
+        return ""
+    return (
+        f"{device.title}: {' and '.join(device.missing)} not found on the PATH; install "
+        f"{'them' if device.missing[1:] else 'it'} (Debian: apt install {' '.join(device.packages)})"
+    )
 
 
-def measure_device(files: Files, model: IntegerModel, macs: int, images: NDArray[np.uint8], name: str) -> Measured:
+def measure_device(files: Files, model: IntegerModel, images: NDArray[np.uint8], name: str) -> Measured:
     """Run the exported C on at most IMAGES of `images`, uint8 (N, C, H, W), compare every logit, and measure.
 
-    files: model.c and model.h at least. macs: for one image. name: a key of DEVICES. Fewer images are used where the
-    flash of the machine holds no more. Raises ExportError: missing or broken tools, not enough memory, another logit.
+    files: model.c and model.h at least. name: a key of DEVICES. Fewer images are used where the flash of the machine
+    holds no more. Raises ExportError: missing or broken tools, too little memory, another logit.
     """
+    found = _measured(files, model, images, name)
+    if isinstance(found, str):
+        raise ExportError(found)
+    return found
+
+
+def measure_devices(files: Files, model: IntegerModel, images: NDArray[np.uint8]) -> tuple[list[Measured], list[str]]:
+    """`measure_device` on every core, and why some were left out: no tools, or a machine with too little memory.
+
+    Raises ExportError for broken tools and for another logit.
+    """
+    found = [_measured(files, model, images, name) for name in DEVICES]
+    return [each for each in found if isinstance(each, Measured)], [each for each in found if isinstance(each, str)]
+
+
+def _measured(files: Files, model: IntegerModel, images: NDArray[np.uint8], name: str) -> Measured | str:
+    """The same; a line instead where there are no tools or there is too little memory."""
     device = DEVICES[name]
-    require_tools(device)
+    if device.missing:
+        return missing_tools(device)
     try:
         needs = footprint(files, device.target)
     except (OSError, subprocess.SubprocessError) as error:
@@ -164,10 +183,9 @@ def measure_device(files: Files, model: IntegerModel, macs: int, images: NDArray
         ("RAM", needs.ram_bytes + RESERVED, device.ram[1]),
     ):
         if needed > there:
-            raise ExportError(
+            return (
                 f"{device.title}: the network needs {needed:,} bytes of {what}, {RESERVED:,} of them for the program "
-                f"around it, and QEMU's machine {device.machine[1]} has {there:,}; choose a smaller network or "
-                "another --device"
+                f"around it; QEMU's machine {device.machine[1]} has {there:,}; choose a smaller network or another core"
             )
     shown = images[:count].transpose(0, 2, 3, 1)
     prefix = prefix_of(files)
@@ -198,7 +216,7 @@ def measure_device(files: Files, model: IntegerModel, macs: int, images: NDArray
         device.title,
         device.target.command,
         count,
-        macs,
+        sum(layer.macs(shape) for layer, shape in zip(model.layers, model.shapes, strict=False)),
         sum(counts) / count,
         needs.flash_bytes,
         needs.ram_bytes,

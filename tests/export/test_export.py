@@ -20,7 +20,7 @@ from qattrain.export.base import (
     Exporter,
     Files,
     Runner,
-    check_board,
+    check_boards,
     noise_images,
     write_verified,
 )
@@ -251,4 +251,4 @@ def test_what_an_exporter_has_for_boards_is_added_with_the_first_image_or_one_of
     write_verified(with_board, MODEL, FACTS, None, None, tmp_path / "without")
     assert contents(tmp_path / "without") == FILES
     with pytest.raises(ConfigError, match="--board: allowed only with --to c"):
-        check_board(EXPORTERS["packed"], True)
+        check_boards(EXPORTERS["packed"], board=True, measure=False)

@@ -29,10 +29,10 @@ static void stop(void) { /* a fault ends here: look with a debugger */
 }
 
 /* The processor reads its stack pointer and its first address here; then come the exceptions. */
-__attribute__((section(".vectors"), used)) static const void *const vectors[16] = {
-    stack_top,    (void *)start, (void *)stop, (void *)stop, (void *)stop, (void *)stop, (void *)stop, (void *)stop,
-    (void *)stop, (void *)stop,  (void *)stop, (void *)stop, (void *)stop, (void *)stop, (void *)stop, (void *)stop,
-};
+__attribute__((section(".vectors"), used)) static const struct {
+    uint32_t *stack;
+    void (*addresses[15])(void);
+} vectors = {stack_top, {start, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop, stop}};
 #endif
 
 /* Compilers may call these even where the source does not, and there is no C library. */
