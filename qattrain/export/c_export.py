@@ -11,10 +11,15 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, ExportError
-from qattrain.export.base import Exporter, Files
+from qattrain.export.base import Exporter, Files, Measurement
+from qattrain.export.c_board import board_files
 from qattrain.export.c_compile import C_FOLDER, DEFAULT_PREFIX, EMBEDDED, HOST, measure, prefixed, run_c
+from qattrain.export.c_devices import measure_devices
 from qattrain.export.c_layers import ALIGN, CONV_ROWS, GEOMETRY, LAYOUTS, LINEAR_ROWS
 from qattrain.export.c_network import CNetwork
 from qattrain.files import compiler
@@ -39,7 +44,16 @@ def c_exporter(prefix: str = DEFAULT_PREFIX) -> Exporter:
         raise ConfigError(
             f"--prefix {prefix!r}: {prefix}.c or {prefix}.h would stand in for another file; choose another"
         )
-    return Exporter(partial(write_c, prefix=prefix), run_c, LAYOUTS, c_exporter)
+
+    def board(files: Files, model: IntegerModel, image: NDArray[np.uint8]) -> Files:
+        return board_files(files, model, image, lambda name, **values: _rendered(name, prefix, **values))
+
+    def measure_cores(files: Files, model: IntegerModel, images: NDArray[np.uint8]) -> Measurement:
+        found, notices = measure_devices(files, model, images)
+        text = _rendered("README_devices.md", prefix, found=found, notices=notices)
+        return Measurement({"README.md": files["README.md"] + text.encode()}, [each.row() for each in found], notices)
+
+    return Exporter(partial(write_c, prefix=prefix), run_c, LAYOUTS, c_exporter, board, measure_cores)
 
 
 def write_c(model: IntegerModel, facts: ModelFacts, layout: str, prefix: str = DEFAULT_PREFIX) -> Files:
