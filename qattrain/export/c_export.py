@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, ExportError
 from qattrain.export.base import Exporter, Files, Measurement
+from qattrain.export.c_arduino import arduino_files
 from qattrain.export.c_board import board_files
 from qattrain.export.c_compile import C_FOLDER, DEFAULT_PREFIX, EMBEDDED, HOST, measure, prefixed, run_c
 from qattrain.export.c_devices import measure_devices
@@ -46,7 +47,10 @@ def c_exporter(prefix: str = DEFAULT_PREFIX) -> Exporter:
         )
 
     def board(files: Files, model: IntegerModel, image: NDArray[np.uint8]) -> Files:
-        return board_files(files, model, image, lambda name, **values: _rendered(name, prefix, **values))
+        def rendered(name: str, **values: Any) -> str:
+            return _rendered(name, prefix, **(_image(model.input_shape) | values))
+
+        return board_files(files, model, image, rendered) | arduino_files(files, model, image, rendered)
 
     def measure_cores(files: Files, model: IntegerModel, images: NDArray[np.uint8]) -> Measurement:
         found, notices = measure_devices(files, model, images)
