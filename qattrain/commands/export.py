@@ -18,6 +18,13 @@ def export(
     prefix: Annotated[
         str | None, typer.Option(metavar="NAME", help="For c: name of its symbols and files. [default: qattrain]")
     ] = None,
+    board: Annotated[
+        bool, typer.Option("--board", help="For c: add examples for boards, in folders of their own.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="For c: run it on microcontrollers' cores under QEMU, for README.md."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write even if the folder holds other files.")] = False,
     verify_images: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Verify on the first N test images only. [default: all]")
@@ -41,6 +48,7 @@ def export(
       qattrain export lenet-w4a4-lsq-mnist-s0 --to onnx --out shipped
       qattrain export lenet-w4a4-lsq-mnist-s0 --to c --layout int8
       qattrain export lenet-w4a4-lsq-mnist-s0 --to c --prefix digits --out fw
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to c --board --measure
     """
     from qattrain.report.console import Console
 
@@ -65,14 +73,20 @@ def export(
             force=force,
             verify=not no_verify,
             verify_images=verify_images,
+            board=board,
+            measure=measure,
         )
     console.notice(network.notice)
+    measured = exported.measurement
+    for line in measured.notices if measured else ():
+        console.status(f"not measured: {line}")
     console.result(
         {
             "files": [str(exported.folder / name) for name in exported.sizes],
             "bytes": exported.sizes,
             "verified_images": exported.verified_images,
             "logit_mismatches": 0 if exported.verified_images else None,
+            **({"devices": measured.devices} if measured else {}),
         }
     )
     for name, size in exported.sizes.items():
@@ -84,3 +98,8 @@ def export(
         )
     else:
         console.text("NOT VERIFIED (--no-verify): the files were not compared with the integer network")
+    for row in measured.devices if measured else ():
+        console.text(
+            f"{row['core']}: {row['instructions']:,.0f} instructions per image, {row['flash_bytes']:,} bytes of flash, "
+            f"{row['ram_bytes']:,} of RAM, {row['stack_bytes']:,} of stack"
+        )

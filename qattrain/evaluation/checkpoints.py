@@ -27,7 +27,7 @@ from qattrain.evaluation.networks import (
     torch_predictor,
 )
 from qattrain.export import EXPORTERS
-from qattrain.export.base import Exported, check_folder, settled_layout, settled_prefix, write_verified
+from qattrain.export.base import Exported, check_boards, check_folder, settled_layout, settled_prefix, write_verified
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.runs.environment import keep_freed_memory, pick_device
@@ -141,15 +141,18 @@ def export_network(
     force: bool = False,
     verify: bool = True,
     verify_images: int | None = None,
+    board: bool = False,
+    measure: bool = False,
 ) -> tuple[Network, Exported]:
     """Verify and write the files of the network in `path`.
 
     to: a key of EXPORTERS. layout: one of that exporter's; None: its default. prefix: of C symbols; None: the default.
     folder: None: `export` beside the file. force: write even into a folder that holds other files. verify: False: write
-    without verifying. verify_images: number of test images; None: all. Writes nothing if it raises ConfigError,
-    CheckpointError, DataError, ExportError.
+    without verifying. verify_images: number of test images; None: all. board: add examples for boards. measure: on
+    microcontrollers' cores. Writes nothing if it raises ConfigError, CheckpointError, DataError, ExportError.
     """
     exporter = settled_prefix(pick(EXPORTERS, to, "--to"), prefix)
+    check_boards(exporter, board, measure)
     folder = folder or default_folder(path)
     # Refuse early what can be refused: verifying takes seconds.
     settled_layout(exporter, layout)
@@ -157,7 +160,7 @@ def export_network(
     network = load_network(path)
     integers = network.integers()
     images = load_test_data(network, path, data_dir).test.head(verify_images).images.numpy() if verify else None
-    return network, write_verified(exporter, integers, network.facts, layout, images, folder, force)
+    return network, write_verified(exporter, integers, network.facts, layout, images, folder, force, board, measure)
 
 
 def default_folder(path: Path) -> Path:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from qattrain.errors import ConfigError, ExportError, did_you_mean, system_error
 from qattrain.files import replace_files
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
-Files = dict[str, bytes]  # name -> content; these names are written into the target folder
+Files = dict[str, bytes]  # name -> content, written into the target folder; a name may begin with a subfolder, sub/name
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, C, H, W) -> logits (N, classes)
 
 NOISE_IMAGES = 256
@@ -27,22 +28,42 @@ class Exporter:
     write: all files, from the integers alone; raises ExportError. layouts: what its third argument may be, the default
     first; empty if there is only one form (the argument is then ""). run: a context that executes the files.
     with_prefix: the same exporter with another name before its C symbols (ConfigError if none may be so called); None
-    if its files have no symbols.
+    if its files have no symbols. board: what --board adds, in subfolders: examples for boards, made from the files, the
+    integers and an image (C, H, W) that they classify; None if there are none. measure: what --measure does: run the
+    files on microcontrollers' cores; None if they are not for these.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
     run: Callable[[Files], AbstractContextManager[Runner]]
     layouts: tuple[str, ...] = ()
     with_prefix: "Callable[[str], Exporter] | None" = None
+    board: Callable[[Files, IntegerModel, NDArray[np.uint8]], Files] | None = None
+    measure: "Callable[[Files, IntegerModel, NDArray[np.uint8]], Measurement] | None" = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the files take on microcontrollers. files: those that now say so. devices: a row of plain values per core.
+
+    notices: why a core was left out, a line each.
+    """
+
+    files: Files
+    devices: list[dict[str, Any]]
+    notices: list[str]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. verified_images: how many every logit was compared on, noise included; 0: none."""
+    """What was written. verified_images: how many every logit was compared on, noise included; 0: none.
+
+    measurement: of microcontrollers; None if it was not asked for.
+    """
 
     folder: Path
     sizes: dict[str, int]  # bytes by file name
     verified_images: int
+    measurement: Measurement | None = field(default=None, kw_only=True)
 
 
 def write_verified(
@@ -53,21 +74,34 @@ def write_verified(
     images: NDArray[np.uint8] | None,
     folder: Path,
     force: bool = False,
+    board: bool = False,
+    measure: bool = False,
 ) -> Exported:
     """Verify the files of `model`, then write them into `folder`, which is created if it does not exist.
 
     layout: one of the exporter's; None: its default. images: uint8 (N, C, H, W) to verify on, besides noise; None:
-    verify nothing. force: write into a folder that holds other files, and overwrite them.
+    verify nothing. force: write into a folder that holds other files, and overwrite them. board: add what the exporter
+    has for boards, with the first image, or one of noise. measure: run the files on microcontrollers' cores, too.
     Raises ConfigError for an unknown layout, ExportError if a logit differs or a file cannot be written; nothing is
     left behind then.
     """
     files = exporter.write(model, facts, settled_layout(exporter, layout))
-    assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     check_folder(folder, force)
     noise = noise_images(model.input_shape)
     verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
+    shown = noise[2:] if images is None or not len(images) else images
+    if board:
+        assert exporter.board is not None
+        files = files | exporter.board(files, model, shown[0])
+    measurement = None
+    if measure:
+        assert exporter.measure is not None
+        measurement = exporter.measure(files, model, shown)
+        files = files | measurement.files
+    assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     _write(folder, files)
-    return Exported(folder, {name: len(content) for name, content in files.items()}, verified)
+    sizes = {name: len(content) for name, content in files.items()}
+    return Exported(folder, sizes, verified, measurement=measurement)
 
 
 def settled_layout(exporter: Exporter, layout: str | None) -> str:
@@ -88,6 +122,13 @@ def settled_prefix(exporter: Exporter, prefix: str | None) -> Exporter:
     if exporter.with_prefix is None:
         raise ConfigError(f"--prefix {prefix!r}: allowed only with --to c; leave it out")
     return exporter.with_prefix(prefix)
+
+
+def check_boards(exporter: Exporter, board: bool, measure: bool) -> None:
+    """Raises ConfigError if what is for microcontrollers is asked of an exporter that has nothing for them."""
+    for option, asked, there in (("--board", board, exporter.board), ("--measure", measure, exporter.measure)):
+        if asked and there is None:
+            raise ConfigError(f"{option}: allowed only with --to c; leave it out")
 
 
 def noise_images(shape: Shape) -> NDArray[np.uint8]:
@@ -134,6 +175,10 @@ def check_folder(folder: Path, force: bool) -> None:
 
 
 def _is_ours(path: Path) -> bool:
+    """Whether it is an exported file, or a folder of nothing else."""
+    if path.is_dir() and not path.is_symlink():
+        entries = list(path.iterdir())
+        return bool(entries) and all(map(_is_ours, entries))
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -141,13 +186,18 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(folder: Path, files: Files) -> None:
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folders = {(folder / name).parent for name in files}
+    needed = {path for each in folders for path in (each, *each.parents)}
+    missing = sorted((path for path in needed if not path.exists()), key=lambda path: -len(path.parts))
     with system_errors(ExportError, f"cannot write into {folder}", "free space there, or choose another --out"):
         try:
             blocked = [name for name in files if (folder / name).is_dir()]
             if blocked:
                 raise ExportError(f"cannot write {folder / blocked[0]}: it is a folder; choose another --out")
-            folder.mkdir(parents=True, exist_ok=True)
+            for each in folders:
+                if each.is_file():
+                    raise ExportError(f"cannot write into {each}: it is a file; choose another --out")
+                each.mkdir(parents=True, exist_ok=True)
             replace_files(folder, files)
         except BaseException:
             for path in missing:

@@ -20,7 +20,10 @@ from qattrain.files import compiler
 C_FOLDER = Path(__file__).parent / "c"
 PORTABLE = "QATTRAIN_PORTABLE"  # the macro that leaves vector instructions out
 SMALL = "QATTRAIN_SMALL"  # the macro that compiles layout int8 as for a processor without vectors
-LOOP = "batch-loop.c"  # a name that no prefix can give to a file
+STARTUP = "bare-metal-startup.c"
+# What takes stack: push {r4, lr}; sub sp, #8; addi sp,sp,-16.
+GROWS = re.compile(r"\t(?:push|stmdb)\S*\s+(?:sp!, )?\{(.*)\}|\tsub\S*\s+sp, (?:sp, )?#(\d+)|\taddi?\s+sp,sp,-(\d+)")
+LOOP = "batch-loop.c"  # like the one above, a name that no prefix can give to a file
 DEFAULT_PREFIX = "qattrain"
 PREFIXED = re.compile(r"qattrain_|QATTRAIN_|\bmodel(?=\.[ch]\b)")  # what a prefix changes in a file, and in its name
 
@@ -51,6 +54,11 @@ class Target:
         return self.compiler.removesuffix("gcc") + "size"
 
     @property
+    def objdump(self) -> str:
+        """The program that shows the instructions."""
+        return self.compiler.removesuffix("gcc") + "objdump"
+
+    @property
     def command(self) -> str:
         return " ".join((self.compiler, *self.flags, "-c model.c"))
 
@@ -58,7 +66,8 @@ class Target:
 @dataclass(frozen=True)
 class Footprint:
     """Measured bytes. flash: code and tables, with the compiler's arithmetic routines where linked. ram: static.
-    stack: the sum over all functions of model.c, if the compiler reports it."""
+    stack: the sum over all functions, those of the compiler's library included, if the compiler reports it: no chain of
+    calls takes more, as no function calls itself."""
 
     flash_bytes: int
     ram_bytes: int
@@ -74,25 +83,52 @@ HOST = Target("this computer", "gcc", ("-Os",), link=False)
 
 def measure(files: Files, target: Target) -> Footprint | None:
     """What model.c takes on a target; None if the compiler or `size` is missing or fails."""
-    prefix = _prefix_of(files)
-    source, entry = prefixed("model.c", prefix), prefixed("qattrain_predict", prefix)
     if not shutil.which(target.compiler) or not shutil.which(target.size):
         return None
-    with _placed(files) as folder:
+    try:
+        return footprint(files, target)
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def footprint(files: Files, target: Target) -> Footprint:
+    """What model.c takes on a target. Raises OSError, SubprocessError if the compiler or `size` is missing or fails."""
+    prefix = prefix_of(files)
+    source, entry = prefixed("model.c", prefix), prefixed("qattrain_predict", prefix)
+    startup = (C_FOLDER / "bare_metal" / "startup.c").read_bytes()  # for memcpy, where the compiler calls it
+    with placed(files | {STARTUP: startup}) as folder:
         command = [target.compiler, *target.flags]
-        try:
-            compiler.call(*command, "-fstack-usage", "-c", source, "-o", "model.o", folder=folder)
-            if target.link:
-                options = ["-nostartfiles", "-nostdlib", f"-Wl,-e,{entry},--gc-sections"]
-                compiler.call(*command, *options, "model.o", "-lgcc", "-o", "model.elf", folder=folder)
-            sizes = compiler.call(target.size, "model.elf" if target.link else "model.o", folder=folder)
-        except (OSError, subprocess.SubprocessError):
-            return None
+        compiler.call(*command, "-fstack-usage", "-c", source, "-o", "model.o", folder=folder)
+        program, library_stack = "model.o", 0
+        if target.link:
+            program = "model.elf"
+            compiler.call(*command, "-ffunction-sections", "-c", STARTUP, "-o", "startup.o", folder=folder)
+            options = ["-nostartfiles", "-nostdlib", f"-Wl,-e,{entry},--gc-sections"]
+            compiler.call(*command, *options, "model.o", "startup.o", "-lgcc", "-o", program, folder=folder)
+            listing = compiler.call(target.objdump, "-d", "--no-show-raw-insn", program, folder=folder)
+            library_stack = _library_stack(listing, (folder / "model.su").read_text(encoding="utf-8"))
+        sizes = compiler.call(target.size, program, folder=folder)
         text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
         usage = folder / "model.su"
         lines = usage.read_text(encoding="utf-8").splitlines() if usage.exists() else []
-        stack = sum(int(line.split("\t")[1]) for line in lines) if lines else None
+        stack = sum(int(line.split("\t")[1]) for line in lines) + library_stack if lines else None
         return Footprint(text + data, data + bss, stack)
+
+
+def _library_stack(listing: str, usage: str) -> int:
+    """Bytes of stack of all functions in a program that are not model.c's: the compiler's own routines.
+
+    listing: of objdump. usage: what the compiler said of model.c, a line per function.
+    """
+    own = set(re.findall(r"^[^\t]*:(\w+)\t", usage, re.MULTILINE))
+    total, function = 0, ""
+    for line in listing.splitlines():
+        if header := re.fullmatch(r"[0-9a-f]+ <(.+)>:", line):
+            function = header[1]
+        elif function.partition(".")[0] not in own and (found := GROWS.search(line)):
+            registers, arm, riscv = found.groups()
+            total += 4 * len(registers.split(",")) if registers else int(arm or riscv)
+    return total
 
 
 @contextmanager
@@ -102,7 +138,7 @@ def run_c(files: Files) -> Iterator[Runner]:
     Where model.c has vector instructions besides portable C, or other C for small processors, each image goes through
     all of them. Raises ExportError if their logits differ, and as `compiled_c` does. Not thread-safe.
     """
-    prefix = _prefix_of(files)
+    prefix = prefix_of(files)
     source = prefixed("model.c", prefix)
     macros = [prefixed(macro, prefix) for macro in (PORTABLE, SMALL)]
     with ExitStack() as stack:
@@ -136,12 +172,12 @@ def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
     overhead. Raises ExportError if there is no compiler, or if it fails.
     """
     path = compiler.require_compiler(ExportError, " (Debian: apt install gcc)")
-    prefix = _prefix_of(files)
+    prefix = prefix_of(files)
     source, header = prefixed("model.c", prefix), files[prefixed("model.h", prefix)].decode()
     sizes = [_macro(header, prefix, name) for name in ("CHANNELS", "ROWS", "COLUMNS", "CLASSES")]
     *shape, classes = sizes
     loop = prefixed((C_FOLDER / "batch.c").read_text(encoding="utf-8"), prefix)
-    with _placed(files | {LOOP: loop.encode()}) as folder:
+    with placed(files | {LOOP: loop.encode()}) as folder:
         library = str(folder / "model.so")
         command = [path, "-std=c99", "-O3", "-shared", "-fPIC", source, LOOP, "-o", library]
         try:
@@ -166,7 +202,7 @@ def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
         yield runner
 
 
-def _prefix_of(files: Files) -> str:
+def prefix_of(files: Files) -> str:
     """The prefix that the files were written with."""
     found = (re.search(rb"\bint (\w+)_predict\(", content) for name, content in files.items() if name.endswith(".h"))
     match = next(filter(None, found))
@@ -181,9 +217,11 @@ def _macro(header: str, prefix: str, name: str) -> int:
 
 
 @contextmanager
-def _placed(files: Files) -> Iterator[Path]:
+def placed(files: Files) -> Iterator[Path]:
     """A temporary folder that holds the files."""
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
-            (Path(name) / file).write_bytes(content)
+            path = Path(name) / file
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
         yield Path(name)

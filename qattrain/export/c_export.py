@@ -11,10 +11,16 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, ExportError
-from qattrain.export.base import Exporter, Files
+from qattrain.export.base import Exporter, Files, Measurement
+from qattrain.export.c_arduino import arduino_files
+from qattrain.export.c_board import board_files
 from qattrain.export.c_compile import C_FOLDER, DEFAULT_PREFIX, EMBEDDED, HOST, measure, prefixed, run_c
+from qattrain.export.c_devices import measure_devices
 from qattrain.export.c_layers import ALIGN, CONV_ROWS, GEOMETRY, LAYOUTS, LINEAR_ROWS
 from qattrain.export.c_network import CNetwork
 from qattrain.files import compiler
@@ -39,7 +45,19 @@ def c_exporter(prefix: str = DEFAULT_PREFIX) -> Exporter:
         raise ConfigError(
             f"--prefix {prefix!r}: {prefix}.c or {prefix}.h would stand in for another file; choose another"
         )
-    return Exporter(partial(write_c, prefix=prefix), run_c, LAYOUTS, c_exporter)
+
+    def board(files: Files, model: IntegerModel, image: NDArray[np.uint8]) -> Files:
+        def rendered(name: str, **values: Any) -> str:
+            return _rendered(name, prefix, **(_image(model.input_shape) | values))
+
+        return board_files(files, model, image, rendered) | arduino_files(files, model, image, rendered)
+
+    def measure_cores(files: Files, model: IntegerModel, images: NDArray[np.uint8]) -> Measurement:
+        found, notices = measure_devices(files, model, images)
+        text = _rendered("README_devices.md", prefix, found=found, notices=notices)
+        return Measurement({"README.md": files["README.md"] + text.encode()}, [each.row() for each in found], notices)
+
+    return Exporter(partial(write_c, prefix=prefix), run_c, LAYOUTS, c_exporter, board, measure_cores)
 
 
 def write_c(model: IntegerModel, facts: ModelFacts, layout: str, prefix: str = DEFAULT_PREFIX) -> Files:
@@ -63,7 +81,7 @@ def write_c(model: IntegerModel, facts: ModelFacts, layout: str, prefix: str = D
         prefix,
         network=network,
         facts=facts,
-        native=f" {compiler.NATIVE}" if layout == "int8" else "",
+        native=compiler.NATIVE,
         embedded=EMBEDDED,
         packed=CNetwork(model, "packed"),
         measured=measured,
@@ -93,6 +111,7 @@ def c_sources(model: IntegerModel, layout: str, prefix: str = DEFAULT_PREFIX) ->
         geometry=GEOMETRY,
         shared=network.shared,
         weight_type=network.weight_type,
+        vector_room=network.vector_room,
         products_fit=int(network.two_products_fit_16_bits),
         plain_bytes=int(network.plain_bytes),
         bias_type=bias_type,

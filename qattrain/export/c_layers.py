@@ -150,6 +150,13 @@ class CLayer:
         return (layer.codes - center) // step, step, center - layer.zero_point
 
     @property
+    def largest_byte(self) -> int:
+        """The largest magnitude of the bytes that vector functions multiply: codes, or numbers that were packed."""
+        if self.form == "packed":
+            return 128 if self.product.bits == 8 else (1 << self.product.bits) - 1  # those of 8 bits are -128 .. 127
+        return int(np.abs(self.int8_codes[0]).max())
+
+    @property
     def int8_weights(self) -> IntArray:
         """The weights in rows or columns. Raises ExportError.
 
@@ -189,7 +196,7 @@ class CLayer:
         if self.layer.kind == "linear":
             return columns
         if self.form == "packed":
-            return ("convolve.c", "packed_convolve.c")
+            return ("convolve.c", "packed_convolve.c", "packed_vectors_convolve.c")
         small = () if self.product.groups > 1 else ("convolve.c", "int8_small.c")
         return (*columns, *small, "int8_convolve_columns.c" if columns else "int8_convolve.c")
 

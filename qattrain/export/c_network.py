@@ -24,6 +24,7 @@ from qattrain.export.c_layers import (
 )
 from qattrain.integer import AverageLayer, IntegerModel, pack_codes
 
+BLOCK = 2**14  # bytes of weights that the vector functions of layout packed unpack at once, if eight rows are fewer
 BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
 
 
@@ -80,7 +81,8 @@ class CNetwork:
     def kernels(self) -> tuple[str, ...]:
         """The files of C it needs, each once; what a file uses comes before it."""
         own = [kernel for layer in self.layers for kernel in layer.kernels]
-        return tuple(dict.fromkeys(("requantize.c", f"{self.layout}.c", *own)))
+        layout = ("packed.c", "packed_vectors.c") if self.layout == "packed" else ("int8.c",)
+        return tuple(dict.fromkeys(("requantize.c", "vectors.c", *layout, *own)))
 
     @property
     def calls(self) -> list[str]:
@@ -145,9 +147,20 @@ class CNetwork:
 
     @property
     def two_products_fit_16_bits(self) -> bool:
-        """Whether layout int8 may add two neighbouring products of any row in 16 bits."""
-        rows = [layer for layer in self.products if layer.form == "rows"]
-        return all(fits_16_bits(int(np.abs(each.int8_codes[0]).max()), each.product.input_max) for each in rows)
+        """Whether vector instructions may add two neighbouring products of any row in 16 bits."""
+        rows = [layer for layer in self.products if layer.form in ("packed", "rows")]
+        return all(fits_16_bits(each.largest_byte, each.product.input_max) for each in rows)
+
+    @property
+    def vector_room(self) -> tuple[tuple[str, int, str], ...]:
+        """What the vector functions of layout packed have on the stack: constant, bytes, comment."""
+        inputs = [layer.stride for layer in self.products if layer.layer.kind == "linear"]
+        windows = [layer.stride for layer in self.convolutions]
+        room = [("LONGEST_INPUT", max(inputs), "of a fully connected layer, in whole vectors")]
+        if windows:
+            room.append(("LONGEST_WINDOW", max(windows), "of a convolution, in whole vectors"))
+            room.append(("BLOCK", max(BLOCK, LINEAR_ROWS * max(windows)), "bytes of weights unpacked at a time"))
+        return tuple(room)
 
     @property
     def plain_bytes(self) -> bool:
@@ -172,7 +185,7 @@ class CNetwork:
             own = self._int8_fields()
         notes = ("the outputs of the first layer, of the third, and so on", "those of the second, of the fourth, ...")
         maps = [("uint8_t", *field) for field in zip(BUFFERS, buffers, notes, strict=True) if field[1]]
-        return Arena((*own, *maps))
+        return Arena((*own, *maps) or (("uint8_t", "unused", 1, "nothing: the only layer writes the logits"),))
 
     def _int8_fields(self) -> list[tuple[str, str, int, str]]:
         sums = max(multiple(layer.rows, LINEAR_ROWS) for layer in self.products)

@@ -19,12 +19,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 def replace_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write `files` (name -> content) into `folder`; none gets its final name before all of them are on the disk.
 
-    Raises OSError and then leaves nothing behind.
+    A name may begin with a subfolder, which must exist. Raises OSError and then leaves nothing behind.
     """
     staged: dict[str, Path] = {}
     try:
         for name, data in files.items():
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            handle, temporary = tempfile.mkstemp(
+                dir=(folder / name).parent, prefix=f".{Path(name).name}.", suffix=".tmp"
+            )
             staged[name] = Path(temporary)
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

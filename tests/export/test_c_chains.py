@@ -23,7 +23,13 @@ from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFact
 from qattrain.integer.lowering import lower
 
 PLAIN = (NATIVE, f"-D{PORTABLE}")
-FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", PLAIN), ("int8", (*PLAIN, f"-D{SMALL}")))
+FORMS = (
+    ("packed", ()),
+    ("packed", (NATIVE,)),
+    ("int8", (NATIVE,)),
+    ("int8", PLAIN),
+    ("int8", (*PLAIN, f"-D{SMALL}")),
+)
 QUICK = ("-O1", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")  # compiles fast, and warns
 RANDOM = range(20)
 

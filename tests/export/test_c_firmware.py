@@ -178,7 +178,8 @@ def test_two_threads_with_an_arena_each_do_not_disturb_each_other(layout: str, t
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
-@pytest.mark.parametrize(("layout", "flags"), [("packed", ()), ("int8", ()), ("int8", ("-march=native",))], ids=str)
+@pytest.mark.parametrize("flags", [(), ("-march=native",)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_model_c_is_cpp_too(compiler: str, layout: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     model = MODELS["Dogs_2"]
     command = (compiler, "-std=c++11", *STRICT, *flags, "-x", "c++", "model.c", "main.c")

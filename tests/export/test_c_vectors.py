@@ -1,4 +1,4 @@
-"""Layout int8 in every form its C has: each set of vector instructions, and none, equals the integers."""
+"""Both layouts in every form their C has: each set of vector instructions, and none, equals the integers."""
 
 import shutil
 import subprocess
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from integer_models import random_images, random_model, with_layer
+from integer_models import GRIDS, random_images, random_model, with_layer
 
 from qattrain.errors import ExportError
 from qattrain.export import c_export
 from qattrain.export.base import Files
 from qattrain.export.c_compile import PORTABLE, compiled_c
 from qattrain.export.c_export import C_EXPORTER
-from qattrain.export.c_network import CNetwork
+from qattrain.export.c_layers import LAYOUTS
+from qattrain.export.c_network import BLOCK, CNetwork
 from qattrain.files import compiler as compiling
 from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import IntegerModel, ModelFacts
@@ -64,9 +65,9 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c_export, "measure", lambda *_: None)
 
 
-def export(model: IntegerModel) -> Files:
+def export(model: IntegerModel, layout: str = "int8") -> Files:
     facts = ModelFacts("n", "d", tuple(map(str, range(model.classes))), None)
-    return C_EXPORTER.write(model, facts, "int8")
+    return C_EXPORTER.write(model, facts, layout)
 
 
 def processor() -> set[str]:
@@ -98,17 +99,18 @@ def assembly(files: Files, compiler: str, flags: tuple[str, ...], folder: Path) 
     return (folder / "model.s").read_text(encoding="utf-8").replace("\t", " ")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_equals_the_integers_on_random_and_on_extreme_networks(
-    form: str, compiler: str, tmp_path: Path
+    form: str, layout: str, compiler: str, tmp_path: Path
 ) -> None:
     flags, needed, instruction = FORMS[form]
-    assert instruction in assembly(export(MODELS["4 bits"]), compiler, flags, tmp_path)
+    assert instruction in assembly(export(MODELS["4 bits"], layout), compiler, flags, tmp_path)
     if not needed <= processor():
         pytest.skip(f"this processor has no {', '.join(sorted(needed - processor()))}")
     images = np.concatenate([random_images(24), WORST])
     for name, model in MODELS.items():
-        with compiled_c(export(model), *flags) as run:
+        with compiled_c(export(model, layout), *flags) as run:
             assert np.array_equal(run(images), model.run(images)), name
 
 
@@ -128,11 +130,61 @@ def test_products_are_added_in_16_bits_only_where_they_fit(
         assert np.array_equal(run(WORST), model.run(WORST))
 
 
-def test_forms_that_differ_are_noticed() -> None:
+@pytest.mark.parametrize(("bits", "fits"), [(6, True), (7, False), (8, False)])
+def test_packed_numbers_are_added_in_16_bits_only_where_two_products_fit(
+    bits: int, fits: bool, compiler: str, tmp_path: Path
+) -> None:
+    """Two white pixels times 63, the largest number of 6 bits, are 32,130; times 127 they are beyond 16 bits."""
+    for quantizer in ("lsq", "affine", "dorefa"):
+        model = random_model(quantizer, bits, 1)
+        model = with_layer(model, 0, codes=np.full_like(model.layers[0].codes, model.layers[0].grid[-1]))
+        assert CNetwork(model, "packed").two_products_fit_16_bits == fits
+        flags, needed, instruction = FORMS["avx2"]
+        assert (instruction in assembly(export(model, "packed"), compiler, flags, tmp_path)) == fits
+        if not needed <= processor():
+            pytest.skip("this processor has no avx2")
+        with compiled_c(export(model, "packed"), *flags) as run:
+            assert np.array_equal(run(WORST), model.run(WORST)), quantizer
+
+
+@pytest.mark.parametrize(("quantizer", "bits"), GRIDS)
+def test_rows_of_any_bits_are_unpacked_wherever_they_begin(quantizer: str, bits: int) -> None:
+    """Rows of 25, of 25 c and of 16 c weights: they begin at any bit of a byte, and end anywhere in a vector."""
     if not {"avx2"} <= processor() or find_compiler() is None:
         pytest.skip("no compiler for avx2, or no processor with it")
-    files = export(MODELS["4 bits"])
-    wrong = files["model.c"].replace(b"_mm256_shuffle_epi32(all, 0x4e)", b"all")
+    for widths in ((1, 2, 3), (7, 9, 67), (8, 16, 32)):
+        model = random_model(quantizer, bits, 8, widths, seed=bits)
+        with compiled_c(export(model, "packed"), "-O1", "-mavx2") as run:
+            assert np.array_equal(run(WORST), model.run(WORST)), widths
+
+
+def test_a_layer_that_is_unpacked_in_several_blocks() -> None:
+    if not {"avx2"} <= processor() or find_compiler() is None:
+        pytest.skip("no compiler for avx2, or no processor with it")
+    model = random_model("lsq", 3, 8, (20, 70, 5))
+    layer = CNetwork(model, "packed").layers[1]
+    assert layer.stride * 70 > BLOCK
+    images = random_images(24)
+    with compiled_c(export(model, "packed"), "-O1", "-mavx2") as run:
+        assert np.array_equal(run(images), model.run(images))
+
+
+def test_the_arena_of_layout_packed_is_no_larger_for_vectors() -> None:
+    """What they need besides lies on the stack, and the sizes of it are not in model.h."""
+    files = export(random_model("lsq", 4, 4, (20, 50, 500)), "packed")
+    assert b"VECTORS" not in files["model.h"]
+    assert b"QATTRAIN_ARENA_BYTES 4480 " in files["model.h"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "right", "other"),
+    [("int8", "_mm256_shuffle_epi32(all, 0x4e)", "all"), ("packed", "_mm256_xor_si256", "_mm256_or_si256")],
+)
+def test_forms_that_differ_are_noticed(layout: str, right: str, other: str) -> None:
+    if not {"avx2"} <= processor() or find_compiler() is None:
+        pytest.skip("no compiler for avx2, or no processor with it")
+    files = export(MODELS["8 bits"], layout)
+    wrong = files["model.c"].replace(right.encode(), other.encode())
     assert wrong != files["model.c"]
     with C_EXPORTER.run(files | {"model.c": wrong}) as run, pytest.raises(ExportError, match=f"images .* -D{PORTABLE}"):
         run(random_images(8))

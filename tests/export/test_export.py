@@ -13,7 +13,17 @@ from integer_models import KINDS, SMALL, random_images, random_model
 
 from qattrain.errors import ConfigError, ExportError
 from qattrain.export import EXPORTERS
-from qattrain.export.base import MARK, MARKED_BYTES, NOISE_IMAGES, Exporter, Files, Runner, noise_images, write_verified
+from qattrain.export.base import (
+    MARK,
+    MARKED_BYTES,
+    NOISE_IMAGES,
+    Exporter,
+    Files,
+    Runner,
+    check_boards,
+    noise_images,
+    write_verified,
+)
 from qattrain.integer import ModelFacts
 
 MODEL, IMAGES = random_model(widths=SMALL), random_images(10)
@@ -194,3 +204,51 @@ def test_no_file_has_its_name_before_all_are_on_the_disk(tmp_path: Path, monkeyp
         monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (calls.append(n), f(*a))[1])
     export(tmp_path / "out")
     assert calls == ["fsync", "fsync", "replace", "replace"]
+
+
+IN_FOLDERS = FILES | {"sub/a.bin": b"qattrain c", "sub/deep/a.bin": b"qattrain d"}
+
+
+def in_folders(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_in_subfolders_are_written_and_may_be_overwritten(tmp_path: Path) -> None:
+    for _ in range(2):
+        export(tmp_path / "out", exporter(files=IN_FOLDERS))
+        assert in_folders(tmp_path / "out") == IN_FOLDERS
+    (tmp_path / "out" / "sub" / "notes.txt").write_text("mine")
+    refused(tmp_path / "out", "(sub)", "--force")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_leaves_no_subfolders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    refused(tmp_path / "out", "No space left", given=exporter(files=IN_FOLDERS))
+    monkeypatch.undo()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").write_text("qattrain")
+    refused(tmp_path / "out", "sub: it is a file", given=exporter(files=IN_FOLDERS))
+
+
+def test_what_an_exporter_has_for_boards_is_added_with_the_first_image_or_one_of_noise(tmp_path: Path) -> None:
+    given: list[Any] = []
+
+    def board(files: Files, model: Any, image: Any) -> Files:
+        given.append((files, model, image))
+        return {"board/a.bin": b"qattrain board"}
+
+    with_board = dataclasses.replace(exporter(), board=board)
+    for images in (IMAGES, None, IMAGES[:0]):
+        write_verified(with_board, MODEL, FACTS, None, images, tmp_path / "out", board=True)
+        assert in_folders(tmp_path / "out")["board/a.bin"] == b"qattrain board"
+    assert all((files.items() >= FILES.items(), model is MODEL) == (True, True) for files, model, _ in given)
+    for (_, _, image), expected in zip(given, (IMAGES[0], *[noise_images(MODEL.input_shape)[2]] * 2), strict=True):
+        assert np.array_equal(image, expected)
+    write_verified(with_board, MODEL, FACTS, None, None, tmp_path / "without")
+    assert contents(tmp_path / "without") == FILES
+    with pytest.raises(ConfigError, match="--board: allowed only with --to c"):
+        check_boards(EXPORTERS["packed"], board=True, measure=False)

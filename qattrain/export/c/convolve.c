@@ -1,3 +1,4 @@
+#ifndef VECTORS
 /* Convolution for processors without vectors. Four windows are multiplied at a time, so that each weight is loaded once
  * for four products; and two output channels, where no sum of the layer can leave 16 bits ("pairs"). Their weights then
  * share one number, first + 65536 * second: one multiplication and one addition serve both channels. */
@@ -169,3 +170,4 @@ INLINE void convolve_channel(const struct convolution *conv, struct weights w, u
         }
     }
 }
+#endif

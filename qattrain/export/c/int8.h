@@ -1,25 +1,3 @@
-#if defined __AVX2__ && !defined QATTRAIN_PORTABLE
-#define VECTORS
-#include <immintrin.h>
-#endif
-
-/* Processors of up to 32 bits have no vectors to speak of: they load less at a time, and copy nothing. */
-#if !defined VECTORS && (UINTPTR_MAX <= 0xffffffff || defined QATTRAIN_SMALL)
-#define SMALL
-#endif
-
-#ifdef __GNUC__
-#define ALIGNED __attribute__((aligned(64)))                          /* no vector crosses a cache line */
-#else
-#define ALIGNED
-#endif
-
-#ifdef __cplusplus
-#define RESTRICT
-#else
-#define RESTRICT restrict
-#endif
-
 struct layer {
     const int8_t *weights;           /* rows one after the other, or columns: see above */
     const bias_t *bias;              /* one per output channel, as are multipliers */

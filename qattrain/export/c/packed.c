@@ -1,3 +1,5 @@
+#ifndef VECTORS
+
 /* Unpacks the weights of `rows` output channels, which follow each other without a gap. */
 static void unpack_rows(const struct layer *layer, uint32_t channel, uint32_t rows, weight_t *weights) {
     const uint32_t bits = layer->bits, mask = (1u << bits) - 1;
@@ -43,3 +45,4 @@ static void connect(const struct layer *layer, const uint8_t *inputs, uint8_t *c
         else codes[channel] = requantize(layer, channel, sum);
     }
 }
+#endif

@@ -1,3 +1,9 @@
+#ifdef VECTORS
+#define BEHIND 32                    /* zeros after a stream: vectors are loaded up to its end */
+#else
+#define BEHIND 0
+#endif
+
 struct layer {
     const uint8_t *codes;            /* the stream of bits: rows one after the other, in the order of the inputs */
     const bias_t *bias;              /* one per output channel, as are multipliers */

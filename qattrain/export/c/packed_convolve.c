@@ -1,3 +1,5 @@
+#ifndef VECTORS
+
 /* Convolution and maximum: map -> output, channel by channel or in pairs of channels, so that weights are unpacked once.
  * weights: room for two rows. */
 static void convolve(const struct convolution *conv, const uint8_t *map, uint8_t *output, weight_t *weights) {
@@ -22,3 +24,4 @@ static void convolve(const struct convolution *conv, const uint8_t *map, uint8_t
         }
     }
 }
+#endif

@@ -1,0 +1,24 @@
+#if defined __AVX2__ && !defined QATTRAIN_PORTABLE
+#define VECTORS
+#include <immintrin.h>
+#endif
+
+/* Processors of up to 32 bits have no vectors to speak of: layout int8 then loads each weight less often, and copies
+ * nothing. */
+#if !defined VECTORS && (UINTPTR_MAX <= 0xffffffff || defined QATTRAIN_SMALL)
+#define SMALL
+#endif
+
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((always_inline, unused))   /* the caller knows all sizes */
+#define ALIGNED __attribute__((aligned(64)))                          /* no vector crosses a cache line */
+#else
+#define INLINE static inline
+#define ALIGNED
+#endif
+
+#ifdef __cplusplus
+#define RESTRICT
+#else
+#define RESTRICT restrict
+#endif
