@@ -118,55 +118,38 @@ INLINE void store(const struct layer *layer, uint32_t channel, struct largest su
     codes[channel] = requantize(layer, channel, first_of((uint32_t)sums.second >> 16, 1) + layer->bias[channel]);
 }
 
-/* One channel of a convolution and its 2x2 maximum, or two channels: map -> output. */
-INLINE void convolve_channel_2x2(const struct convolution *conv, struct weights w, uint32_t channel,
-                                 const uint8_t *map, uint8_t *output, int pairs) {
-    const int32_t down = conv->down, right = conv->right;
-    int32_t row, column;
-    for (row = 0; row < conv->output_rows; row++) {
-        for (column = 0; column < conv->output_columns; column++, output += conv->layer.outputs) {
-            struct largest best = {INT32_MIN, INT32_MIN};
-            uint32_t sums[4];
-            sum_windows(conv, w, map, 2 * row * down - conv->pad_top, 2 * column * right - conv->pad_left, right, down,
-                        0, pairs, sums);
-            keep(&best, sums, pairs);
-            store(&conv->layer, channel, best, pairs, output);
-        }
-    }
-}
-
-/* The same with a maximum of any other size, or without: four windows of a row at a time. Where fewer are left, some are
- * computed twice. */
+/* Convolution and maximum of one channel or of two: map -> output. The four windows are those of a 2x2 maximum, or else
+ * side by side; where fewer are left in a row, some are computed twice. */
 INLINE void convolve_channel(const struct convolution *conv, struct weights w, uint32_t channel, const uint8_t *map,
                              uint8_t *output, int pairs) {
-    const int32_t right = conv->right, pool = conv->pool, outputs = conv->layer.outputs;
-    const int32_t step = pool > 1 ? 1 : 4;
+    const int32_t down = conv->down, right = conv->right, pool = conv->pool, columns = conv->output_columns;
+    const int32_t pixels = pool > 1 ? 1 : 4;                          /* of the output at a time */
+    const uint32_t outputs = conv->layer.outputs;
     int32_t row, column, y, x;
-    for (row = 0; row < conv->output_rows; row++) {
-        for (column = 0; column < conv->output_columns; column += step) {
+    for (row = 0; row < conv->output_rows; row++, output += (uint32_t)columns * outputs) {
+        for (column = 0; column < columns; column += pixels) {
+            uint8_t *const codes = output + (uint32_t)column * outputs;
             struct largest best = {INT32_MIN, INT32_MIN};
-            for (y = 0; y < pool; y++) {
+            for (y = 0; y < pool; y += pool == 2 ? 2 : 1) {
                 for (x = 0; x < pool; x += 4) {
-                    const int32_t left = pool > 1 ? pool - x : conv->output_columns - column;
-                    const int32_t across = left > 1, beside = left > 3 ? 2 : left > 2;
-                    uint32_t sums[4];
-                    sum_windows(conv, w, map, (row * pool + y) * conv->down - conv->pad_top,
-                                (column * pool + x) * right - conv->pad_left, across * right, 0, beside * right, pairs,
-                                sums);
+                    const int32_t left = pool > 1 ? pool - x : columns - column, across = left > 1;
+                    const int32_t beside = pool == 2 ? 0 : left > 3 ? 2 : left > 2;
+                    uint32_t sums[4], window;
+                    sum_windows(conv, w, map, (row * pool + y) * down - conv->pad_top,
+                                (column * pool + x) * right - conv->pad_left, across * right, pool == 2 ? down : 0,
+                                beside * right, pairs, sums);
                     if (pool > 1) {
                         keep(&best, sums, pairs);
-                    } else {
-                        int32_t window;
-                        for (window = 0; window < 4; window++) {
-                            const int32_t pixel = (window % 2 ? across : 0) + (window > 1 ? beside : 0);
-                            const struct largest sum = {first_of(sums[window], pairs), second_of(sums[window])};
-                            store(&conv->layer, channel, sum, pairs, output + pixel * outputs);
-                        }
+                        continue;
+                    }
+                    for (window = 0; window < 4; window++) {
+                        const struct largest sum = {first_of(sums[window], pairs), second_of(sums[window])};
+                        const int32_t pixel = (window % 2 ? across : 0) + (window > 1 ? beside : 0);
+                        store(&conv->layer, channel, sum, pairs, codes + (uint32_t)pixel * outputs);
                     }
                 }
             }
-            if (pool > 1) store(&conv->layer, channel, best, pairs, output);
-            output += outputs * (step < conv->output_columns - column ? step : conv->output_columns - column);
+            if (pool > 1) store(&conv->layer, channel, best, pairs, codes);
         }
     }
 }

@@ -4,19 +4,16 @@
  * weights: room for two rows. */
 static void convolve(const struct convolution *conv, const uint8_t *map, uint8_t *output, weight_t *weights) {
     const struct layer *layer = &conv->layer;
-    const int32_t pool = conv->pool;
     const struct weights w = {weights, 1, layer->inputs, 1, 0};
     uint32_t channel, last = layer->outputs - 1u, in_group = 0;
     for (channel = 0; channel <= last; channel += conv->pairs ? 2 : 1) {
         if (conv->pairs) {
             if (channel == last) channel--;                           /* an odd channel is left: with the one before */
             unpack_rows(layer, channel, 2, weights);
-            if (pool == 2) convolve_channel_2x2(conv, w, channel, map, output, 1);
-            else convolve_channel(conv, w, channel, map, output, 1);
+            convolve_channel(conv, w, channel, map, output, 1);
         } else {
             unpack_rows(layer, channel, 1, weights);
-            if (pool == 2) convolve_channel_2x2(conv, w, channel, map, output, 0);
-            else convolve_channel(conv, w, channel, map, output, 0);
+            convolve_channel(conv, w, channel, map, output, 0);
             if (conv->groups > 1 && ++in_group == conv->together) {
                 in_group = 0;
                 map += conv->depth;                                   /* the channels that the next group reads */
