@@ -23,6 +23,8 @@ from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer
 
 LAYOUTS = ("packed", "int8")
 ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector
+WINDOWS = 16  # as in taps.c
+MOST_TAPS = 64  # of 8 bytes each, where the weights of a convolution are few enough to become taps
 CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once, with four inputs or with one
 BUFFERS = ("even", "odd")
 
@@ -100,6 +102,43 @@ class CLayer:
         return self.form == "rows" and self.layer.kind == "conv" and self.product.pool == 2
 
     @property
+    def depthwise(self) -> bool:
+        """Whether it is a convolution whose outputs read one channel each, with a maximum that depthwise.c can hold."""
+        if self.layer.kind != "conv" or self.product.pool > WINDOWS:
+            return False
+        return self.product.groups > 1 and self.product.codes.shape[1] == 1
+
+    @property
+    def taps(self) -> int:
+        """Inputs of a window; in a depthwise layer those of a second one below it, too."""
+        layer = self.product
+        return self.row_length + (layer.stride[0] * layer.codes.shape[3] if self.depthwise else 0)
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether two windows of a depthwise layer, one under the other, may share a number of 32 bits.
+
+        The windows must overlap.
+        """
+        return self.depthwise and self.sums_fit_16_bits and self.product.stride[0] < self.product.codes.shape[2]
+
+    @property
+    def joins_channels(self) -> bool:
+        """Whether a convolution has so few weights that those of two channels are joined before they are used."""
+        layer = self.product
+        plain = layer.kind == "conv" and layer.groups == 1 and layer.padding == (0, 0) and layer.pool <= 2
+        return plain and self.sums_fit_16_bits and self.row_length <= MOST_TAPS
+
+    @property
+    def sums_fit_16_bits(self) -> bool:
+        """Whether no sum of any part of a window can leave 16 bits, with the bias or without."""
+        layer = self.product
+        weights = layer.centered.reshape(len(layer.codes), -1)
+        most = weights.clip(0).sum(1) * layer.input_max + layer.bias.clip(0)
+        least = weights.clip(None, 0).sum(1) * layer.input_max + layer.bias.clip(None, 0)
+        return int(most.max()) < 2**15 and int(least.min()) >= -(2**15)
+
+    @property
     def copies_image(self) -> bool:
         """Whether it reads whole vectors, which may end beyond the caller's image."""
         return self.number == 0 and self.form == "rows" and self.layer.kind == "linear"
@@ -174,6 +213,13 @@ class CLayer:
         columns = ("int8_columns.c",) if self.form == "columns" else ()
         if self.layer.kind == "linear":
             return columns
+        vectors: tuple[str, ...] = ()
+        if self.layout == "int8":
+            vectors = (*columns, "int8_convolve_columns.c" if columns else "int8_convolve.c")
+        if self.depthwise:
+            return (*vectors, "taps.c", f"{self.layout}_taps.c", "depthwise.c")
+        if self.joins_channels:
+            return (*vectors, "taps.c", f"{self.layout}_taps.c", "convolve_pairs.c")
         return (*columns, "int8_convolve_columns.c" if columns else f"{self.layout}_convolve.c")
 
     @property
@@ -214,6 +260,10 @@ class CLayer:
         match self.form, self.layer.kind:
             case "average", _:
                 call = f"average_map({both}, {target});"
+            case "packed", "conv" if self.depthwise:
+                call = f"convolve_depthwise({both}, {target}, arena->taps);"
+            case "packed", "conv" if self.joins_channels:
+                call = f"convolve_pairs({both}, {target}, arena->taps);"
             case "packed", "conv":
                 call = f"convolve({both}, {target}, arena->row);"
             case "packed", _:
@@ -227,6 +277,10 @@ class CLayer:
             case form, _:
                 name = "connect" if form == "rows" else "connect_columns"
                 call = f"{name}({both}, arena->sums, {finish});"
+        if self.layout == "int8" and self.layer.kind == "conv" and (self.depthwise or self.joins_channels):
+            name = "convolve_depthwise" if self.depthwise else "convolve_pairs"
+            small = f"{name}({both}, {target}, arena->taps);"
+            return "#ifdef SMALL", small, "#else", call, "#endif"
         return *lines, call
 
 

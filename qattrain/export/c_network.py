@@ -24,7 +24,7 @@ from qattrain.export.c_layers import (
 )
 from qattrain.integer import AverageLayer, IntegerModel, pack_codes
 
-BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
+BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)} | {"struct tap": 8}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Arena:
     @property
     def align(self) -> int:
         """Bytes."""
-        return max(BYTES[ctype] for ctype, *_ in self.fields)
+        return max(min(BYTES[ctype], 4) for ctype, *_ in self.fields)
 
     @property
     def total_bytes(self) -> int:
@@ -81,6 +81,21 @@ class CNetwork:
         """The files of C it needs, each once; what a file uses comes before it."""
         own = [kernel for layer in self.layers for kernel in layer.kernels]
         return tuple(dict.fromkeys(("requantize.c", f"{self.layout}.c", *own)))
+
+    @property
+    def depthwise(self) -> list[CLayer]:
+        return [layer for layer in self.convolutions if layer.depthwise]
+
+    @property
+    def taps(self) -> int:
+        """How many taps the arena has room for."""
+        count = max((layer.taps for layer in self.convolutions if layer.depthwise or layer.joins_channels), default=0)
+        return count if self.layout == "packed" else multiple(count, ALIGN // BYTES["struct tap"])
+
+    @property
+    def depthwise_in_16_bits(self) -> bool:
+        """Whether all depthwise layers compute two windows at a time."""
+        return all(layer.joins_rows for layer in self.depthwise)
 
     @property
     def calls(self) -> list[str]:
@@ -164,6 +179,8 @@ class CNetwork:
                     buffers[(layer.number - 1) % 2] = max(buffers[(layer.number - 1) % 2], layer.stride)
             buffers = [multiple(count, ALIGN) for count in buffers]  # every field at a multiple of ALIGN
             own = self._int8_fields()
+        if self.taps:
+            own = [("struct tap", "taps", self.taps, "the weights of one channel, or of two together"), *own]
         notes = ("the outputs of the first layer, of the third, and so on", "those of the second, of the fourth, ...")
         maps = [("uint8_t", *field) for field in zip(BUFFERS, buffers, notes, strict=True) if field[1]]
         return Arena((*own, *maps))
@@ -227,12 +244,9 @@ class CNetwork:
         how = layer.scaling
         assert how is not None, average
         fields = {"multiplier": _unsigned(how.multiplier)[0], "shift": int(how.shift.max())}
+        fields |= {"largest": average.requantization.qmax}
         fields |= {"wide": int(how.wide)} if self.wide_products else {}
-        fields |= {
-            "largest": average.requantization.qmax,
-            "pixels": average.pixels,
-            "channels": layer.inputs[0],
-        }
+        fields |= {"pixels": average.pixels, "channels": layer.inputs[0]}
         lines = tuple(f"{value}, /* {name} */" for name, value in fields.items())
         return Table(layer.name, "the average of every channel", "average", (), lines)
 

@@ -22,7 +22,7 @@ from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFacts, Requantization
 from qattrain.integer.lowering import lower
 
-FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", (NATIVE, f"-D{PORTABLE}")))
+FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", (NATIVE, f"-D{PORTABLE}", "-DQATTRAIN_SMALL")))
 QUICK = ("-O1", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")  # compiles fast, and warns
 RANDOM = range(20)
 

@@ -1,5 +1,3 @@
-INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; } /* no branch, which would be unpredictable */
-
 #ifndef VECTORS
 
 /* The sum of n products. */

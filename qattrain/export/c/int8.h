@@ -3,11 +3,14 @@
 #include <immintrin.h>
 #endif
 
+/* Processors of up to 32 bits have no vectors to speak of: they load less at a time, and copy nothing. */
+#if !defined VECTORS && (UINTPTR_MAX <= 0xffffffff || defined QATTRAIN_SMALL)
+#define SMALL
+#endif
+
 #ifdef __GNUC__
-#define INLINE static inline __attribute__((always_inline, unused))   /* the caller knows all sizes */
 #define ALIGNED __attribute__((aligned(64)))                          /* no vector crosses a cache line */
 #else
-#define INLINE static inline
 #define ALIGNED
 #endif
 
