@@ -23,6 +23,7 @@ from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer
 
 LAYOUTS = ("packed", "int8")
 ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector
+WINDOWS = 16  # as in taps.c
 CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once, with four inputs or with one
 BUFFERS = ("even", "odd")
 
@@ -102,15 +103,41 @@ class CLayer:
 
     @property
     def pairs(self) -> bool:
-        """Whether two channels of a convolution share numbers: no sum, of any part of a window, leaves 16 bits."""
+        """Whether two channels of a convolution share numbers."""
         layer = self.product
-        if layer.kind != "conv" or layer.groups > 1 or len(layer.codes) == 1:
+        if layer.kind != "conv" or layer.groups > 1:
             return False
-        if self.layout == "int8" and self.int8_codes[1:] != (1, 0):
+        return self.sums_fit_16_bits and (self.layout == "packed" or self.int8_codes[1:] == (1, 0))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it is a convolution whose outputs read one channel each, with a maximum that depthwise.c can hold."""
+        if self.layer.kind != "conv" or self.product.pool > WINDOWS:
             return False
+        return self.product.groups > 1 and self.product.codes.shape[1] == 1
+
+    @property
+    def taps(self) -> int:
+        """Inputs of a window; in a depthwise layer those of a second one below it, too."""
+        layer = self.product
+        return self.row_length + (layer.stride[0] * layer.codes.shape[3] if self.depthwise else 0)
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether two windows of a depthwise layer, one under the other, may share a number of 32 bits.
+
+        The windows must overlap.
+        """
+        return self.depthwise and self.sums_fit_16_bits and self.product.stride[0] < self.product.codes.shape[2]
+
+    @property
+    def sums_fit_16_bits(self) -> bool:
+        """Whether no sum of any part of a window can leave 16 bits, with the bias or without."""
+        layer = self.product
         weights = layer.centered.reshape(len(layer.codes), -1)
-        sums = layer.input_max * np.maximum(weights.clip(0).sum(1), -weights.clip(None, 0).sum(1))
-        return int(sums.max()) < 2**15
+        most = weights.clip(0).sum(1) * layer.input_max + layer.bias.clip(0)
+        least = weights.clip(None, 0).sum(1) * layer.input_max + layer.bias.clip(None, 0)
+        return int(most.max()) < 2**15 and int(least.min()) >= -(2**15)
 
     @property
     def copies_image(self) -> bool:
@@ -195,9 +222,10 @@ class CLayer:
         columns = ("int8_columns.c",) if self.form == "columns" else ()
         if self.layer.kind == "linear":
             return columns
+        depthwise = ("taps.c", f"{self.layout}_taps.c", "depthwise.c") if self.depthwise else ()
         if self.form == "packed":
-            return ("convolve.c", "packed_convolve.c", "packed_vectors_convolve.c")
-        small = () if self.product.groups > 1 else ("convolve.c", "int8_small.c")
+            return (*(depthwise or ("convolve.c", "packed_convolve.c")), "packed_vectors_convolve.c")
+        small = depthwise or (() if self.product.groups > 1 else ("convolve.c", "int8_small.c"))
         return (*columns, *small, "int8_convolve_columns.c" if columns else "int8_convolve.c")
 
     @property
@@ -239,7 +267,7 @@ class CLayer:
             case "average", _:
                 call = f"average_map({both}, {target});"
             case "packed", "conv":
-                call = f"convolve({both}, {target}, arena->row);"
+                call = f"convolve({both}, {target}, {'0' if self.depthwise else 'arena->row'});"
             case "packed", _:
                 call = f"connect({both}, {finish});"
             case "rows", "conv":
@@ -251,6 +279,9 @@ class CLayer:
             case form, _:
                 name = "connect" if form == "rows" else "connect_columns"
                 call = f"{name}({both}, arena->sums, {finish});"
+        if self.layer.kind == "conv" and self.depthwise:
+            small = f"convolve_depthwise({both}, {target}, arena->taps);"
+            return ("#ifndef VECTORS" if self.layout == "packed" else "#ifdef SMALL"), small, "#else", call, "#endif"
         if self.layer.kind == "conv" and self.layout == "int8" and self.product.groups == 1:
             small = f"convolve_small({both}, {target}, {int(self.form == 'rows')});"
             return "#ifdef SMALL", small, "#else", call, "#endif"

@@ -25,7 +25,7 @@ from qattrain.export.c_layers import (
 from qattrain.integer import AverageLayer, IntegerModel, pack_codes
 
 BLOCK = 2**14  # bytes of weights that the vector functions of layout packed unpack at once, if eight rows are fewer
-BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)}
+BYTES = {f"{sign}int{bits}_t": bits // 8 for sign in ("", "u") for bits in (8, 16, 32)} | {"struct tap": 8}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Arena:
     @property
     def align(self) -> int:
         """Bytes."""
-        return max(BYTES[ctype] for ctype, *_ in self.fields)
+        return max(min(BYTES[ctype], 4) for ctype, *_ in self.fields)
 
     @property
     def total_bytes(self) -> int:
@@ -85,6 +85,21 @@ class CNetwork:
         return tuple(dict.fromkeys(("requantize.c", "vectors.c", *layout, *own)))
 
     @property
+    def depthwise(self) -> list[CLayer]:
+        return [layer for layer in self.convolutions if layer.depthwise]
+
+    @property
+    def taps(self) -> int:
+        """How many taps the arena has room for."""
+        count = max((layer.taps for layer in self.depthwise), default=0)
+        return count if self.layout == "packed" else multiple(count, ALIGN // BYTES["struct tap"])
+
+    @property
+    def depthwise_in_16_bits(self) -> bool:
+        """Whether all depthwise layers compute two windows at a time."""
+        return all(layer.joins_rows for layer in self.depthwise)
+
+    @property
     def calls(self) -> list[str]:
         return [line for layer in self.layers for line in layer.call(layer is self.layers[-1])]
 
@@ -119,9 +134,13 @@ class CNetwork:
     @cached_property
     def shared(self) -> dict[str, int]:
         """The fields of GEOMETRY that all convolutions have in common, those of maps left out: constants in model.c."""
-        each = [layer.geometry for layer in self.convolutions]
-        names = [name for name in GEOMETRY if each and name not in OF_MAPS]
-        return {name: each[0][name] for name in names if len({geometry[name] for geometry in each}) == 1}
+        shared = {}
+        for name in GEOMETRY:
+            users = [layer for layer in self.convolutions if name != "pairs" or not layer.depthwise]
+            values = {layer.geometry[name] for layer in users}
+            if name not in OF_MAPS and len(values) == 1:
+                shared[name] = values.pop()
+        return shared
 
     @property
     def channel_bytes(self) -> int:
@@ -174,15 +193,17 @@ class CNetwork:
             buffers[layer.number % 2] = max(buffers[layer.number % 2], math.prod(layer.outputs))
         own: list[tuple[str, str, int, str]] = []
         if self.layout == "packed":
-            rows = max((layer.row_length * (1 + layer.pairs) for layer in self.convolutions), default=0)
-            if rows:
-                own = [(self.weight_type, "row", rows, "the weights of one or two output channels, unpacked")]
+            rows = [layer.row_length * (1 + layer.pairs) for layer in self.convolutions if not layer.depthwise]
+            if rows:  # a single channel is unpacked alone, but has room for two
+                own = [(self.weight_type, "row", max(rows), "the weights of one or two output channels, unpacked")]
         else:
             for layer in self.products:  # whole vectors are read
                 if layer.form == "rows" and layer.layer.kind == "linear":
                     buffers[(layer.number - 1) % 2] = max(buffers[(layer.number - 1) % 2], layer.stride)
             buffers = [multiple(count, ALIGN) for count in buffers]  # every field at a multiple of ALIGN
             own = self._int8_fields()
+        if self.taps:
+            own = [("struct tap", "taps", self.taps, "the weights of one channel, or of two together"), *own]
         notes = ("the outputs of the first layer, of the third, and so on", "those of the second, of the fourth, ...")
         maps = [("uint8_t", *field) for field in zip(BUFFERS, buffers, notes, strict=True) if field[1]]
         return Arena((*own, *maps) or (("uint8_t", "unused", 1, "nothing: the only layer writes the logits"),))
@@ -246,12 +267,9 @@ class CNetwork:
         how = layer.scaling
         assert how is not None, average
         fields = {"multiplier": _unsigned(how.multiplier)[0], "shift": int(how.shift.max())}
+        fields |= {"largest": average.requantization.qmax}
         fields |= {"wide": int(how.wide)} if self.wide_products else {}
-        fields |= {
-            "largest": average.requantization.qmax,
-            "pixels": average.pixels,
-            "channels": layer.inputs[0],
-        }
+        fields |= {"pixels": average.pixels, "channels": layer.inputs[0]}
         lines = tuple(f"{value}, /* {name} */" for name, value in fields.items())
         return Table(layer.name, "the average of every channel", "average", (), lines)
 

@@ -110,11 +110,10 @@ INLINE void keep(struct largest *best, const uint32_t sums[4], int pairs) {
     }
 }
 
-/* The next codes of one channel or of two. */
+/* The next codes of one channel or of two. An odd last channel has nothing beside it. */
 INLINE void store(const struct layer *layer, uint32_t channel, struct largest sums, int pairs, uint8_t *codes) {
     codes[channel] = requantize(layer, channel, sums.first + layer->bias[channel]);
-    if (!pairs) return;
-    channel++;
+    if (!pairs || ++channel == layer->outputs) return;
     codes[channel] = requantize(layer, channel, first_of((uint32_t)sums.second >> 16, 1) + layer->bias[channel]);
 }
 
