@@ -137,13 +137,16 @@ class Measured:
         }
 
 
-def missing_tools(device: Device) -> str:
-    """What to install before `measure_device` can run; "" if nothing."""
-    if not device.missing:
+def missing_tools(*devices: Device) -> str:
+    """What to install for these cores, on one line; "" if all is there."""
+    lacking = [device for device in devices if device.missing]
+    if not lacking:
         return ""
+    programs = dict.fromkeys(name for device in lacking for name in device.missing)
+    packages = dict.fromkeys(package for device in lacking for package in device.packages)
     return (
-        f"{device.title}: {' and '.join(device.missing)} not found on the PATH; install "
-        f"{'them' if device.missing[1:] else 'it'} (Debian: apt install {' '.join(device.packages)})"
+        f"{', '.join(device.title for device in lacking)}: {', '.join(programs)} not found on the PATH; install "
+        f"{'them' if len(programs) > 1 else 'it'} (Debian: apt install {' '.join(packages)})"
     )
 
 
@@ -164,8 +167,10 @@ def measure_devices(files: Files, model: IntegerModel, images: NDArray[np.uint8]
 
     Raises ExportError for broken tools and for another logit.
     """
-    found = [_measured(files, model, images, name) for name in DEVICES]
-    return [each for each in found if isinstance(each, Measured)], [each for each in found if isinstance(each, str)]
+    there = [name for name, device in DEVICES.items() if not device.missing]
+    found = [_measured(files, model, images, name) for name in there]
+    notices = [missing_tools(*DEVICES.values()), *(each for each in found if isinstance(each, str))]
+    return [each for each in found if isinstance(each, Measured)], list(filter(None, notices))
 
 
 def _measured(files: Files, model: IntegerModel, images: NDArray[np.uint8], name: str) -> Measured | str:
