@@ -254,10 +254,11 @@ def test_missing_tools_are_named_with_their_packages(name: str, monkeypatch: pyt
     )
 
 
-def test_a_broken_compiler_is_named(fake: Callable[..., None]) -> None:
+@pytest.mark.parametrize("tool", ["gcc", "objdump", "size"])
+def test_a_broken_compiler_is_named(tool: str, fake: Callable[..., None]) -> None:
     needs("rv32")
-    fake("riscv64-unknown-elf-gcc", "echo 'fatal error: no cc1' >&2; exit 1")
-    refused("riscv64-unknown-elf-gcc failed for RISC-V RV32IMAC", "no cc1", "gcc-riscv64-unknown-elf", name="rv32")
+    fake(f"riscv64-unknown-elf-{tool}", "echo 'fatal error: no cc1' >&2; exit 1")
+    refused(f"riscv64-unknown-elf-{tool} failed for RISC-V RV32IMAC", "no cc1", "gcc-riscv64-unknown-elf", name="rv32")
 
 
 @pytest.mark.parametrize(
