@@ -63,7 +63,7 @@ def fits(files: Files, device: Device) -> bool:
         except (OSError, subprocess.SubprocessError) as error:
             if TOO_LARGE in (getattr(error, "stderr", None) or ""):
                 return False
-            raise broken(device.compiler, error, device) from None
+            raise broken(error, device) from None
         said = emulate(run, folder / FOLDER, device)
     if "class" not in said:
         raise ExportError(f"{device.emulator} ran {FOLDER}/main.c, which did not name a class; please report it")

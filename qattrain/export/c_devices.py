@@ -23,7 +23,7 @@ from qattrain.integer import IntegerModel
 
 IMAGES = 100
 OPTIMIZATION = "-O2"
-RUN_SECONDS = 120
+RUN_SECONDS = 300
 RESERVED = 4096  # bytes of flash for the program around the network, and of RAM for its variables and the stack
 SPUN = 16_000_000  # instructions in the loop by which device.c learns the length of a tick
 BARE_METAL = ("board.ld", "semihosting.h", "startup.c")
@@ -137,13 +137,16 @@ class Measured:
         }
 
 
-def missing_tools(device: Device) -> str:
-    """What to install before `measure_device` can run; "" if nothing."""
-    if not device.missing:
+def missing_tools(*devices: Device) -> str:
+    """What to install for these cores, on one line; "" if all is there."""
+    lacking = [device for device in devices if device.missing]
+    if not lacking:
         return ""
+    programs = dict.fromkeys(name for device in lacking for name in device.missing)
+    packages = dict.fromkeys(package for device in lacking for package in device.packages)
     return (
-        f"{device.title}: {' and '.join(device.missing)} not found on the PATH; install "
-        f"{'them' if device.missing[1:] else 'it'} (Debian: apt install {' '.join(device.packages)})"
+        f"{', '.join(device.title for device in lacking)}: {', '.join(programs)} not found on the PATH; install "
+        f"{'them' if len(programs) > 1 else 'it'} (Debian: apt install {' '.join(packages)})"
     )
 
 
@@ -164,8 +167,10 @@ def measure_devices(files: Files, model: IntegerModel, images: NDArray[np.uint8]
 
     Raises ExportError for broken tools and for another logit.
     """
-    found = [_measured(files, model, images, name) for name in DEVICES]
-    return [each for each in found if isinstance(each, Measured)], [each for each in found if isinstance(each, str)]
+    there = [name for name, device in DEVICES.items() if not device.missing]
+    found = [_measured(files, model, images, name) for name in there]
+    notices = [missing_tools(*DEVICES.values()), *(each for each in found if isinstance(each, str))]
+    return [each for each in found if isinstance(each, Measured)], list(filter(None, notices))
 
 
 def _measured(files: Files, model: IntegerModel, images: NDArray[np.uint8], name: str) -> Measured | str:
@@ -176,7 +181,7 @@ def _measured(files: Files, model: IntegerModel, images: NDArray[np.uint8], name
     try:
         needs = footprint(files, device.target)
     except (OSError, subprocess.SubprocessError) as error:
-        raise broken(device.compiler, error, device) from None
+        raise broken(error, device) from None
     count = min(IMAGES, len(images), (device.flash[1] - needs.flash_bytes - RESERVED) // images[0].size)
     for what, needed, there in (
         ("flash", needs.flash_bytes + images[0].size + RESERVED, device.flash[1]),
@@ -232,7 +237,7 @@ def _build(device: Device, prefix: str, folder: Path, images: NDArray[np.uint8],
     try:
         compiler.call(*device.build("bare_metal/", sources, "device.elf"), folder=folder)
     except (OSError, subprocess.SubprocessError) as error:
-        raise broken(device.compiler, error, device) from None
+        raise broken(error, device) from None
 
 
 def _run(device: Device, prefix: str, folder: Path, images: NDArray[np.uint8]) -> list[str]:
@@ -247,7 +252,10 @@ def _run(device: Device, prefix: str, folder: Path, images: NDArray[np.uint8]) -
 def _profile(device: Device, prefix: str, folder: Path, images: NDArray[np.uint8]) -> Profile:
     """What was executed for one image (1, H, W, C)."""
     _build(device, prefix, folder, images, "-DSPINS=1")
-    listing = compiler.call(device.target.objdump, "-d", "--no-show-raw-insn", "device.elf", folder=folder)
+    try:
+        listing = compiler.call(device.target.objdump, "-d", "--no-show-raw-insn", "device.elf", folder=folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise broken(error, device) from None
     log = folder / "executed.log"
     emulate([*device.run("device.elf"), "-d", LOG, "-D", log.name], folder, device)
     with log.open("rb") as lines:
@@ -271,7 +279,7 @@ def emulate(command: Sequence[str], folder: Path, device: Device) -> str:
     except subprocess.TimeoutExpired:
         raise ExportError(f"{device.emulator} was not done after {RUN_SECONDS} s; is it the one of Debian?") from None
     except OSError as error:
-        raise broken(device.emulator, error, device) from None
+        raise broken(error, device) from None
     if done.returncode:
         raise ExportError(
             f"{device.emulator} ended with exit code {done.returncode}: {_last(done.stdout.splitlines())}; "
@@ -280,9 +288,10 @@ def emulate(command: Sequence[str], folder: Path, device: Device) -> str:
     return done.stdout
 
 
-def broken(program: str, error: Exception, device: Device) -> ExportError:
-    """A compiler or an emulator that is there, but does not work."""
-    return ExportError(f"{program} failed for {device.title}: {compiler.failure(error)}; {_install(device)}")
+def broken(error: Exception, device: Device) -> ExportError:
+    """A compiler, one of its tools or an emulator that is there, but does not work."""
+    command = getattr(error, "cmd", None) or [getattr(error, "filename", None) or device.compiler]
+    return ExportError(f"{command[0]} failed for {device.title}: {compiler.failure(error)}; {_install(device)}")
 
 
 def _install(device: Device) -> str:

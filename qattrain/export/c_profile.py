@@ -81,7 +81,8 @@ CORTEX_M0 = Core(
 CORTEX_M4 = Core(
     "Arm DDI 0439B, table 3-1 and section 3.3.2: the pipeline refilled in 1 to 3 cycles",
     (
-        Cost("(ldr|str)d", "load", 3, 3),
+        Cost("ldrd", "load", 3, 3),
+        Cost("strd", "store", 3, 3),
         Cost("(pop|ldm).*pc", "taken branch", 2, 4),
         Cost("pop|ldm", "load", 1, 1),
         Cost("push|stm", "store", 1, 1),
