@@ -24,6 +24,7 @@ from qattrain.integer import INT32_MAX, AverageLayer, IntegerLayer
 LAYOUTS = ("packed", "int8")
 ALIGN = 32  # bytes: rows in layout int8 are multiples of one 256-bit vector
 WINDOWS = 16  # as in taps.c
+MOST_TAPS = 128  # of 8 bytes each: where a window has no more inputs, weights are turned into taps
 CONV_ROWS, LINEAR_ROWS = 2, 8  # weight rows that layout int8 multiplies at once, with four inputs or with one
 BUFFERS = ("even", "odd")
 
@@ -131,6 +132,18 @@ class CLayer:
         return self.depthwise and self.sums_fit_16_bits and self.product.stride[0] < self.product.codes.shape[2]
 
     @property
+    def joins_channels(self) -> bool:
+        """Whether a convolution has so few weights that those of two channels are turned into taps together."""
+        layer = self.product
+        plain = layer.kind == "conv" and layer.groups == 1 and layer.padding == (0, 0) and layer.pool <= 2
+        return plain and self.sums_fit_16_bits and self.row_length <= MOST_TAPS
+
+    @property
+    def in_rows(self) -> bool:
+        """Whether it is a convolution whose weights are multiplied row by row."""
+        return self.layer.kind == "conv" and not self.depthwise and not self.joins_channels
+
+    @property
     def sums_fit_16_bits(self) -> bool:
         """Whether no sum of any part of a window can leave 16 bits, with the bias or without."""
         layer = self.product
@@ -222,10 +235,12 @@ class CLayer:
         columns = ("int8_columns.c",) if self.form == "columns" else ()
         if self.layer.kind == "linear":
             return columns
-        depthwise = ("taps.c", f"{self.layout}_taps.c", "depthwise.c") if self.depthwise else ()
+        taps: tuple[str, ...] = ()
+        if self.depthwise or self.joins_channels:
+            taps = ("taps.c", f"{self.layout}_taps.c", "depthwise.c" if self.depthwise else "convolve_pairs.c")
         if self.form == "packed":
-            return (*(depthwise or ("convolve.c", "packed_convolve.c")), "packed_vectors_convolve.c")
-        small = depthwise or (() if self.product.groups > 1 else ("convolve.c", "int8_small.c"))
+            return (*(taps or ("convolve.c", "packed_convolve.c")), "packed_vectors_convolve.c")
+        small = taps or (() if self.product.groups > 1 else ("convolve.c", "int8_small.c"))
         return (*columns, *small, "int8_convolve_columns.c" if columns else "int8_convolve.c")
 
     @property
@@ -267,7 +282,8 @@ class CLayer:
             case "average", _:
                 call = f"average_map({both}, {target});"
             case "packed", "conv":
-                call = f"convolve({both}, {target}, {'0' if self.depthwise else 'arena->row'});"
+                row = "0" if self.depthwise or self.joins_channels else "arena->row"
+                call = f"convolve({both}, {target}, {row});"
             case "packed", _:
                 call = f"connect({both}, {finish});"
             case "rows", "conv":
@@ -279,8 +295,9 @@ class CLayer:
             case form, _:
                 name = "connect" if form == "rows" else "connect_columns"
                 call = f"{name}({both}, arena->sums, {finish});"
-        if self.layer.kind == "conv" and self.depthwise:
-            small = f"convolve_depthwise({both}, {target}, arena->taps);"
+        if self.layer.kind == "conv" and (self.depthwise or self.joins_channels):
+            name = "convolve_depthwise" if self.depthwise else "convolve_pairs"
+            small = f"{name}({both}, {target}, arena->taps);"
             return ("#ifndef VECTORS" if self.layout == "packed" else "#ifdef SMALL"), small, "#else", call, "#endif"
         if self.layer.kind == "conv" and self.layout == "int8" and self.product.groups == 1:
             small = f"convolve_small({both}, {target}, {int(self.form == 'rows')});"

@@ -91,8 +91,19 @@ class CNetwork:
     @property
     def taps(self) -> int:
         """How many taps the arena has room for."""
-        count = max((layer.taps for layer in self.depthwise), default=0)
+        count = max((layer.taps for layer in self.convolutions if layer.depthwise or layer.joins_channels), default=0)
         return count if self.layout == "packed" else multiple(count, ALIGN // BYTES["struct tap"])
+
+    @property
+    def row(self) -> int:
+        """How many unpacked weights the arena of layout packed has room for."""
+        rows = [layer.row_length * (1 + layer.pairs) for layer in self.convolutions if layer.in_rows]
+        return max(rows, default=0)
+
+    @property
+    def row_in_taps(self) -> bool:
+        """Whether they are in the memory of the taps, which C allows for bytes."""
+        return self.layout == "packed" and self.taps > 0 and self.weight_type == "int8_t"
 
     @property
     def depthwise_in_16_bits(self) -> bool:
@@ -101,7 +112,8 @@ class CNetwork:
 
     @property
     def calls(self) -> list[str]:
-        return [line for layer in self.layers for line in layer.call(layer is self.layers[-1])]
+        lines = [line for layer in self.layers for line in layer.call(layer is self.layers[-1])]
+        return [line.replace("arena->row", "(weight_t *)arena->taps") if self.row_in_taps else line for line in lines]
 
     @property
     def weight_type(self) -> str:
@@ -116,9 +128,10 @@ class CNetwork:
         return _smallest_type(biases), _smallest_type(np.concatenate(multipliers), "u")
 
     @property
-    def wide_products(self) -> bool:
-        """Whether a layer needs 64 bits to turn its sums into codes."""
-        return any(layer.scaling is not None and layer.scaling.wide for layer in self.layers)
+    def wide_products(self) -> int:
+        """Bits of the products that turn sums into codes: 48, in two halves, or 64; 0 if 32 are enough."""
+        wide = [layer.scaling for layer in self.layers if layer.scaling is not None and layer.scaling.wide]
+        return (48 if all(how.in_halves for how in wide) else 64) if wide else 0
 
     @property
     def count_type(self) -> str:
@@ -136,7 +149,7 @@ class CNetwork:
         """The fields of GEOMETRY that all convolutions have in common, those of maps left out: constants in model.c."""
         shared = {}
         for name in GEOMETRY:
-            users = [layer for layer in self.convolutions if name != "pairs" or not layer.depthwise]
+            users = [layer for layer in self.convolutions if name != "pairs" or layer.in_rows]
             values = {layer.geometry[name] for layer in users}
             if name not in OF_MAPS and len(values) == 1:
                 shared[name] = values.pop()
@@ -193,9 +206,8 @@ class CNetwork:
             buffers[layer.number % 2] = max(buffers[layer.number % 2], math.prod(layer.outputs))
         own: list[tuple[str, str, int, str]] = []
         if self.layout == "packed":
-            rows = [layer.row_length * (1 + layer.pairs) for layer in self.convolutions if not layer.depthwise]
-            if rows:  # a single channel is unpacked alone, but has room for two
-                own = [(self.weight_type, "row", max(rows), "the weights of one or two output channels, unpacked")]
+            if self.row and not self.row_in_taps:
+                own = [(self.weight_type, "row", self.row, "the weights of one or two output channels, unpacked")]
         else:
             for layer in self.products:  # whole vectors are read
                 if layer.form == "rows" and layer.layer.kind == "linear":
@@ -203,7 +215,8 @@ class CNetwork:
             buffers = [multiple(count, ALIGN) for count in buffers]  # every field at a multiple of ALIGN
             own = self._int8_fields()
         if self.taps:
-            own = [("struct tap", "taps", self.taps, "the weights of one channel, or of two together"), *own]
+            count = max(self.taps, math.ceil(self.row / BYTES["struct tap"]) if self.row_in_taps else 0)
+            own = [("struct tap", "taps", count, "the weights of one output channel, or of two"), *own]
         notes = ("the outputs of the first layer, of the third, and so on", "those of the second, of the fourth, ...")
         maps = [("uint8_t", *field) for field in zip(BUFFERS, buffers, notes, strict=True) if field[1]]
         return Arena((*own, *maps) or (("uint8_t", "unused", 1, "nothing: the only layer writes the logits"),))

@@ -8,7 +8,8 @@ narrow form
     code = min((max(sum, 0) * multiplier + 2^(shift - 1)) >> shift, largest)
 
 with one shift for the whole layer is looked for so that no product leaves 32 bits. Where there is none, as with most
-activations of 8 bits, the layer keeps the 64 bits, and a shift per channel.
+activations of 8 bits, the layer keeps the exact multipliers, and a shift per channel. If its sums stay below 2^16 and
+its shifts are at least 17, each product is computed in two halves of 32 bits; if not, in 64.
 """
 
 from dataclasses import dataclass
@@ -28,11 +29,17 @@ class Scaling:
 
     multiplier: IntArray
     shift: IntArray
+    largest_sum: int
 
     @property
     def wide(self) -> bool:
-        """Whether it needs products of 64 bits, and a shift per channel."""
+        """Whether its products have more than 32 bits, and channels shifts of their own."""
         return self.shift.ndim > 0
+
+    @property
+    def in_halves(self) -> bool:
+        """Whether such products can be computed in two halves of 32 bits."""
+        return self.largest_sum < 2**16 and int(self.shift.min()) >= 17
 
 
 def scaling(layer: IntegerLayer | AverageLayer) -> Scaling | None:
@@ -40,7 +47,8 @@ def scaling(layer: IntegerLayer | AverageLayer) -> Scaling | None:
     how = layer.requantization
     if how is None:
         return None
-    return narrow(how, largest_sums(layer)) or Scaling(*reduced(how))
+    most = largest_sums(layer)
+    return narrow(how, most) or Scaling(*reduced(how), int(most.max()))
 
 
 def largest_sums(layer: IntegerLayer | AverageLayer) -> IntArray:
@@ -74,7 +82,7 @@ def narrow(how: Requantization, most: IntArray) -> Scaling | None:
         if (at_least > in_32_bits).any():
             return None
         if (at_least <= allowed).all():
-            return Scaling(at_least, np.array(shift))
+            return Scaling(at_least, np.array(shift), int(most.max()))
     return None
 
 

@@ -30,31 +30,28 @@ INLINE int32_t second_of(uint32_t sum) { return (int32_t)(sum - (uint32_t)first_
 
 /* The sums under four windows on the map: the first at `top`, the second `right` bytes after it, the others likewise at
  * `bottom`. Without groups, as all pixels of a kernel's row lie side by side. */
-INLINE void multiply_four(const struct convolution *conv, struct weights w, const uint8_t *top,
-                             const uint8_t *bottom, int32_t right, int pairs, uint32_t sums[4]) {
-    const int32_t row = conv->depth * conv->columns, run = conv->depth * conv->kernel_columns, skip = row - run;
-    const uint8_t *end = top + run, *const last = end + conv->kernel_rows * row;
-    uint32_t a = 0, b = 0, c = 0, d = 0;
-    do {
-        do {
-            const uint32_t weight = weight_at(w, 0, pairs);
-#if __ARM_ARCH_ISA_THUMB == 1 /* Armv6-M, which cannot load and step on at once, and has few registers */
-            a += weight * top[0];
-            b += weight * top[right];
-            c += weight * bottom[0];
-            d += weight * bottom[right];
-            top++, bottom++, w.first += w.next;
+#if __ARM_ARCH_ISA_THUMB == 1 /* Armv6-M has eight registers to work with: this function needs them all */
+SEPARATE
 #else
-            const uint32_t x = *top++, y = *bottom++;
-            a += weight * x;
-            b += weight * top[right - 1];
-            c += weight * y;
-            d += weight * bottom[right - 1];
-            w.first += w.next;
+INLINE
 #endif
-        } while (top != end);
-        top += skip, bottom += skip, end += row;
-    } while (end != last);
+void multiply_four(const struct convolution *conv, struct weights w, const uint8_t *top,
+                             const uint8_t *bottom, int32_t right, int pairs, uint32_t sums[4]) {
+    const int32_t row = conv->depth * conv->columns, run = conv->depth * conv->kernel_columns;
+    uint32_t a = 0, b = 0, c = 0, d = 0, rows = conv->kernel_rows;
+    const uint8_t *other = top + right, *last = bottom + right;
+    do {
+        int32_t i;
+        for (i = 0; i < run; i++) {
+            const uint32_t weight = weight_at(w, 0, pairs);
+            a += weight * top[i];
+            b += weight * other[i];
+            c += weight * bottom[i];
+            d += weight * last[i];
+            w.first += w.next;
+        }
+        top += row, bottom += row, other += row, last += row;
+    } while (--rows);
     sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
 }
 

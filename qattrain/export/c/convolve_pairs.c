@@ -1,29 +1,60 @@
+#ifndef VECTORS
+#if __ARM_ARCH_ISA_THUMB == 1
+#define AT_ONCE 2                    /* windows; Armv6-M has few registers */
+#else
+#define AT_ONCE 4
+#endif
+
+/* start + the sums of all products under AT_ONCE windows: the first at x, the others so many bytes after it. */
+INLINE void multiply_some(const struct tap *taps, uint32_t count, uint32_t start, const uint8_t *x, uint32_t second,
+                          uint32_t third, uint32_t fourth, uint32_t sums[AT_ONCE]) {
+#if AT_ONCE == 2
+    (void)third, (void)fourth;
+    multiply_taps(taps, count, start, x, x + second, sums);
+#else
+    const uint8_t *const y = x + second, *const z = x + third, *const v = x + fourth;
+    const struct tap *const end = taps + count;
+    uint32_t a = start, b = start, c = start, d = start;
+    for (; taps != end; taps++) {
+        a += taps->weight * x[taps->at];
+        b += taps->weight * y[taps->at];
+        c += taps->weight * z[taps->at];
+        d += taps->weight * v[taps->at];
+    }
+    sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
+#endif
+}
+
 /* The sums of two channels under `count` windows, or the largest of every two windows, and of what is in `first` and
- * `second` already if `more`. window: the first of them. */
+ * `second` already if `more`. window: the first of them. Where the last are fewer than AT_ONCE, the first of these is
+ * computed again. */
 SEPARATE void sum_pairs(const struct convolution *conv, const struct tap *taps, uint32_t start,
                         const uint8_t *window, uint32_t count, int more, int32_t *first, int32_t *second) {
     const uint32_t right = (uint32_t)conv->depth * conv->right, weights = conv->layer.inputs;
-    uint32_t sums[2];
+    uint32_t sums[AT_ONCE], i;
     for (;;) {
-        multiply_taps(taps, weights, start, window, window + (count > 1 ? right : 0), sums);
+        multiply_some(taps, weights, start, window, count > 1 ? right : 0, count > 2 ? 2 * right : 0,
+                      count > 3 ? 3 * right : 0, sums);
         if (conv->pool == 2) {
-            int32_t best = larger(first_sum(sums[0]), first_sum(sums[1]));
-            int32_t other = larger(second_sum(sums[0]), second_sum(sums[1]));
-            if (more) {
-                best = larger(best, *first);
-                other = larger(other, *second);
+            for (i = 0; i < AT_ONCE; i += 2) {
+                int32_t best = larger(first_sum(sums[i]), first_sum(sums[i + 1]));
+                int32_t other = larger(second_sum(sums[i]), second_sum(sums[i + 1]));
+                if (more) {
+                    best = larger(best, *first);
+                    other = larger(other, *second);
+                }
+                *first++ = best;
+                *second++ = other;
             }
-            *first++ = best;
-            *second++ = other;
         } else {
-            *first++ = first_sum(sums[0]);
-            *second++ = second_sum(sums[0]);
-            *first++ = first_sum(sums[1]);
-            *second++ = second_sum(sums[1]);
+            for (i = 0; i < AT_ONCE; i++) {
+                *first++ = first_sum(sums[i]);
+                *second++ = second_sum(sums[i]);
+            }
         }
-        if (count <= 2) return;
-        count -= 2;
-        window += 2 * right;
+        if (count <= AT_ONCE) return;
+        count -= AT_ONCE;
+        window += AT_ONCE * right;
     }
 }
 
@@ -64,3 +95,4 @@ SEPARATE void convolve_pairs(const struct convolution *conv, const uint8_t *map,
         }
     }
 }
+#endif

@@ -1,7 +1,7 @@
 #ifdef SMALL
 /* Convolution and maximum, channel by channel or in pairs of channels: map -> output. rows: whether weights lie in rows,
  * not in columns. */
-static void convolve_small(const struct convolution *conv, const uint8_t *map, uint8_t *output, int rows) {
+SEPARATE void convolve_small(const struct convolution *conv, const uint8_t *map, uint8_t *output, int rows) {
     const struct layer *layer = &conv->layer;
     const uint32_t row = rows ? layer->stride : 1u;                   /* bytes from channel to channel */
     struct weights w;

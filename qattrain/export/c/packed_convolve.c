@@ -2,7 +2,7 @@
 
 /* Convolution and maximum: map -> output, channel by channel or in pairs of channels, so that weights are unpacked once.
  * weights: room for two rows. */
-static void convolve(const struct convolution *conv, const uint8_t *map, uint8_t *output, weight_t *weights) {
+SEPARATE void convolve(const struct convolution *conv, const uint8_t *map, uint8_t *output, weight_t *weights) {
     const struct layer *layer = &conv->layer;
     struct weights w;
     uint32_t channel, in_group = 0;

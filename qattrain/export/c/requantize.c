@@ -21,11 +21,17 @@ static inline struct scale scale_of(const struct layer *layer, uint32_t channel)
 /* The code of a sum, bias included: (sum * multiplier + 2^(shift - 1)) >> shift, at most `largest`. A sum of 0 or less
  * gives code 0 with any multiplier, so only unsigned numbers are shifted. Multipliers were chosen so that no product
  * leaves 32 bits, and every sum that can occur still gets the code of the trained network. Where there are none,
- * products have 64 bits; this is written to need no more, and no branch. */
+ * products have 48 bits and are computed in two halves, or 64; this is written to need no more, and no branch. */
 static inline uint8_t code_of(struct scale scale, int32_t sum) {
     const uint32_t positive = (uint32_t)(sum > 0 ? sum : 0);
     uint32_t code;
-#if WIDE_PRODUCTS
+#if WIDE_PRODUCTS == 48
+    if (scale.wide) {
+        const uint32_t high = positive * (scale.multiplier >> 16), low = positive * (scale.multiplier & 0xffff);
+        code = (((high + (low >> 16)) >> (scale.shift - 17)) + 1) >> 1;
+        return (uint8_t)(code < scale.largest ? code : scale.largest);
+    }
+#elif WIDE_PRODUCTS
     if (scale.wide) {
         const uint64_t long_code = ((((uint64_t)positive * scale.multiplier) >> (scale.shift - 1)) + 1) >> 1;
         return (uint8_t)(long_code < scale.largest ? long_code : scale.largest);
