@@ -26,6 +26,7 @@ PRESETS: dict[str, str] = {
     "lenet": "conv 20 5x5, pool 2, conv 50 5x5, pool 2, fc 500, fc",
     "lenet-small": "conv 16 5x5, pool 2, conv 24 5x5, pool 2, fc 32, fc",
     "lenet-nano": "conv 8 5x5, pool 2, conv 16 5x5, pool 2, fc 32, fc",
+    "pico": "conv 1 2x2 stride 2 bn, conv 12 5x5 bn, pool 2, conv 24 3x3 bn, fc",
     "ds-cnn": "conv 6 5x5 stride 2 bn, dw 3x3 bn, conv 24 1x1 bn, pool 2, dw 3x3 bn, conv 40 1x1 bn, fc",
 }
 

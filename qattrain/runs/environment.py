@@ -121,7 +121,7 @@ def _cpu_name() -> str:
 
 def _commit() -> str | None:
     """The commit of the source tree this package runs from, with `+` for local changes; None if it is installed."""
-    source = Path(__file__).resolve().parent
+    source = Path(qattrain.__file__).resolve().parent
     if not (source.parent / ".git").exists():
         return None
     try:

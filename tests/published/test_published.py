@@ -91,6 +91,25 @@ def test_every_recipe_is_a_valid_grid_of_three_seeds_that_selects_nothing(name: 
         assert point["data"]["limit_train"] is point["data"]["limit_test"] is None
 
 
+@pytest.mark.parametrize("name", published_results.SMALL)
+def test_a_recipe_named_after_its_limits_keeps_them(name: str) -> None:
+    (row,) = json.loads(recipes.RESULTS.read_text())[name]["rows"]
+    limits = re.fullmatch(r"b(\d+)(?:-m(\d+))?", name)
+    assert limits is not None
+    assert row["weight_bytes"] <= int(limits[1])
+    if limits[2]:
+        assert published_results.macs(name, row) <= 1000 * int(limits[2])
+
+
+def test_beside_a_rival_stands_the_most_accurate_network_within_its_bytes_and_known_multiply_accumulates() -> None:
+    results = json.loads(recipes.RESULTS.read_text())
+    rows = {name: results[name]["rows"][0] | {"mean": mean} for name, mean in (("kb03", 0.9), ("b3200-m60", 0.8))}
+    bytes_alone = published_results.Rival(3_200, 0.5)
+    assert published_results.beside(bytes_alone, rows) == "kb03"
+    assert published_results.beside(bytes_alone._replace(macs=60_000), rows) == "b3200-m60"
+    assert published_results.beside(bytes_alone._replace(weight_bytes=3_000), rows) == "b3200-m60"
+
+
 def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender() -> None:
     document = json.loads(publish.BENCH.read_text())
     for group, table in (("training", TRAINING), ("inference", INFERENCE)):

@@ -1,5 +1,8 @@
 """What the machine can do is asked, never assumed."""
 
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +53,24 @@ def test_a_run_of_a_gpu_can_be_described_where_there_is_none() -> None:
     described = describe_environment(torch.device("cuda" if not torch.cuda.is_available() else "cpu"))
     assert described["gpu"] is None
     assert described["packages"]["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_commit_of_the_source_tree_is_recorded_and_marked_if_the_package_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "qattrain" / "__init__.py"
+    source.parent.mkdir()
+    source.write_text("")
+    monkeypatch.setattr(environment.qattrain, "__file__", str(source))
+    assert describe_environment(CPU)["commit"] is None  # installed, no source tree
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert describe_environment(CPU)["commit"] == head
+    source.write_text("changed = True")
+    assert describe_environment(CPU)["commit"] == f"{head}+"
 
 
 def test_auto_compiles_long_runs_where_a_compiler_is_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
