@@ -328,16 +328,15 @@ PRELUDE = """
 #define LONGEST_WINDOW 512
 #define BLOCK 16384
 #define TWO_PRODUCTS_FIT_16_BITS 0
-#define WIDE_PRODUCTS 1
+#define WIDE_PRODUCTS 64
 #define DEPTHWISE_IN_16_BITS 1
-#define INLINE static inline
-#define SEPARATE static
+#define PLAIN_BYTES 0
 typedef int16_t weight_t, bias_t;
 typedef uint32_t multiplier_t;
 typedef uint16_t count_t, side_t;
 struct tap { uint32_t weight, at; };
-INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 """
+LARGER = "INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }"
 CONVOLUTION = f"struct convolution {{ struct layer layer; side_t {', '.join(GEOMETRY)}; }};"
 
 
@@ -345,10 +344,12 @@ CONVOLUTION = f"struct convolution {{ struct layer layer; side_t {', '.join(GEOM
 def test_the_kernels_in_the_package_are_plain_c(layout: str, flags: tuple[str, ...], tmp_path: Path) -> None:
     """A compiler reads them as they are, given what the tables of a model would define."""
     of_layout = sorted(path.name for path in C_FOLDER.glob(f"{layout}*.c"))
-    names = ("average.h", "requantize.c", "vectors.c", "convolve.c", "taps.c", *of_layout, "depthwise.c", "average.c")
+    small = ("convolve.c", "taps.c")
+    last = ("depthwise.c", "convolve_pairs.c", "average.c")
+    names = ("average.h", "requantize.c", "vectors.c", *small, *of_layout, *last)
     kernels = [f'#include "{C_FOLDER / name}"' for name in names]
     headers = [f'#include "{C_FOLDER / name}.h"' for name in ("vectors", layout)]
-    source = "\n".join([PRELUDE, *headers, CONVOLUTION, *kernels, ""])
+    source = "\n".join([PRELUDE, *headers, CONVOLUTION, LARGER, *kernels, ""])
     place({"kernels.c": source.encode(), "model.h": export(random_model())["model.h"]}, tmp_path)
     command = [needs("gcc"), *STRICT, *flags, "-Wno-unused-function", "-fsyntax-only", "kernels.c"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
