@@ -75,10 +75,10 @@ class Footprint:
 
 
 EMBEDDED = (
-    Target("Arm Cortex-M0", "arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb", "-Os", "-ffreestanding")),
-    Target("RISC-V RV32EC", "riscv64-unknown-elf-gcc", ("-march=rv32ec", "-mabi=ilp32e", "-Os", "-ffreestanding")),
+    Target("Arm Cortex-M0", "arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb", "-O2", "-ffreestanding")),
+    Target("RISC-V RV32EC", "riscv64-unknown-elf-gcc", ("-march=rv32ec", "-mabi=ilp32e", "-O2", "-ffreestanding")),
 )
-HOST = Target("this computer", "gcc", ("-Os",), link=False)
+HOST = Target("this computer", "gcc", ("-O2",), link=False)
 
 
 def measure(files: Files, target: Target) -> Footprint | None:

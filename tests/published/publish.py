@@ -1,24 +1,26 @@
 """Published figures: from run folders into `runs/published/*.json`, from there into the tables of the Markdown pages.
 
     python tests/published/publish.py sizes RUNS_DIR       export the runs named in SIZES: sizes.json
+    python tests/published/publish.py devices RUNS_DIR     the runs named in DEVICES on three cores: devices.json
     python tests/published/publish.py pictures             run the topics of PICTURES: explain.json and its pictures
     python tests/published/publish.py bench FILE           the output of a full `qattrain bench --json`: bench.json
     python tests/published/publish.py render               rewrite the tables of PAGES, and the pictures of results.json
 
-Every picture is an SVG for light and one for dark paper. The first three rewrite the tables, too. A table is what
+Every picture is an SVG for light and one for dark paper. The first four rewrite the tables, too. A table is what
 stands between `<!-- name -->` and `<!-- /name -->` in one of PAGES; the text around it is written by hand. `recipes.py`
 makes results.json. `test_published.py` fails when a page and the JSON differ.
 """
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import published_results
-from published_results import markdown
+from published_results import DEVICES_FILE, markdown
 from recipes import RESULTS
 
 if TYPE_CHECKING:
@@ -52,6 +54,47 @@ SIZES = (
 )
 
 
+# Runs on microcontrollers: seed 0 of recipes, and two presets after one epoch; their cost hardly depends on the weights
+DEVICES = ("b500", "b1100-m60", "b1600", "b3200-m60", "b3200-m420", "b11000-m240", "ds-cnn", "nano-4-4")
+NAMES = {"b3200-m60": "pico", "nano-4-4": "lenet-nano"}
+
+
+def devices(runs_dir: Path) -> dict[str, Any]:
+    """What `qattrain bench --device` says of the runs in DEVICES, on every core."""
+    from qattrain.export.c_devices import DEVICES as CORES
+
+    runs = [str(runs_dir / name / "last.pt") for name in DEVICES]
+    document: dict[str, Any] = {"command": "qattrain bench --device CORE CKPT... --json", "cores": {}}
+    for core in CORES:
+        command = [sys.executable, "-m", "qattrain", "bench", "--device", core, *runs, "--json"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout)
+        for row, name in zip(result["networks"], [name for name in DEVICES for _ in range(2)], strict=True):
+            row["checkpoint"] = name
+        document["cores"][core] = result
+    return document
+
+
+def device_table(document: dict[str, Any]) -> str:
+    """A row per network and layout: instructions for a multiply-accumulate on every core, the rest on a Cortex-M0."""
+    cores = document["cores"]
+    lines = []
+    for rows in zip(*(cores[core]["networks"] for core in cores), strict=True):
+        first = rows[0]
+        assert {(row["checkpoint"], row["layout"]) for row in rows} == {(first["checkpoint"], first["layout"])}
+        lines.append(
+            [
+                NAMES.get(first["checkpoint"], first["checkpoint"]),
+                first["layout"],
+                *(f"{row['instructions_per_mac']:.2f}" for row in rows),
+                f"{first['milliseconds_low']:.1f} to {first['milliseconds_high']:.0f}",
+                *(f"{first[f'{part}_bytes']:,}" for part in ("flash", "ram", "stack")),
+            ]
+        )
+    header = ["network", "layout", *(f"instructions a MAC, {core}" for core in cores)]
+    return markdown([*header, "Cortex-M0: ms at 48 MHz", "flash", "RAM", "stack"], lines)
+
+
 def sizes(runs_dir: Path) -> dict[str, Any]:
     """Bytes of every export of the runs in SIZES, and flash and RAM of the C on an Arm Cortex-M0."""
     from qattrain.evaluation.networks import load_network
@@ -76,7 +119,7 @@ def sizes(runs_dir: Path) -> dict[str, Any]:
         )
     note = (
         "runs: qattrain train --bits N --epochs 1 --limit-train 6000 (nano: --model lenet-nano --bits 2 --act-bits 4); "
-        "C: layout packed, arm-none-eabi-gcc -mcpu=cortex-m0 -mthumb -Os, linked with libgcc alone"
+        "C: layout packed, arm-none-eabi-gcc -mcpu=cortex-m0 -mthumb -O2, linked with libgcc alone"
     )
     return {"note": note, "rows": rows}
 
@@ -191,6 +234,7 @@ def tables() -> dict[str, str]:
     return {
         **published_results.tables(json.loads(RESULTS.read_text())),
         "sizes": size_table(json.loads(SIZES_FILE.read_text())),
+        "devices": device_table(json.loads(DEVICES_FILE.read_text())),
         **explain_tables(json.loads(EXPLAIN.read_text())),
         **bench_tables(json.loads(BENCH.read_text())),
     }
@@ -278,6 +322,8 @@ def _speed(row: dict[str, Any]) -> str:
 if __name__ == "__main__":
     if sys.argv[1] == "sizes":
         SIZES_FILE.write_text(json.dumps(sizes(Path(sys.argv[2])), indent=1) + "\n")
+    elif sys.argv[1] == "devices":
+        DEVICES_FILE.write_text(json.dumps(devices(Path(sys.argv[2])), indent=1) + "\n")
     elif sys.argv[1] == "bench":
         BENCH.write_text(json.dumps(benchmark(json.loads(Path(sys.argv[2]).read_text())), indent=1) + "\n")
     elif sys.argv[1] == "pictures":
@@ -286,6 +332,6 @@ if __name__ == "__main__":
         for name, draw in published_results.PICTURES.items():
             save(name, draw(json.loads(RESULTS.read_text())))
     else:
-        sys.exit(f"{sys.argv[1]!r}: allowed: sizes, pictures, bench, render")
+        sys.exit(f"{sys.argv[1]!r}: allowed: sizes, devices, pictures, bench, render")
     for path, text in rendered().items():
         path.write_text(text)

@@ -1,14 +1,16 @@
 """Tables and pictures of runs/published/results.json, for the README and the pages beside the JSON."""
 
+import json
 import statistics
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from recipes import LEFT_OUT, accuracies, read
+from recipes import LEFT_OUT, RESULTS, accuracies, read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DEVICES_FILE = RESULTS.parent / "devices.json"
 LENET = ("w1a1", "w1a2", "w2a2", "w3a3", "w4a4", "w8a8")
 FRONT = ("kb03", "kb05", "kb07", "kb09", "kb11")
 # At most so many bytes of weights, and so many thousand multiply-accumulates where the name says so.
@@ -141,8 +143,13 @@ def _pico(row: dict[str, Any]) -> str:
     """The preset pico beside BitNetMCU's network with about as many multiply-accumulates."""
     rival = BITNETMCU[0]
     theirs = ["BitNetMCU, 3.2 kB", percent(rival.accuracy), f"{rival.weight_bytes:,}", "", f"{rival.macs:,}"]
+    theirs += [f"{rival.milliseconds} (CH32V002)", "", ""]
+    device = on_cortex_m0("b3200-m60")
+    assert device is not None
     ours = [f"{row['weight_bytes']:,}", f"{total_bytes(row):,}", f"{macs('b3200-m60', row):,}"]
+    ours += [f"{device['milliseconds_low']:.1f} (Cortex-M0)", f"{device['flash_bytes']:,}", f"{device['ram_bytes']:,}"]
     header = ["", "test accuracy", "weights, bytes", "total bytes", "multiply-accumulates"]
+    header += ["ms at 48 MHz", "flash", "RAM"]
     return markdown(header, [["`pico`", percent(row["mean"]), *ours], theirs])
 
 
@@ -153,10 +160,19 @@ def _rivals(rows: dict[str, dict[str, Any]]) -> str:
         known = ["" if value is None else f"{value:,}" for value in (rival.macs, rival.milliseconds)]
         recipe = beside(rival, rows)
         row = rows[recipe]
-        ours = [recipe, f"{row['weight_bytes']:,}", f"{macs(recipe, row):,}", percent(row["mean"])]
+        device = on_cortex_m0(recipe)
+        ours = [recipe, f"{row['weight_bytes']:,}", f"{macs(recipe, row):,}"]
+        ours += [f"{device['milliseconds_low']:.1f}" if device else "", percent(row["mean"])]
         lines.append([f"{rival.weight_bytes:,}", *known, percent(rival.accuracy), *ours])
     header = ["BitNetMCU: weights, bytes", "multiply-accumulates", "ms at 48 MHz", "accuracy"]
-    return markdown([*header, "ours", "weights, bytes", "multiply-accumulates", "accuracy"], lines)
+    return markdown([*header, "ours", "weights, bytes", *header[1:]], lines)
+
+
+def on_cortex_m0(recipe: str) -> dict[str, Any] | None:
+    """What `publish.py devices` measured of a recipe's smallest C, if it did."""
+    networks: list[dict[str, Any]] = json.loads(DEVICES_FILE.read_text())["cores"]["cortex-m0"]["networks"]
+    found = [row for row in networks if row["checkpoint"] == recipe and row["layout"] == "packed"]
+    return found[0] if found else None
 
 
 def beside(rival: Rival, rows: dict[str, dict[str, Any]]) -> str:

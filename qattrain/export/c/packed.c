@@ -1,7 +1,7 @@
 #ifndef VECTORS
 
 /* Unpacks the weights of `rows` output channels, which follow each other without a gap. */
-static void unpack_rows(const struct layer *layer, uint32_t channel, uint32_t rows, weight_t *weights) {
+SEPARATE void unpack_rows(const struct layer *layer, uint32_t channel, uint32_t rows, weight_t *weights) {
     const uint32_t bits = layer->bits, mask = (1u << bits) - 1;
     const uint32_t start = channel * layer->inputs * bits;            /* the first row's first bit */
     const uint8_t *next = layer->codes + start / 8;
