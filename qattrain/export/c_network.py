@@ -113,6 +113,8 @@ class CNetwork:
     @property
     def calls(self) -> list[str]:
         lines = [line for layer in self.layers for line in layer.call(layer is self.layers[-1])]
+        if not any("arena->" in line for line in lines):
+            lines.append("(void)arena;")
         return [line.replace("arena->row", "(weight_t *)arena->taps") if self.row_in_taps else line for line in lines]
 
     @property
