@@ -9,7 +9,7 @@ narrow form
 
 with one shift for the whole layer is looked for so that no product leaves 32 bits. Where there is none, as with most
 activations of 8 bits, the layer keeps the exact multipliers, and a shift per channel. If its sums stay below 2^16 and
-its shifts are at least 17, each product is computed in two halves of 32 bits; if not, in 64.
+its shifts are 17 to 48, each product is computed in two halves of 32 bits; if not, in 64.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from qattrain.integer import AverageLayer, IntegerLayer, Requantization
 
 IntArray = NDArray[np.int64]
 UINT32_MAX = 2**32 - 1
+HALVES = (17, 48)  # shifts of products that are computed in two halves
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Scaling:
     @property
     def in_halves(self) -> bool:
         """Whether such products can be computed in two halves of 32 bits."""
-        return self.largest_sum < 2**16 and int(self.shift.min()) >= 17
+        return self.largest_sum < 2**16 and HALVES[0] <= int(self.shift.min()) and int(self.shift.max()) <= HALVES[1]
 
 
 def scaling(layer: IntegerLayer | AverageLayer) -> Scaling | None:
@@ -48,7 +49,14 @@ def scaling(layer: IntegerLayer | AverageLayer) -> Scaling | None:
     if how is None:
         return None
     most = largest_sums(layer)
-    return narrow(how, most) or Scaling(*reduced(how), int(most.max()))
+    return narrow(how, most) or exact(how, int(most.max()))
+
+
+def exact(how: Requantization, largest_sum: int) -> Scaling:
+    """The multipliers and shifts of `how`: with shifts that allow halves if possible, else the smallest."""
+    always_0 = (how.multiplier == 0) | (how.shift > HALVES[1])  # with sums below 2^16 and multipliers below 2^31
+    form = Scaling(np.where(always_0, 0, how.multiplier), np.where(always_0, HALVES[0], how.shift), largest_sum)
+    return form if form.in_halves else Scaling(*reduced(how), largest_sum)
 
 
 def largest_sums(layer: IntegerLayer | AverageLayer) -> IntArray:

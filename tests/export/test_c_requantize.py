@@ -1,13 +1,18 @@
 """The 32-bit form of requantization: every code of every possible sum, or no such form."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from integer_models import random_images, random_model, with_layer
 
-from qattrain.export.c_compile import PORTABLE, compiled_c
+from qattrain.export.c_compile import C_FOLDER, PORTABLE, compiled_c
 from qattrain.export.c_export import c_sources
 from qattrain.export.c_network import CNetwork
 from qattrain.export.c_requantize import UINT32_MAX, IntArray, Scaling, largest_sums, narrow, reduced, thresholds
+from qattrain.export.c_requantize import exact as exact_form
 from qattrain.files.compiler import NATIVE, find_compiler
 from qattrain.integer import IntegerModel, Requantization
 
@@ -190,11 +195,63 @@ def test_only_the_layers_that_need_64_bits_have_them(wide: bool) -> None:
     for layout, flags in (("packed", ()), ("int8", (NATIVE,)), ("int8", (NATIVE, f"-D{PORTABLE}"))):
         files = c_sources(model, layout)
         source = files["model.c"].decode()
-        assert f"#define WIDE_PRODUCTS {int(wide)}" in source
+        assert f"#define WIDE_PRODUCTS {64 if wide else 0} " in source
         assert ("conv2_shifts" in source) == wide
         assert "conv1_shifts" not in source
         with compiled_c(files, *flags) as run:
             assert np.array_equal(run(images), model.run(images)), (layout, flags)
+
+
+HALVES = """
+#include <stdint.h>
+#include <stdio.h>
+#define WIDE_PRODUCTS 48
+struct layer { const uint32_t *multiplier; const uint8_t *shifts; uint8_t shift, largest; };
+#include "%s"
+int main(void) {
+    unsigned long multiplier, shift, largest, sum;
+    while (scanf("%%lu %%lu %%lu", &multiplier, &shift, &largest) == 3) {
+        struct scale scale = {(uint32_t)multiplier, (uint32_t)shift, (uint32_t)largest, 1};
+        uint64_t wrong = 0;
+        for (sum = 0; sum < 65536; sum++) {
+            const uint64_t code = ((uint64_t)sum * multiplier + ((uint64_t)1 << (shift - 1))) >> shift;
+            wrong += code_of(scale, (int32_t)sum) != (code < largest ? code : largest);
+        }
+        printf("%%lu\\n", (unsigned long)wrong);
+    }
+    return 0;
+}
+"""
+
+
+def test_products_in_two_halves_give_the_code_of_every_sum(tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    (tmp_path / "halves.c").write_text(HALVES % (C_FOLDER / "requantize.c"))
+    subprocess.run(["gcc", "-O2", "halves.c", "-o", "halves"], cwd=tmp_path, check=True, timeout=60)
+    random = np.random.default_rng(0)
+    cases = [(int(random.integers(1, 2**31)), k, 2 ** int(random.integers(1, 9)) - 1) for k in range(17, 49)]
+    cases += [(1, 17, 255), (2**31 - 1, 17, 255), (2**31 - 1, 48, 255), (0, 40, 15), (2**16 - 1, 24, 255)]
+    lines = "\n".join(" ".join(map(str, case)) for case in cases)
+    done = subprocess.run([tmp_path / "halves"], input=lines, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["0"] * len(cases)
+
+
+def test_halves_are_for_sums_of_16_bits_and_shifts_of_17() -> None:
+    cases = ((17, 65535), (48, 65535), (17, 65536), (16, 65535), (49, 65535))
+    forms = [Scaling(np.array([5]), np.array([shift]), most) for shift, most in cases]
+    assert [form.in_halves for form in forms] == [True, True, False, False, False]
+    assert all(form.wide for form in forms)
+
+
+def test_multipliers_that_always_give_code_0_do_not_prevent_halves() -> None:
+    how = requantization([2**30 + 1, 2**31 - 1, 0], [38, 49, 62], 8)
+    form = exact_form(how, 2**16 - 1)
+    assert form.in_halves
+    assert (form.multiplier.tolist(), form.shift.tolist()) == ([2**30 + 1, 0, 0], [38, 17, 17])
+    assert set(exact(how, 1, list(range(2**16)))) == {0}
+    assert not exact_form(how, 2**16).in_halves
+    assert not exact_form(requantization([2**30 + 1], [16], 8), 100).in_halves
 
 
 def test_equal_scales_that_are_powers_of_two_need_no_multiplier() -> None:
