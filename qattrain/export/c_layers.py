@@ -6,6 +6,9 @@ A form is how a layer is computed, by a kernel in `qattrain/export/c`:
     rows            int8: each row padded with zeros to whole vectors, several rows multiplied at a time
     columns         int8: without padding, in columns; for groups and for sums of few inputs
     average
+
+Processors without vectors have kernels of their own for the convolutions of either layout, which read the same tables:
+`depthwise.c` if every output reads one channel, `convolve_pairs.c` if a window has few inputs, else `convolve.c`.
 """
 
 import math
@@ -139,8 +142,8 @@ class CLayer:
         return plain and self.sums_fit_16_bits and self.row_length <= MOST_TAPS
 
     @property
-    def in_rows(self) -> bool:
-        """Whether it is a convolution whose weights are multiplied row by row."""
+    def needs_row(self) -> bool:
+        """Whether `convolve.c` computes it, for which layout packed unpacks its weights row by row."""
         return self.layer.kind == "conv" and not self.depthwise and not self.joins_channels
 
     @property

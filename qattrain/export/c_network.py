@@ -97,7 +97,7 @@ class CNetwork:
     @property
     def row(self) -> int:
         """How many unpacked weights the arena of layout packed has room for."""
-        rows = [layer.row_length * (1 + layer.pairs) for layer in self.convolutions if layer.in_rows]
+        rows = [layer.row_length * (1 + layer.pairs) for layer in self.convolutions if layer.needs_row]
         return max(rows, default=0)
 
     @property
@@ -151,7 +151,7 @@ class CNetwork:
         """The fields of GEOMETRY that all convolutions have in common, those of maps left out: constants in model.c."""
         shared = {}
         for name in GEOMETRY:
-            users = [layer for layer in self.convolutions if name != "pairs" or layer.in_rows]
+            users = [layer for layer in self.convolutions if name != "pairs" or layer.needs_row]
             values = {layer.geometry[name] for layer in users}
             if name not in OF_MAPS and len(values) == 1:
                 shared[name] = values.pop()
