@@ -33,7 +33,10 @@ def bench_devices(
         images = load_test_data(network, path, data_dir, loaded).test.head(IMAGES).images.numpy()
         for each in layouts:
             say(f"{path}, layout {each}: {core.title}")
-            measured = measure_device(c_sources(integers, each), integers, images, device)
+            try:
+                measured = measure_device(c_sources(integers, each), integers, images, device)
+            except ExportError as error:
+                raise ExportError(f"{path}, layout {each}: {error}") from None
             what = {"network": network.facts.name, "checkpoint": str(path), "layout": each}
             ends = {"low": measured.profile.cycles_low, "high": measured.profile.cycles_high}
             times = {f"milliseconds_{end}": cycles / mhz / 1000 for end, cycles in ends.items()}

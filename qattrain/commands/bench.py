@@ -46,7 +46,8 @@ def bench(
         str | None, typer.Option(help="With --device: packed (smallest) or int8 (fastest). [default: each]")
     ] = None,
     mhz: Annotated[
-        float | None, typer.Option(min=0.001, help="With --device: clock of the stated milliseconds. [default: 48]")
+        float | None,
+        typer.Option(min=0.001, max=100_000, help="With --device: clock of the stated milliseconds. [default: 48]"),
     ] = None,
     data_dir: opt.DataDir = None,
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
@@ -79,9 +80,10 @@ def bench(
     of_speed = {"--repeats": repeats, "--quick": quick, "--only": only, "--threads": threads}
     for option, value in (of_devices if device is None else of_speed).items():
         if value:
-            shown = " ".join(value) if isinstance(value, list) else value
-            rule = "allowed only with --device" if device is None else "not allowed with --device"
-            raise ConfigError(f"{option}{'' if value is True else f' {shown}'}: {rule}; leave one of them out")
+            shown = " ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
+            alone = "allowed only with --device; leave it out"
+            rule = alone if device is None else "not allowed with --device; leave one of them out"
+            raise ConfigError(f"{option}{'' if value is True else f' {shown}'}: {rule}")
     if device is not None:
         _bench_device(console, checkpoints or [], device, layout, mhz or DEFAULT_MHZ, data_dir, runs_dir)
         return
@@ -131,10 +133,13 @@ def _bench_device(
 ) -> None:
     from qattrain.errors import ConfigError, pick
     from qattrain.export.c_devices import DEVICES
+    from qattrain.export.c_export import C_EXPORTER
     from qattrain.report.console import Table
     from qattrain.runs.folder import find_checkpoint
 
     pick(DEVICES, device, "--device")
+    if layout is not None:
+        pick(dict.fromkeys(C_EXPORTER.layouts), layout, "--layout")
     if not checkpoints:
         raise ConfigError(f"--device {device}: no network; name one or more checkpoints, or packed files")
     paths = [find_checkpoint(checkpoint, runs_dir) for checkpoint in checkpoints]

@@ -222,6 +222,6 @@ def placed(files: Files) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
             path = Path(name) / file
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         yield Path(name)

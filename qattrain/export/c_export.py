@@ -27,9 +27,9 @@ from qattrain.files import compiler
 from qattrain.integer import INT32_MAX, IntegerModel, ModelFacts
 
 LINE = 116  # characters of numbers in a line
-# A file of that name would be found in place of the compiler's own, or be overwritten by main.c.
+# A file of that name would be found in place of the compiler's own, or be overwritten by main.c or one of --board.
 TAKEN = (
-    "main|assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|stdarg|stdbool|stddef|"
+    "main|image|semihosting|startup|device|assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|stdarg|stdbool|stddef|"
     "stdint|stdio|stdlib|string|tgmath|threads|time|uchar|wchar|wctype"
 )
 

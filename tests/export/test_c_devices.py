@@ -344,6 +344,7 @@ def test_bench_refuses_what_it_cannot_measure_in_one_line(
         (["--device", "cortex-m0", packed, "--quick"], 2, ("--quick", "not allowed with --device")),
         (["--device", "cortex-m0", packed, "--only", "plain"], 2, ("--only plain", "not allowed with --device")),
         (["--device", "cortex-m0", packed, "--mhz", 0], 2, ("--mhz", "0")),
+        (["--device", "cortex-m0", packed, "--mhz", "inf"], 2, ("--mhz", "inf")),
         ([packed], 2, (f"CKPT {packed}", "only with --device")),
         (["--layout", "int8"], 2, ("--layout int8", "only with --device")),
         (["--mhz", 48], 2, ("--mhz 48", "only with --device")),
@@ -366,7 +367,7 @@ def test_export_measures_in_the_same_command_and_its_readme_says_the_result(
     for name in DEVICES:
         needs(name)
     out = tmp_path / "out"
-    done = main("export", packed, "--to", "c", "--out", out, "--verify-images", 5, "--measure", "--json")
+    done = main("export", packed, "--to", "c", "--out", out, "--verify-images", 5, "--board", "--measure", "--json")
     assert (done.rc, "not measured" in done.stderr) == (0, False)
     rows = json.loads(done.stdout)["devices"]
     assert [row["device"] for row in rows] == list(DEVICES)
@@ -376,6 +377,7 @@ def test_export_measures_in_the_same_command_and_its_readme_says_the_result(
         assert f"| {row['core']} | {row['instructions']:.0f} | {row['instructions_per_mac']:.2f} |" in readme
         assert f"| {row['flash_bytes']} | {row['ram_bytes']} | {row['stack_bytes']} |" in readme
     assert "Not measured" not in readme
+    assert [name for name in ("`bare_metal/`", "`arduino/qattrain`", "`main.c`") if name not in readme] == []
 
 
 def test_export_without_tools_says_in_one_line_what_to_install(

@@ -108,7 +108,7 @@ def test_a_prefix_that_is_no_identifier_is_refused(prefix: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("prefix", ["main", "Main", "stdint", "string", "float"])
+@pytest.mark.parametrize("prefix", ["main", "Main", "stdint", "string", "float", "image", "startup"])
 def test_a_prefix_that_would_hide_another_file_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match=f"--prefix '{prefix}': {prefix}.c or .*choose another"):
         c_exporter(prefix)
