@@ -194,7 +194,7 @@ def _write(folder: Path, files: Files) -> None:
             blocked = [name for name in files if (folder / name).is_dir()]
             if blocked:
                 raise ExportError(f"cannot write {folder / blocked[0]}: it is a folder; choose another --out")
-            for each in folders:
+            for each in sorted(folders):  # a folder before those in it
                 if each.is_file():
                     raise ExportError(f"cannot write into {each}: it is a file; choose another --out")
                 each.mkdir(parents=True, exist_ok=True)
