@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.data import Dataset
-from qattrain.errors import ExportError, pick
+from qattrain.errors import ExportError
 from qattrain.evaluation.checkpoints import load_test_data
 from qattrain.evaluation.networks import load_network
-from qattrain.export.base import settled_layout
 from qattrain.export.c_devices import DEVICES, IMAGES, measure_device, missing_tools
-from qattrain.export.c_export import C_EXPORTER, c_sources
+from qattrain.export.c_export import c_sources
+from qattrain.export.c_layers import LAYOUTS
 
 
 def bench_devices(
@@ -19,10 +19,9 @@ def bench_devices(
     """Measure the networks in `paths`, exported to C, on the first IMAGES test images of each; plain values.
 
     device: a key of DEVICES. layout: one of C's; None: each. mhz: the clock of the stated milliseconds. say: called
-    with a line of progress. Raises ConfigError, CheckpointError, DataError, ExportError.
+    with a line of progress. Raises CheckpointError, DataError, ExportError.
     """
-    core = pick(DEVICES, device, "--device")
-    layouts = C_EXPORTER.layouts if layout is None else (settled_layout(C_EXPORTER, layout),)
+    core, layouts = DEVICES[device], LAYOUTS if layout is None else (layout,)
     if core.missing:  # before networks and images are loaded
         raise ExportError(missing_tools(core))
     loaded: dict[str, Dataset] = {}

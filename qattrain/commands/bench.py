@@ -133,13 +133,13 @@ def _bench_device(
 ) -> None:
     from qattrain.errors import ConfigError, pick
     from qattrain.export.c_devices import DEVICES
-    from qattrain.export.c_export import C_EXPORTER
+    from qattrain.export.c_layers import LAYOUTS
     from qattrain.report.console import Table
     from qattrain.runs.folder import find_checkpoint
 
     pick(DEVICES, device, "--device")
     if layout is not None:
-        pick(dict.fromkeys(C_EXPORTER.layouts), layout, "--layout")
+        pick(dict.fromkeys(LAYOUTS), layout, "--layout")
     if not checkpoints:
         raise ConfigError(f"--device {device}: no network; name one or more checkpoints, or packed files")
     paths = [find_checkpoint(checkpoint, runs_dir) for checkpoint in checkpoints]

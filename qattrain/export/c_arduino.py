@@ -22,7 +22,7 @@ ARCHITECTURES = (
 
 
 def arduino_files(files: Files, model: IntegerModel, image: NDArray[np.uint8], rendered: Callable[..., str]) -> Files:
-    """The library folder, and README.md with what it is. The sketch classifies `image` (C, H, W).
+    """The library folder. Its sketch classifies `image` (C, H, W).
 
     files: those of the exporter. rendered: the text of a template of `qattrain/export/c`: its name, then the values
     that do not follow from the image's shape.
@@ -44,6 +44,4 @@ def arduino_files(files: Files, model: IntegerModel, image: NDArray[np.uint8], r
         f"{sketch}/image.h": rendered("bare_metal/image.h", image=pixels, logits=logits),
     }
     made = {f"{folder}/src/{name}": files[name] for name in (source, header)}
-    made |= {name: text.encode("ascii") for name, text in texts.items()}
-    about = rendered("arduino/README.md", library=prefix, folder=folder)
-    return made | {"README.md": files["README.md"] + about.encode()}
+    return made | {name: text.encode("ascii") for name, text in texts.items()}

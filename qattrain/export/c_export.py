@@ -29,7 +29,8 @@ from qattrain.integer import INT32_MAX, IntegerModel, ModelFacts
 LINE = 116  # characters of numbers in a line
 # A file of that name would be found in place of the compiler's own, or be overwritten by main.c or one of --board.
 TAKEN = (
-    "main|image|semihosting|startup|device|assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|stdarg|stdbool|stddef|"
+    "main|image|semihosting|startup|device|"
+    "assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|stdarg|stdbool|stddef|"
     "stdint|stdio|stdlib|string|tgmath|threads|time|uchar|wchar|wctype"
 )
 
@@ -50,7 +51,8 @@ def c_exporter(prefix: str = DEFAULT_PREFIX) -> Exporter:
         def rendered(name: str, **values: Any) -> str:
             return _rendered(name, prefix, **(_image(model.input_shape) | values))
 
-        return board_files(files, model, image, rendered) | arduino_files(files, model, image, rendered)
+        made = board_files(files, model, image, rendered) | arduino_files(files, model, image, rendered)
+        return made | {"README.md": files["README.md"] + rendered("README_board.md", library=prefix).encode()}
 
     def measure_cores(files: Files, model: IntegerModel, images: NDArray[np.uint8]) -> Measurement:
         found, notices = measure_devices(files, model, images)

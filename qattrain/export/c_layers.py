@@ -122,9 +122,12 @@ class CLayer:
 
     @property
     def taps(self) -> int:
-        """Inputs of a window; in a depthwise layer those of a second one below it, too."""
-        layer = self.product
-        return self.row_length + (layer.stride[0] * layer.codes.shape[3] if self.depthwise else 0)
+        """How many taps its weights become: the inputs of a window, in a depthwise layer with those of a second one
+        below it; 0 for a layer that has none.
+        """
+        if self.depthwise:
+            return self.row_length + self.product.stride[0] * int(self.product.codes.shape[3])
+        return self.row_length if self.joins_channels else 0
 
     @property
     def joins_rows(self) -> bool:
@@ -144,9 +147,9 @@ class CLayer:
     @property
     def needs_row(self) -> bool:
         """Whether `convolve.c` computes it, for which layout packed unpacks its weights row by row."""
-        return self.layer.kind == "conv" and not self.depthwise and not self.joins_channels
+        return self.layer.kind == "conv" and not self.taps
 
-    @property
+    @cached_property
     def sums_fit_16_bits(self) -> bool:
         """Whether no sum of any part of a window can leave 16 bits, with the bias or without."""
         layer = self.product
@@ -218,7 +221,7 @@ class CLayer:
             raise ExportError(f"{self.name}: a sum in layout int8 could reach {bound}, beyond int32; use layout packed")
         return np.pad(rows, ((0, self.rows - len(rows)), (0, self.stride - rows.shape[1])))
 
-    @property
+    @cached_property
     def geometry(self) -> dict[str, int]:
         """The fields of GEOMETRY."""
         layer, (channels, rows, columns), (_, output_rows, output_columns) = self.product, self.inputs, self.outputs
@@ -239,7 +242,7 @@ class CLayer:
         if self.layer.kind == "linear":
             return columns
         taps: tuple[str, ...] = ()
-        if self.depthwise or self.joins_channels:
+        if self.taps:
             taps = ("taps.c", f"{self.layout}_taps.c", "depthwise.c" if self.depthwise else "convolve_pairs.c")
         if self.form == "packed":
             return (*(taps or ("convolve.c", "packed_convolve.c")), "packed_vectors_convolve.c")
@@ -271,8 +274,8 @@ class CLayer:
         words += [f"{g['pool']}x{g['pool']} maximum"] if self.layer.pool > 1 else []
         return ", ".join(words)
 
-    def call(self, last: bool) -> tuple[str, ...]:
-        """The lines of C that compute it."""
+    def call(self, last: bool, row: str) -> tuple[str, ...]:
+        """The lines of C that compute it. row: where layout packed unpacks weights."""
         source = "image" if self.number == 0 else f"arena->{BUFFERS[(self.number - 1) % 2]}"
         target = f"arena->{BUFFERS[self.number % 2]}"
         lines = []
@@ -285,8 +288,7 @@ class CLayer:
             case "average", _:
                 call = f"average_map({both}, {target});"
             case "packed", "conv":
-                row = "0" if self.depthwise or self.joins_channels else "arena->row"
-                call = f"convolve({both}, {target}, {row});"
+                call = f"convolve({both}, {target}, {row if self.needs_row else '0'});"
             case "packed", _:
                 call = f"connect({both}, {finish});"
             case "rows", "conv":
@@ -298,7 +300,7 @@ class CLayer:
             case form, _:
                 name = "connect" if form == "rows" else "connect_columns"
                 call = f"{name}({both}, arena->sums, {finish});"
-        if self.layer.kind == "conv" and (self.depthwise or self.joins_channels):
+        if self.layer.kind == "conv" and self.taps:
             name = "convolve_depthwise" if self.depthwise else "convolve_pairs"
             small = f"{name}({both}, {target}, arena->taps);"
             return ("#ifndef VECTORS" if self.layout == "packed" else "#ifdef SMALL"), small, "#else", call, "#endif"

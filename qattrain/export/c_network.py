@@ -82,7 +82,7 @@ class CNetwork:
         """The files of C it needs, each once; what a file uses comes before it."""
         own = [kernel for layer in self.layers for kernel in layer.kernels]
         layout = ("packed.c", "packed_vectors.c") if self.layout == "packed" else ("int8.c",)
-        return tuple(dict.fromkeys(("requantize.c", "vectors.c", *layout, *own)))
+        return tuple(dict.fromkeys(("requantize.c", "sums.c", "vectors.c", *layout, *own)))
 
     @property
     def depthwise(self) -> list[CLayer]:
@@ -91,7 +91,7 @@ class CNetwork:
     @property
     def taps(self) -> int:
         """How many taps the arena has room for."""
-        count = max((layer.taps for layer in self.convolutions if layer.depthwise or layer.joins_channels), default=0)
+        count = max((layer.taps for layer in self.convolutions), default=0)
         return count if self.layout == "packed" else multiple(count, ALIGN // BYTES["struct tap"])
 
     @property
@@ -112,10 +112,9 @@ class CNetwork:
 
     @property
     def calls(self) -> list[str]:
-        lines = [line for layer in self.layers for line in layer.call(layer is self.layers[-1])]
-        if not any("arena->" in line for line in lines):
-            lines.append("(void)arena;")
-        return [line.replace("arena->row", "(weight_t *)arena->taps") if self.row_in_taps else line for line in lines]
+        row = "(weight_t *)arena->taps" if self.row_in_taps else "arena->row"
+        lines = [line for layer in self.layers for line in layer.call(layer is self.layers[-1], row)]
+        return lines if any("arena->" in line for line in lines) else [*lines, "(void)arena;"]
 
     @property
     def weight_type(self) -> str:

@@ -336,7 +336,6 @@ typedef uint32_t multiplier_t;
 typedef uint16_t count_t, side_t;
 struct tap { uint32_t weight, at; };
 """
-LARGER = "INLINE int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }"
 CONVOLUTION = f"struct convolution {{ struct layer layer; side_t {', '.join(GEOMETRY)}; }};"
 
 
@@ -346,10 +345,10 @@ def test_the_kernels_in_the_package_are_plain_c(layout: str, flags: tuple[str, .
     of_layout = sorted(path.name for path in C_FOLDER.glob(f"{layout}*.c"))
     small = ("convolve.c", "taps.c")
     last = ("depthwise.c", "convolve_pairs.c", "average.c")
-    names = ("average.h", "requantize.c", "vectors.c", *small, *of_layout, *last)
+    names = ("average.h", "requantize.c", "sums.c", "vectors.c", *small, *of_layout, *last)
     kernels = [f'#include "{C_FOLDER / name}"' for name in names]
     headers = [f'#include "{C_FOLDER / name}.h"' for name in ("vectors", layout)]
-    source = "\n".join([PRELUDE, *headers, CONVOLUTION, LARGER, *kernels, ""])
+    source = "\n".join([PRELUDE, *headers, CONVOLUTION, *kernels, ""])
     place({"kernels.c": source.encode(), "model.h": export(random_model())["model.h"]}, tmp_path)
     command = [needs("gcc"), *STRICT, *flags, "-Wno-unused-function", "-fsyntax-only", "kernels.c"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)

@@ -1,8 +1,6 @@
 """The C of any chain: every logit of random networks equals IntegerModel's, in both layouts and every form of C."""
 
-import os
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from integer_models import LOGIT_SCALE
 from random_chains import Case, noise, random_case, trained
+from sanitized import assert_sanitizers_find_nothing
 
 from qattrain.config import ModelConfig, QuantConfig
 from qattrain.config.chain import Shape
@@ -155,29 +154,9 @@ def test_microcontrollers_need_no_library_and_their_compilers_do_not_warn(target
 @pytest.mark.parametrize("seed", [1, 6, 11, 16])
 @pytest.mark.parametrize(("layout", "flags"), FORMS, ids=str)
 def test_sanitizers_find_nothing(seed: int, layout: str, flags: tuple[str, ...], tmp_path: Path) -> None:
-    """The program gets its image on the standard input, in bytes (row, column, channel)."""
-    if shutil.which("gcc") is None:
-        pytest.skip("not installed: gcc")
     case = random_case(seed)
     model = lower(trained(case, seed), case.shape)
-    facts = ModelFacts("n", "d", tuple(map(str, range(model.classes))), None)
-    for name, content in write_c(model, facts, layout).items():
-        (tmp_path / name).write_bytes(content)
-    checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    command = ["gcc", "-std=c99", "-O1", "-g", *flags, *checks, "model.c", "main.c", "-o", "classify"]
-    subprocess.run(command, cwd=tmp_path, timeout=120, check=True)
-    images = noise(case, 5, seed).numpy()
-    for image, expected in zip(images, model.run(images), strict=True):
-        done = subprocess.run(
-            [tmp_path / "classify"],
-            input=image.transpose(1, 2, 0).tobytes(),
-            capture_output=True,
-            timeout=60,
-            env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},  # which cannot run under a debugger
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert [int(line.split()[1]) for line in done.stdout.splitlines()[1:]] == expected.tolist()
+    assert_sanitizers_find_nothing(model, noise(case, 5, seed).numpy(), layout, flags, tmp_path)
 
 
 def test_layout_int8_of_a_depthwise_chain_takes_little_more_than_its_weights() -> None:

@@ -1,20 +1,19 @@
 """Depthwise convolutions, and those of few weights, as processors without vectors compute them."""
 
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from integer_models import LOGIT_SCALE
+from sanitized import assert_sanitizers_find_nothing
 
 from qattrain.export.c_compile import C_FOLDER, PORTABLE, compiled_c
-from qattrain.export.c_export import c_sources, write_c
+from qattrain.export.c_export import c_sources
 from qattrain.export.c_layers import WINDOWS
 from qattrain.export.c_network import CNetwork
 from qattrain.files.compiler import NATIVE, find_compiler
-from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts, Requantization
+from qattrain.integer import IntegerLayer, IntegerModel, Requantization
 
 FORMS = (("packed", ()), ("int8", (NATIVE,)), ("int8", (f"-D{PORTABLE}", "-DQATTRAIN_SMALL")))
 QUICK = ("-O1", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
@@ -147,25 +146,6 @@ def test_a_long_kernel_does_not_become_taps() -> None:
 
 @pytest.mark.parametrize(("layout", "flags"), [FORMS[0], FORMS[2]], ids=str)
 def test_sanitizers_find_nothing(layout: str, flags: tuple[str, ...], tmp_path: Path) -> None:
-    if shutil.which("gcc") is None:
-        pytest.skip("not installed: gcc")
     for seed in (4, 5, 9):
         model = random_network(seed)
-        facts = ModelFacts("n", "d", tuple(map(str, range(model.classes))), None)
-        for name, content in write_c(model, facts, layout).items():
-            (tmp_path / name).write_bytes(content)
-        checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-        command = ["gcc", "-std=c99", "-O1", "-g", *flags, *checks, "model.c", "main.c", "-o", "classify"]
-        subprocess.run(command, cwd=tmp_path, timeout=120, check=True)
-        images = images_of(model, 3)
-        for image, expected in zip(images, model.run(images), strict=True):
-            done = subprocess.run(
-                [tmp_path / "classify"],
-                input=image.transpose(1, 2, 0).tobytes(),
-                capture_output=True,
-                timeout=60,
-                env={"ASAN_OPTIONS": "detect_leaks=0"},
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            assert [int(line.split()[1]) for line in done.stdout.splitlines()[1:]] == expected.tolist()
+        assert_sanitizers_find_nothing(model, images_of(model, 3), layout, flags, tmp_path)

@@ -23,10 +23,8 @@ INLINE uint32_t weight_at(struct weights w, uint32_t at, int pairs) {
 }
 
 /* The sum of the first channel, and 65536 times that of the second. */
-INLINE int32_t first_of(uint32_t sum, int pairs) {
-    return pairs ? (int32_t)((sum & 0xffff) ^ 0x8000) - 0x8000 : (int32_t)sum;
-}
-INLINE int32_t second_of(uint32_t sum) { return (int32_t)(sum - (uint32_t)first_of(sum, 1)); }
+INLINE int32_t first_of(uint32_t sum, int pairs) { return pairs ? first_sum(sum) : (int32_t)sum; }
+INLINE int32_t second_of(uint32_t sum) { return (int32_t)(sum - (uint32_t)first_sum(sum)); }
 
 /* The sums under four windows on the map: the first at `top`, the second `right` bytes after it, the others likewise at
  * `bottom`. Without groups, as all pixels of a kernel's row lie side by side. */
@@ -111,7 +109,7 @@ INLINE void keep(struct largest *best, const uint32_t sums[4], int pairs) {
 INLINE void store(const struct layer *layer, uint32_t channel, struct largest sums, int pairs, uint8_t *codes) {
     codes[channel] = requantize(layer, channel, sums.first + layer->bias[channel]);
     if (!pairs || ++channel == layer->outputs) return;
-    codes[channel] = requantize(layer, channel, first_of((uint32_t)sums.second >> 16, 1) + layer->bias[channel]);
+    codes[channel] = requantize(layer, channel, second_sum((uint32_t)sums.second) + layer->bias[channel]);
 }
 
 /* Convolution and maximum of one channel or of two: map -> output. The four windows are those of a 2x2 maximum, or else

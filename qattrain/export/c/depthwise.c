@@ -21,7 +21,8 @@ SEPARATE uint32_t multiply_part(const struct tap *taps, const uint8_t *pixels, i
 /* The sums of a channel under `count` windows side by side, and under those below them. map: the channel's first pixel;
  * top, left: of the first window, which may begin beyond the map's edge; rows: of taps. */
 SEPARATE void depthwise_sums(const struct convolution *conv, const struct tap *taps, uint32_t start, const uint8_t *map,
-                          int32_t top, int32_t left, int32_t rows, uint32_t count, int32_t *first, int32_t *second) {
+                             int32_t top, int32_t left, int32_t rows, uint32_t count, int32_t *first,
+                             int32_t *second) {
     const int32_t width = conv->kernel_columns, next = conv->groups, line = next * conv->columns, right = conv->right;
     const int32_t from = top < 0 ? -top : 0, last = rows > conv->rows - top ? conv->rows - top : rows;
     const uint8_t *const row = map + (top + from) * line;
@@ -55,7 +56,7 @@ SEPARATE void depthwise_sums(const struct convolution *conv, const struct tap *t
 
 /* One channel and its maximum: map -> output, both from its first code on. */
 SEPARATE void depthwise_channel(const struct convolution *conv, uint32_t channel, const struct tap *taps,
-                               const uint8_t *map, uint8_t *output) {
+                                const uint8_t *map, uint8_t *output) {
     const int32_t pool = conv->pool, below = rows_below(conv), at_once = below > 0 ? 2 : 1;
     const int32_t most = pool == 1 ? WINDOWS : WINDOWS / pool;
     const struct layer *layer = &conv->layer;
@@ -69,8 +70,8 @@ SEPARATE void depthwise_channel(const struct convolution *conv, uint32_t channel
             for (y = 0; y < pool; y += at_once) {
                 const int two = below > 0 && (pool == 1 ? row + 1 < conv->output_rows : y + 1 < pool);
                 depthwise_sums(conv, taps, start, map, (row * pool + y) * conv->down - conv->pad_top,
-                            column * pool * conv->right - conv->pad_left, conv->kernel_rows + (two ? below : 0),
-                            (uint32_t)(count * pool), first, second);
+                               column * pool * conv->right - conv->pad_left, conv->kernel_rows + (two ? below : 0),
+                               (uint32_t)(count * pool), first, second);
                 if (pool == 1) {
                     store_codes(layer, channel, first, (uint32_t)count, outputs, output);
                     if (two) store_codes(layer, channel, second, (uint32_t)count, outputs, output + line);

@@ -1,3 +1,8 @@
+/* Processors of up to 32 bits have no vectors to speak of: they load each weight less often, and copy nothing. */
+#if !defined VECTORS && (UINTPTR_MAX <= 0xffffffff || defined QATTRAIN_SMALL)
+#define SMALL
+#endif
+
 struct layer {
     const int8_t *weights;           /* rows one after the other, or columns: see above */
     const bias_t *bias;              /* one per output channel, as are multipliers */

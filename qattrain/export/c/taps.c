@@ -3,9 +3,6 @@
  * gives two products, and adding these up gives two sums, in the same form. */
 #define WINDOWS 16 /* so many windows, at most, are summed up before their sums become codes */
 
-INLINE int32_t first_sum(uint32_t joined) { return (int16_t)(joined & 0xffff); }
-INLINE int32_t second_sum(uint32_t joined) { return (int16_t)((joined - (uint32_t)first_sum(joined)) >> 16); }
-
 /* Places taps in rows of `columns` inputs, which are `next` bytes apart, with `line` bytes from row to row. */
 SEPARATE void place_taps(struct tap *taps, uint32_t rows, uint32_t columns, uint32_t next, uint32_t line) {
     uint32_t k, j;

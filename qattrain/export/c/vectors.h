@@ -3,12 +3,6 @@
 #include <immintrin.h>
 #endif
 
-/* Processors of up to 32 bits have no vectors to speak of: layout int8 then loads each weight less often, and copies
- * nothing. */
-#if !defined VECTORS && (UINTPTR_MAX <= 0xffffffff || defined QATTRAIN_SMALL)
-#define SMALL
-#endif
-
 #ifdef __GNUC__
 #define INLINE static inline __attribute__((always_inline, unused))   /* the caller knows all sizes */
 #define SEPARATE static __attribute__((noinline, unused))             /* has few numbers to keep in registers */
