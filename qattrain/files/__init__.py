@@ -1,10 +1,35 @@
-"""Files that are written completely or not at all, and this program's cache folder."""
+"""Files that are read within bounds and written completely or not at all, and this program's cache folder."""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
-from qattrain.errors import TrainingError, system_errors
+from qattrain.errors import QattrainError, TrainingError, system_errors
+
+
+def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: str, remedy: str) -> bytes:
+    """The content of a regular file of at most `most_bytes` bytes.
+
+    Never waits, as opening a pipe would, and never reads more than allowed, whatever the file claims or becomes while
+    it is read. what: names the file in errors, as in `the configuration run.toml`. Raises `kind`, with `remedy` at its
+    end, if it cannot be read, is a folder, a device or a pipe, or is larger.
+    """
+    with (
+        system_errors(kind, f"cannot read {what}", remedy),
+        open(path, "rb", opener=_open_at_once) as file,
+    ):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise kind(f"cannot read {what}: it is not a regular file; {remedy}")
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise kind(f"cannot read {what}: it has more than {most_bytes:,} bytes, the most allowed; {remedy}")
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a pipe nobody writes to without waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qattrain.errors import TrainingError
-from qattrain.files import write_atomically
+from qattrain.errors import DataError, TrainingError
+from qattrain.files import read_bounded, write_atomically
 
 
 @pytest.fixture
@@ -131,3 +131,20 @@ def test_a_run_on_a_full_or_read_only_disk_is_one_line_and_leaves_nothing_half_w
         assert reason in last
         assert "Traceback" not in result.stderr
         assert not [path for path in folder.rglob("*") if path.name != "runs"]
+
+
+def test_what_is_not_a_regular_file_or_too_large_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    full = tmp_path / "full"
+    full.write_bytes(b"12345")
+    for path, reason in (
+        (pipe, "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (tmp_path, "directory"),
+        (full, "more than 4 bytes"),
+        (tmp_path / "none", "No such file"),
+    ):
+        with pytest.raises(DataError, match=f"^cannot read the thing.*{reason}.*; give another$"):
+            read_bounded(path, 4, DataError, "the thing", "give another")
+    assert read_bounded(full, 5, DataError, "the thing", "give another") == b"12345"
