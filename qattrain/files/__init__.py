@@ -59,7 +59,7 @@ def replace_files(folder: Path, files: dict[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                staged[name].chmod(0o666 & ~_umask())  # it was made private; others may read results
+                staged[name].chmod(0o666 & ~umask())  # it was made private; others may read results
             for name, path in staged.items():
                 path.replace(folder / name)
     finally:
@@ -67,7 +67,8 @@ def replace_files(folder: Path, files: dict[str, bytes]) -> None:
             path.unlink(missing_ok=True)  # gone if the rename succeeded
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -100,6 +100,6 @@ def _remove_if_dead(path: str, *, is_folder: bool) -> None:
             if is_folder:
                 shutil.rmtree(path)
             else:
-                os.unlink(path)
+                Path(path).unlink()
     finally:
         os.close(handle)

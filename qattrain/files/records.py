@@ -12,7 +12,6 @@ missing file is None; every other file that is not what it should be is a Record
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,9 @@ LARGEST_INTEGER = 1 << 63
 MOST_VALUES = 3_000_000  # of a file: each takes about a hundred bytes of memory
 
 Record = dict[str, Any]
-# What a value must be: a type; a function that says whether it fits; None for null; a tuple of alternatives; [shape] for
-# a list of them; {name: shape} for an object, where `name?` may be missing and others may be added; {"*": shape} for an
-# object with any names.
+# What a value must be: a type; a function that says whether it fits; None for null; a tuple of alternatives; [shape] of
+# a list; {name: shape} of an object, where `name?` may be missing and others may be added; {"*": shape} of an object
+# with any names.
 Shape = Any
 
 
@@ -131,7 +130,7 @@ def _digest(content: Record, place: str) -> str:
 
 def _text(path: Path, kind: Kind) -> str | None:
     try:
-        os.stat(path)
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
@@ -173,12 +172,13 @@ def _opened(content: Any, place: str, path: Path, kind: Kind) -> tuple[Record, i
     """The fields, without the two of the seal, and the version. Raises RecordError."""
     if not isinstance(content, dict):
         raise damaged(path, kind, f"it holds a {type(content).__name__}, not an object")
-    version, digest = content.get(VERSION), content.pop(DIGEST, None)
-    if version is None and digest is None:
-        version = UNSEALED
+    version: Any = content.get(VERSION, UNSEALED)
+    digest = content.pop(DIGEST, None)
+    if VERSION not in content and digest is None:
+        pass
     elif digest != _digest(content, place):
         raise damaged(path, kind, "its digest does not match")
-    elif not count(version):
+    elif not count(version) or version == UNSEALED:
         raise damaged(path, kind, f"its {VERSION} is {version!r}")
     elif version > kind.version:
         raise RecordError(
