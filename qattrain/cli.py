@@ -1,7 +1,7 @@
 """The command line: the Typer app, and `main`, the only place that turns an error into one line and an exit code.
 
 Nothing here imports torch. Exit codes: 0 done; 2 wrong usage, be it of an option or of a setting; 1 any other
-QattrainError; 130 interrupted.
+QattrainError; 128 plus the number of the signal that ended it: 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import errno
@@ -11,13 +11,14 @@ import os
 import shutil
 import sys
 import textwrap
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 import qattrain
 from qattrain.commands import COMMANDS
 from qattrain.errors import ConfigError, QattrainError
+from qattrain.files import stopping
 
 app = typer.Typer(name="qattrain", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 for command_name, command in COMMANDS.items():
@@ -59,18 +60,22 @@ def main() -> None:
     # command of a few seconds.
     gc.set_threshold(100_000)
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with stopping.handled(stopping.Stopped.now):
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except QattrainError as error:
         if "--debug" in sys.argv:
             raise
         code = _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
-    except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted; the last checkpoint is kept", 130)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        code = _stopped(stopping.number_of(error))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if stopping.received:  # SIGHUP: the terminal is gone, nothing can be shown there
+            code = _stopped(stopping.received[0])
+        elif error.errno == errno.ENOSPC:
+            _print_nowhere(sys.stdout)  # what is left to print
+            code = _fail(f"cannot write: {error.strerror}; make room, or send the output elsewhere", 1)
+        else:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes nowhere
-        code = _fail(f"cannot write: {error.strerror}; make room, or send the output elsewhere", 1)
     except Exception as error:
         # A usage error of Typer, told by its attributes: Typer vendors Click, so the class has no stable path.
         if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
@@ -80,6 +85,23 @@ def main() -> None:
         message = f"{error.format_message().rstrip('.')}{_offending_value(error)}; see '{path} --help'"
         code = _fail(message, error.exit_code)
     sys.exit(code)
+
+
+def _stopped(number: int) -> int:
+    """Say so, where that is still possible, and return the exit code."""
+    code = stopping.exit_code(number)
+    words = "interrupted" if code == 130 else stopping.stopped_words(number)
+    try:
+        _fail(f"{words}; the last checkpoint is kept", code)
+        sys.stdout.flush()
+    except OSError:
+        _print_nowhere(sys.stdout)
+        _print_nowhere(sys.stderr)
+    return code
+
+
+def _print_nowhere(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _offending_value(error: Exception) -> str:
@@ -97,4 +119,5 @@ def _fail(message: str, code: int) -> int:
         width = shutil.get_terminal_size().columns
         line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
     sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
     return code

@@ -4,6 +4,7 @@ QattrainError
   +-- ConfigError       a value, flag, key or file of the configuration
   +-- DataError         a dataset, an image: missing, truncated, corrupt, unreachable
   +-- CheckpointError   a checkpoint: missing, truncated, altered, foreign, of another version
+  +-- RecordError       a JSON file of a run, a comparison or a sweep: truncated, altered, of a newer version
   +-- TrainingError     a run that cannot continue: loss not finite, run folder not writable
   +-- ExportError       a model that cannot become integers, or a file that does not equal them
   +-- ReportError       a picture or a page that cannot be made or written
@@ -14,6 +15,7 @@ what is allowed, and the remedy, on one line.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -36,6 +38,10 @@ class DataError(QattrainError):
 
 class CheckpointError(QattrainError):
     """A checkpoint cannot be read, trusted or written."""
+
+
+class RecordError(QattrainError):
+    """A JSON file that this program wrote cannot be read, trusted or understood."""
 
 
 class TrainingError(QattrainError):
@@ -94,6 +100,28 @@ def system_errors(kind: type[QattrainError], what: str, remedy: str) -> Iterator
         yield
     except OSError as error:
         raise kind(f"{what}: {reason(error)}; {remedy}") from None
+
+
+# What is true of a place that cannot be written to, by the system's reason; what else to do follows it.
+_WHY_NOT_WRITTEN = {
+    errno.ENOSPC: "free space there, or ",
+    errno.EDQUOT: "free space there, or ",
+    errno.ENOENT: "its folder is not there, or was removed; make it, or ",
+    errno.EROFS: "what is there can only be read; ",
+    errno.EACCES: "allow writing there, or ",
+    errno.EPERM: "allow writing there, or ",
+    errno.EISDIR: "a folder has that name; remove it, or ",
+}
+
+
+@contextmanager
+def write_errors(kind: type[QattrainError], what: str, elsewhere: str) -> Iterator[None]:
+    """As `system_errors`, for writing: the remedy fits the reason. elsewhere: such as `choose another --runs-dir`."""
+    try:
+        yield
+    except OSError as error:
+        why = _WHY_NOT_WRITTEN.get(error.errno or 0, "")
+        raise kind(f"{what}: {reason(error)}; {why}{elsewhere}") from None
 
 
 @contextmanager

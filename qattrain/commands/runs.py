@@ -1,16 +1,23 @@
 """`qattrain runs`: a list of the runs."""
 
 from dataclasses import asdict
+from typing import Annotated
+
+import typer
 
 from qattrain.commands import options as opt
+
+MOST_SHOWN = 50
+MOST_EXPLAINED = 5
 
 
 def runs(
     runs_dir: opt.RunsDir = opt.DEFAULT_RUNS,
+    all_: Annotated[bool, typer.Option("--all", help=f"Show all runs, not only the newest {MOST_SHOWN}.")] = False,
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """List the runs, newest first.
+    """List the runs, newest first. --json lists all of them.
 
     \b
     Example:
@@ -18,10 +25,13 @@ def runs(
     """
     from qattrain.experiments.folder import list_sweeps
     from qattrain.report.console import UNKNOWN, Console, Table, age, percent
-    from qattrain.runs.folder import list_runs
+    from qattrain.runs.folder import newest_runs
 
-    console, found, sweeps = Console(json), list_runs(runs_dir), list_sweeps(runs_dir)
-    console.result({"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps})
+    console, most = Console(json), None if all_ or json else MOST_SHOWN
+    (found, total), sweeps = newest_runs(runs_dir, most), list_sweeps(runs_dir)
+    console.result(
+        {"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps, "total": total}
+    )
     for name in sweeps:
         cells = ["qattrain", "runs", "--runs-dir", str(runs_dir / name / "cells")]
         console.command(f"sweep {name}; list its runs with", cells)
@@ -35,14 +45,21 @@ def runs(
     rows = [
         {
             "name": run.name,
-            "test accuracy": percent(run.accuracy),
-            "epochs": UNKNOWN if run.method == "ptq" else f"{run.epochs} of {run.epochs_asked}",
-            "W/A bits": f"{run.bits}/{run.act_bits}",
-            "method": run.method,
-            "quantizer": UNKNOWN if run.method == "float" else run.quantizer,
-            "dataset": run.dataset,
+            "test accuracy": "damaged" if run.damaged else percent(run.accuracy),
+            "epochs": UNKNOWN if run.damaged or run.method == "ptq" else f"{run.epochs} of {run.epochs_asked}",
+            "W/A bits": UNKNOWN if run.damaged else f"{run.bits}/{run.act_bits}",
+            "method": run.method or UNKNOWN,
+            "quantizer": UNKNOWN if run.method == "float" else run.quantizer or UNKNOWN,
+            "dataset": run.dataset or UNKNOWN,
             "age": age(run.age_seconds),
         }
         for run in found
     ]
     console.table(Table.of("", rows, left=("dataset", "method", "quantizer"), strong=("test accuracy",)))
+    damaged = [run.damaged for run in found if run.damaged]
+    for line in damaged[:MOST_EXPLAINED]:
+        console.text(line)
+    if len(damaged) > MOST_EXPLAINED:
+        console.text(f"{len(damaged) - MOST_EXPLAINED} more runs are damaged; --json says how")
+    if total > len(found):
+        console.text(f"the newest {len(found):,} of {total:,} runs; see all with --all")

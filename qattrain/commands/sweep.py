@@ -70,6 +70,7 @@ def sweep(
     from qattrain.experiments.folder import find_sweep, list_sweeps, read_reference
     from qattrain.experiments.grid import PTQ_BITS, read_grid
     from qattrain.experiments.sweep import Crew, LocalCrew, run_sweep
+    from qattrain.files import stopping
     from qattrain.report.console import Console
 
     console = Console(json)
@@ -103,11 +104,12 @@ def sweep(
     try:
         with sweep_display(console) as display:
             run_sweep(grid, folder, runs_dir, hire, display.update, console.status)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        number = stopping.number_of(error)
         if folder.read_plan() is not None:
             _report(console, folder, points)
-        console.text("stopped and saved; run the same command again to resume")
-        raise typer.Exit(130) from None
+        console.text(f"{stopping.stopped_words(number)} and saved; run the same command again to resume")
+        raise typer.Exit(stopping.exit_code(number)) from None
     document = _report(console, folder, points)
     failed = [row for row in document["rows"] if row["status"] == "failed"]
     if failed:

@@ -54,6 +54,7 @@ def train(
       qattrain train --bits 4 --init lenet-w4a4-lsq-mnist-s0 --epochs 5 --lr 0.005
     """
     from qattrain.config.sources import assigned_settings, build_config
+    from qattrain.files import stopping
     from qattrain.report.console import Console
 
     own = {("name",): name, ("train", "init"): init, ("distill", "teacher"): teacher}
@@ -90,6 +91,6 @@ def train(
         return
     resume_line = ["qattrain", "train", "--resume", result.run_dir.name]
     resume_line += ["--tensorboard"] if tensorboard else []
-    console.command("stopped and saved; to continue", [*resume_line, *places])
+    console.command(f"{stopping.stopped_words(result.signal)} and saved; to continue", [*resume_line, *places])
     if result.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(stopping.exit_code(result.signal or stopping.SIGNALS[0]))

@@ -1,7 +1,7 @@
 """What workers do, on this machine or on a cluster: settle the grid's points into cells, and run a cell."""
 
+import contextlib
 import functools
-import json
 import multiprocessing
 import shutil
 import signal
@@ -16,13 +16,15 @@ from torch import nn
 
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
 from qattrain.data import Dataset, load_dataset
-from qattrain.errors import ConfigError, QattrainError
+from qattrain.errors import CheckpointError, ConfigError, QattrainError, TrainingError
 from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
 from qattrain.experiments.grid import Point
-from qattrain.files import write_atomically
+from qattrain.experiments.kinds import RESULT_KIND
+from qattrain.files import records, stopping
 from qattrain.layers.network import build_model, weight_bytes
 from qattrain.runs import folder as runs
-from qattrain.runs.checkpoint import load_checkpoint, restore_model
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
+from qattrain.runs.creation import written_by_us
 from qattrain.training.ptq import quantize, settle_ptq
 from qattrain.training.run import Loader, RunResult, continue_run, resolve, start
 
@@ -101,9 +103,10 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
     config = parse_config(cell.config | {"name": cell.name}, cell.name)
     watch = Watch(report, config.train.epochs)
     if last.exists():
-        result = continue_run(last, load_checkpoint(last), data_dir, watch, stop=stop, load=load)
+        with written_by_us(run_dir):
+            result = continue_run(last, _checkpoint_of(cell, last), data_dir, watch, stop=stop, load=load)
     else:
-        shutil.rmtree(run_dir, ignore_errors=True)  # of a process killed before its first checkpoint
+        shutil.rmtree(run_dir, ignore_errors=True)  # of an older version, killed before its first checkpoint
         if cell.source is not None:
             path = cells_dir / cell.source / runs.LAST_FILE
             dataset = load(config.data.spec, data_dir)
@@ -112,8 +115,15 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
             config, dataset, _ = resolve(config, data_dir, load)
             result = start(config, dataset, cell.notice, cells_dir, watch, stop=stop)
     if result.checkpoint.finished:
-        write_atomically(run_dir / RESULT_FILE, (json.dumps(_outcome(result, cell)) + "\n").encode())
+        records.write(run_dir / RESULT_FILE, RESULT_KIND, _outcome(result, cell))
     return result.checkpoint.finished
+
+
+def _checkpoint_of(cell: Cell, path: Path) -> Checkpoint:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or remove {path.parent} to run the cell {cell.name} again") from None
 
 
 def _outcome(result: RunResult, cell: Cell) -> dict[str, Any]:
@@ -137,19 +147,22 @@ def error_line(error: Exception) -> str:
 
 
 def work(ledger: Ledger, owner: str, data_dir: Path) -> None:
-    """A worker process: `claim_and_run` with `run_cell`, until the end, until SIGTERM, or until its parent dies.
+    """A worker process: `claim_and_run` with `run_cell`, until the end, a signal, or its parent's death.
 
     ledger: a copy of its own. owner: the name under which it claims cells.
     """
     ledger.folder.owner = owner
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    for number in stopping.SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
+            signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
 
     def run(cell: Cell, report: Report) -> None:
         run_cell(cell, ledger.folder.cells, data_dir, cached_load, stop, report)
 
-    claim_and_run(ledger, run, stop)
+    with contextlib.suppress(TrainingError):  # the folder was removed: the parent says so
+        claim_and_run(ledger, run, stop)
 
 
 def _stop_with_parent(stop: threading.Event) -> None:

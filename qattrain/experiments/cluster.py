@@ -30,7 +30,7 @@ from qattrain.errors import (
     TrainingError,
     optional_package,
     reason,
-    system_errors,
+    write_errors,
 )
 from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, SweepFolder
 from qattrain.experiments.grid import Point
@@ -153,7 +153,7 @@ class DaskCrew:
 
     def _write(self, name: str, files: dict[str, bytes]) -> None:
         run_dir = self.folder.cells / name
-        with system_errors(TrainingError, f"cannot write {run_dir}", "free space there"):
+        with write_errors(TrainingError, f"cannot write {run_dir}", "choose another --runs-dir"):
             run_dir.mkdir(exist_ok=True)
             # result.json last: it says that the others are complete.
             replace_files(run_dir, dict(sorted(files.items(), key=lambda item: item[0] == RESULT_FILE)))

@@ -10,11 +10,12 @@ from typing import Any
 
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, is_float
 from qattrain.data import load_dataset
-from qattrain.errors import ConfigError, TrainingError, system_errors
+from qattrain.errors import ConfigError, TrainingError, write_errors
 from qattrain.evaluation.checkpoints import Outcome, evaluate_network
 from qattrain.evaluation.metrics import mcnemar_p
 from qattrain.evaluation.networks import Trained
-from qattrain.files import write_atomically
+from qattrain.files import records, write_atomically
+from qattrain.files.stopping import Stopped
 from qattrain.layers.network import plan_layers, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
@@ -72,6 +73,7 @@ class Comparer:
         self.config, self.ptq_quantizer = config, ptq_quantizer
         self.data_dir, self.runs_dir, self.say, self.display = data_dir, runs_dir, say, display
         self.networks: dict[Path, Trained] = {}  # each is loaded once
+        self.said: set[str] = set()
 
     def run(self, methods: list[str]) -> Comparison:
         """Compare `methods`: fp32, ptq, qat, or checkpoints. Raises any QattrainError."""
@@ -110,7 +112,7 @@ class Comparer:
         with self.display() as display:
             result = train(config, self.data_dir, self.runs_dir, display)
         if result.interrupted:
-            raise KeyboardInterrupt
+            raise Stopped(result.signal) if result.signal else KeyboardInterrupt
         return result.run_dir / runs.LAST_FILE
 
     def _quantized(self, source: Path) -> Path:
@@ -126,11 +128,16 @@ class Comparer:
         return result.run_dir / runs.LAST_FILE
 
     def _finished(self, config: ExperimentConfig) -> Path | None:
-        path = runs.find_finished(config.model_dump(mode="json"), self.runs_dir)
+        path = runs.find_finished(config.model_dump(mode="json"), self.runs_dir, self._say_once)
         if path is not None:
             self.say(f"{path.parent.name}: reused, its configuration is the same")
             self._warn(self._network(path).checkpoint)
         return path
+
+    def _say_once(self, line: str) -> None:
+        if line not in self.said:
+            self.said.add(line)
+            self.say(line)
 
     def _warn(self, checkpoint: Checkpoint) -> None:
         for warning in checkpoint.warnings:
@@ -178,8 +185,8 @@ class Comparer:
 def write_comparison(comparison: Comparison, document: dict[str, Any], png: bytes, runs_dir: Path) -> Path:
     """Write `compare.json` and `compare.png`; returns their folder. Raises TrainingError."""
     folder = runs_dir / f"compare-{comparison.key}"
-    with system_errors(TrainingError, f"cannot make {folder}", "choose another --runs-dir"):
+    with write_errors(TrainingError, f"cannot make {folder}", "choose another --runs-dir"):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "compare.png", png)
-    write_atomically(folder / runs.COMPARISON_FILE, (json.dumps(document, indent=2) + "\n").encode())
+    records.write(folder / runs.COMPARISON_FILE, runs.COMPARISON_KIND, document)
     return folder

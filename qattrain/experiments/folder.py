@@ -6,33 +6,14 @@ runs/sweep-<hash of the grid>/    or runs/<--name>/
                                   written last: a cell that has it is finished
     claims/<cell>                 locked by the process that works on the cell, so that no two do; the system unlocks
                                   it when the process ends, however it ends; its text tells how far the cell is
-    failures/<cell>               the error line of a cell that failed; removed once it succeeds
+    failures/<cell>.json          the error line of a cell that failed; removed once it succeeds
     sweep.json sweep.csv accuracy-bits.png .svg accuracy-bytes.png .svg
 
-`sweep.json` holds, at the top level:
-
-    kind         "sweep"
-    name         of the sweep's folder
-    version      of qattrain
-    axes         dotted names of the settings that vary
-    cells, finished, failed, unfinished     counts of rows
-    notice       set where a dataset is a stand-in for MNIST, else null
-    rows[]       one per cell: run_dir (relative to the sweep's folder), method ("fp32", "qat" or "ptq"), bits,
-                 act_bits, quantizer ("float" for fp32), model, dataset, seed, epochs (0 for ptq), accuracy, loss,
-                 weight_bytes, images_per_second (null for ptq), status ("finished", "failed" or "unfinished"), error
-                 (of a failed one, else null), warnings (list: what is wrong with a finished one; null if unknown),
-                 settings (name -> value, of those axes without a field of their own)
-    groups[]     one per set of finished rows that differ only in the seed: method, bits, act_bits, quantizer, model,
-                 dataset, epochs, settings, n, accuracy_mean, accuracy_std (of n - 1 degrees of freedom; null if n is
-                 1), loss_mean, weight_bytes, images_per_second (mean; null for ptq)
-    reference[]  other people's results, as given with --reference: name, weight_bytes, accuracy
-
-Accuracies are fractions. Values that an unfinished row does not have yet are null. `sweep.csv` has the same rows.
+`qattrain.experiments.kinds` says what the JSON files hold.
 """
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -43,17 +24,23 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import qattrain
 from qattrain.config import parse_config
 from qattrain.config.sources import lookup
-from qattrain.errors import ConfigError, TrainingError, reason, system_errors
-from qattrain.files import replace_files, write_atomically
+from qattrain.errors import ConfigError, RecordError, TrainingError, reason, write_errors
+from qattrain.experiments.kinds import FAILURE_KIND, PLAN_KIND, RESULT_KIND, SWEEP_KIND
+from qattrain.files import read_bounded, records, replace_files
+from qattrain.files.locks import try_lock
 from qattrain.runs import folder as runs
 
 PLAN_FILE, RESULT_FILE = "plan.json", "result.json"
 HASH_DIGITS = 10
+FAILURE_SUFFIX = ".json"
+MOST_CLAIM_CHARACTERS = 10_000
+
+ELSEWHERE = "choose another --runs-dir"
 
 Report = Callable[[float], None]  # takes the share of a cell's training that is done
 
@@ -91,6 +78,18 @@ def cell_name(config: dict[str, Any]) -> str:
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:HASH_DIGITS]}"
 
 
+def _cell(recorded: dict[str, Any], names: set[str | None], axes: list[str]) -> Cell:
+    """A cell of a plan. names: of all cells. Raises ConfigError, ValueError, KeyError, TypeError."""
+    name, source = recorded["name"], recorded.get("source")
+    config = parse_config(recorded["config"] | {"name": name}, name)  # a name is that of a folder
+    values = config.model_dump(mode="json") | {"name": recorded["config"].get("name")}
+    for axis in axes:
+        lookup(values, axis.split("."))
+    if source not in names or None in (config.quant.bits, config.quant.act_bits, config.train.threads):
+        raise ValueError(f"the cell {name} is not settled")
+    return Cell(name, values, recorded["notice"], source)
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim that was not given back. share: of the cell's training that is done. held: its owner is alive.
@@ -118,22 +117,26 @@ class SweepFolder:
 
     def make(self) -> None:
         """Make the folder if it does not exist. Raises TrainingError."""
-        with system_errors(TrainingError, f"cannot make {self.path}", "choose another --runs-dir"):
+        with write_errors(TrainingError, f"cannot make {self.path}", ELSEWHERE):
             for folder in (self.cells, self.claims, self.failures):
                 folder.mkdir(parents=True, exist_ok=True)
 
     def read_plan(self) -> Plan | None:
-        """The recorded plan, or None if there is none that this version of qattrain wrote."""
-        try:
-            found = json.loads((self.path / PLAN_FILE).read_text())
-            plan = Plan(**(found | {"cells": [Cell(**cell) for cell in found["cells"]]}))
-        except (OSError, ValueError, KeyError, TypeError):
+        """The recorded plan, or None if there is none that this version of qattrain wrote. Raises RecordError."""
+        path = self.path / PLAN_FILE
+        found = records.read(path, PLAN_KIND)
+        if found is None or found["version"] != qattrain.__version__:
             return None
-        return plan if plan.version == qattrain.__version__ else None
+        names = {None, *(cell["name"] for cell in found["cells"])}
+        try:
+            cells = [_cell(one, names, found["axes"]) for one in found["cells"]]
+        except (ConfigError, ValueError, KeyError, TypeError) as error:
+            raise records.damaged(path, PLAN_KIND, reason(error)) from None
+        return Plan(found["asked"], found["axes"], cells, found["version"])
 
     def write_plan(self, plan: Plan) -> None:
         """Raises TrainingError."""
-        write_atomically(self.path / PLAN_FILE, (json.dumps(asdict(plan), indent=1) + "\n").encode())
+        records.write(self.path / PLAN_FILE, PLAN_KIND, asdict(plan))
 
     def with_known_names(self, cells: list[Cell]) -> list[Cell]:
         """The cells, those that were begun under their old names: a name may change with the version, its hash not."""
@@ -144,34 +147,51 @@ class SweepFolder:
         return [replace(cell, name=names[cell.name], source=cell.source and names[cell.source]) for cell in cells]
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """The result of a finished cell, or None."""
+        """The result of a finished cell, or None. Raises RecordError if it is damaged."""
         run_dir = self.cells / cell.name
-        try:
-            found = json.loads((run_dir / RESULT_FILE).read_text())
-        except (OSError, ValueError):
+        if not (run_dir / runs.LAST_FILE).is_file():
             return None
-        return found if isinstance(found, dict) and (run_dir / runs.LAST_FILE).is_file() else None
+        return records.read(run_dir / RESULT_FILE, RESULT_KIND)
 
     def failure(self, cell: Cell) -> str | None:
         """The error line of the cell's last failure, or None."""
         try:
-            return (self.failures / cell.name).read_text().strip()
-        except OSError:
-            return None
+            found = records.read(self._failure(cell.name), FAILURE_KIND)
+            if found is not None:
+                return str(found["error"])
+            old = self.failures / cell.name  # older versions wrote the bare line
+            if not old.is_file():
+                return None
+            return read_bounded(old, FAILURE_KIND.most_bytes, RecordError, str(old), "remove it").decode(
+                errors="replace"
+            )
+        except RecordError as error:
+            return str(error)
 
     def failure_time(self, name: str) -> int | None:
         """When the cell's last failure was recorded, in nanoseconds; None: there is none."""
-        try:
-            return (self.failures / name).stat().st_mtime_ns
-        except OSError:
-            return None
+        for path in (self._failure(name), self.failures / name):
+            with contextlib.suppress(OSError):
+                return path.stat().st_mtime_ns
+        return None
 
     def set_failure(self, name: str, line: str | None) -> None:
         """Record that a cell failed; None: that it did not. Raises TrainingError."""
-        if line is None:
+        with write_errors(TrainingError, f"cannot write into {self.failures}", ELSEWHERE):
+            if line is not None:
+                records.write(self._failure(name), FAILURE_KIND, {"error": line})
+            else:
+                self._failure(name).unlink(missing_ok=True)
             (self.failures / name).unlink(missing_ok=True)
-        else:
-            write_atomically(self.failures / name, f"{line}\n".encode())
+
+    def _failure(self, name: str) -> Path:
+        return self.failures / f"{name}{FAILURE_SUFFIX}"
+
+    def touched(self) -> set[str]:
+        """The names of the cells that were ever claimed or failed. Raises TrainingError if the folder was removed."""
+        with write_errors(TrainingError, f"cannot look into {self.path}", ELSEWHERE):
+            claimed, failed = ([one.name for one in os.scandir(folder)] for folder in (self.claims, self.failures))
+        return {*claimed, *(name.removesuffix(FAILURE_SUFFIX) for name in failed)}
 
     @contextlib.contextmanager
     def claimed(self, name: str) -> Iterator[Report | None]:
@@ -180,13 +200,17 @@ class SweepFolder:
         Otherwise yields a function that writes the share done into the claim, where any process can read it. A claim
         that is given back is empty; if its owner died, it still has the owner's name, and the next owner keeps that.
         """
-        path = self.claims / name
-        path.touch()
-        with path.open("r+") as file:
-            if not _locked(file, fcntl.LOCK_EX):
+        with contextlib.ExitStack() as stack:
+            with write_errors(TrainingError, f"cannot claim a cell in {self.claims}", ELSEWHERE):
+                handle = os.open(self.claims / name, os.O_RDWR | os.O_CREAT, 0o666)
+                file = stack.enter_context(os.fdopen(handle, "r+", errors="replace"))
+                locked = try_lock(handle)
+                if locked is None:
+                    raise TrainingError(f"{self.path}: its file system has no locks, which sweeps need; {ELSEWHERE}")
+                owners = " ".join([*file.read(MOST_CLAIM_CHARACTERS).split()[1:], self.owner]) if locked else ""
+            if not locked:
                 yield None
                 return
-            owners = " ".join([*file.read().split()[1:], self.owner])
 
             def report(share: float) -> None:
                 with contextlib.suppress(OSError):  # on a full disk the claim holds without its text
@@ -194,25 +218,20 @@ class SweepFolder:
 
             report(0.0)
             yield report
-            file.truncate(0)
+            with contextlib.suppress(OSError):  # the folder is on a disk that fails: the lock falls all the same
+                file.truncate(0)
 
     def read_claims(self, names: Iterable[str]) -> dict[str, Claim]:
-        """The claims on these cells that were not given back."""
-        found, claims = {}, {entry.name for entry in os.scandir(self.claims)}  # few: most cells were never claimed
+        """The claims on these cells that were not given back. Raises TrainingError if the folder was removed."""
+        with write_errors(TrainingError, f"cannot look into {self.path}", ELSEWHERE):
+            claims = {entry.name for entry in os.scandir(self.claims)}  # few: most cells were never claimed
+        found = {}
         for name in (name for name in names if name in claims):
             with contextlib.suppress(OSError, ValueError), (self.claims / name).open() as file:  # given back: no text
-                share, *dead, owner = file.read().split()
-                found[name] = Claim(float(share), dead, owner, held=not _locked(file, fcntl.LOCK_SH))
+                share, *dead, owner = file.read(MOST_CLAIM_CHARACTERS).split()
+                held = try_lock(file.fileno(), shared=True) is False
+                found[name] = Claim(float(share), dead, owner, held)
         return found
-
-
-def _locked(file: TextIO, kind: int) -> bool:
-    """Lock the file until it is closed, without waiting; False if another process holds the lock."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class Ledger:
@@ -228,12 +247,12 @@ class Ledger:
         self.open = {cell.name: cell for cell in cells}
         self.finished: dict[str, float] = {}
         self.failed: dict[str, str] = {}
+        self.damaged: dict[str, str] = {}  # what is wrong with the results of open cells, by name
         list(self._ended(cells))
 
     def ended(self) -> Iterator[tuple[str, float | str]]:
         """Name, and accuracy or error line, of every cell that ended since the last call."""
-        folders = self.folder.claims, self.folder.failures
-        touched = {entry.name for folder in folders for entry in os.scandir(folder)}  # not all cells of a large sweep
+        touched = self.folder.touched()  # not all cells of a large sweep
         return self._ended([cell for name, cell in self.open.items() if name in touched])
 
     def _ended(self, cells: list[Cell]) -> Iterator[tuple[str, float | str]]:
@@ -252,8 +271,14 @@ class Ledger:
         return [cell for cell in self.open.values() if cell.source is None or cell.source in self.finished]
 
     def outcome(self, cell: Cell) -> float | str | None:
-        """Accuracy or error line of the cell; None: it is open."""
-        result = self.folder.result(cell)
+        """Accuracy or error line of the cell; None: it is open, as it is if its result is damaged.
+
+        Running a cell that has its last checkpoint only writes the result again.
+        """
+        try:
+            result = self.folder.result(cell)
+        except RecordError as error:
+            self.damaged[cell.name], result = str(error), None
         if result is not None:
             return float(result["accuracy"])
         is_old = self.folder.failure_time(cell.name) == self.old_failures[cell.name]
@@ -269,8 +294,11 @@ def find_sweep(name: str | None, asked: str | None, runs_dir: Path) -> SweepFold
 
 def list_sweeps(runs_dir: Path) -> list[str]:
     """Names of the sweeps in `runs_dir`, newest first."""
-    found = sorted(runs_dir.glob(f"*/{PLAN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parent.name for path in found]
+    found = []
+    for folder in runs.subfolders(runs_dir):
+        with contextlib.suppress(OSError):
+            found.append(((folder / PLAN_FILE).stat().st_mtime, folder.name))
+    return [name for _, name in sorted(found, key=lambda one: -one[0])]
 
 
 JSON_FILE, CSV_FILE = "sweep.json", "sweep.csv"
@@ -281,6 +309,7 @@ OWN_FIELDS |= {"quant.bits", "quant.act_bits", "quant.quantizer"}
 SAME_IN_GROUP = ("method", "bits", "act_bits", "quantizer", "model", "dataset", "epochs", "settings")
 MEASURED = ("epochs", "accuracy", "loss", "weight_bytes", "images_per_second")
 REFERENCE_FIELDS = ("name", "weight_bytes", "accuracy")
+MOST_REFERENCE_BYTES = 1 << 20
 
 
 def sweep_document(plan: Plan, folder: SweepFolder, reference: list[dict[str, Any]]) -> dict[str, Any]:
@@ -303,8 +332,11 @@ def sweep_document(plan: Plan, folder: SweepFolder, reference: list[dict[str, An
 
 def _row(cell: Cell, axes: list[str], folder: SweepFolder) -> dict[str, Any]:
     config, quant = cell.config, cell.config["quant"]
-    result = folder.result(cell)
-    error = folder.failure(cell) if result is None else None
+    try:
+        result = folder.result(cell)
+        error = folder.failure(cell) if result is None else None
+    except RecordError as damaged:
+        result, error = None, str(damaged)
     return {
         "run_dir": f"{folder.cells.name}/{cell.name}",
         "method": cell.method,
@@ -369,17 +401,17 @@ def write_results(folder: SweepFolder, document: dict[str, Any], pictures: dict[
     """Write `sweep.json`, `sweep.csv` and `pictures` (file name -> content), all or none. Raises TrainingError."""
     files = pictures | {
         CSV_FILE: csv_text(document["rows"]).encode(),
-        JSON_FILE: (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
+        JSON_FILE: records.encoded(SWEEP_KIND, document),
     }
-    with system_errors(TrainingError, f"cannot write into {folder.path}", "choose another --runs-dir"):
+    with write_errors(TrainingError, f"cannot write into {folder.path}", ELSEWHERE):
         replace_files(folder.path, files)
 
 
 def is_written(folder: SweepFolder, document: dict[str, Any], pictures: tuple[str, ...]) -> bool:
     """Whether the folder already holds exactly these results, pictures included."""
     try:
-        found = json.loads((folder.path / JSON_FILE).read_text())
-    except (OSError, ValueError):
+        found = records.read(folder.path / JSON_FILE, SWEEP_KIND)
+    except RecordError:
         return False
     return bool(found == document) and all((folder.path / name).is_file() for name in (CSV_FILE, *pictures))
 
@@ -390,12 +422,13 @@ def read_reference(path: Path) -> list[dict[str, Any]]:
     Accuracies are fractions, as in all files. Raises ConfigError.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_bounded(path, MOST_REFERENCE_BYTES, ConfigError, f"--reference {path}", "give a CSV or TOML file")
+        text = data.decode()
         found = tomllib.loads(text)["point"] if path.suffix == ".toml" else list(csv.DictReader(io.StringIO(text)))
         points = [(str(entry["name"]), int(entry["weight_bytes"]), float(entry["accuracy"])) for entry in found]
         if not points:
             raise ValueError("it holds no points")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         raise ConfigError(
             f"--reference {path}: {reason(error)}; expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or "
             "TOML with them in [[point]] tables"

@@ -87,10 +87,13 @@ def run_sweep(
             sweep = Sweep(folder, plan.cells, watch)
             kept = f", {len(sweep.kept)} finished before" if sweep.kept else ""
             say(f"{folder.path}: {len(plan.cells)} cells{kept}")
+            for line in sweep.ledger.damaged.values():
+                say(f"{line.partition(';')[0]}; it is written again")
             if sweep.ledger.open:
                 sweep.run(crew())
         except KeyboardInterrupt:
-            say("stopping and saving what is running; press Ctrl-C again to stop at once")
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                say("stopping and saving what is running; press Ctrl-C again to stop at once")
             raise
     return plan
 

@@ -1,11 +1,12 @@
 """Files that are read within bounds and written completely or not at all, and this program's cache folder."""
 
+import contextlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
-from qattrain.errors import QattrainError, TrainingError, system_errors
+from qattrain.errors import QattrainError, TrainingError, system_errors, write_errors
+from qattrain.files.locks import remove_leftovers, temporary_file
 
 
 def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: str, remedy: str) -> bytes:
@@ -37,35 +38,37 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises TrainingError with the system's reason (read-only folder, full disk) and then leaves nothing behind.
     """
-    with system_errors(TrainingError, f"cannot write {path}", "free space there, or choose another --runs-dir"):
+    with write_errors(TrainingError, f"cannot write {path}", "choose another --runs-dir"):
         replace_files(path.parent, {path.name: data})
 
 
 def replace_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write `files` (name -> content) into `folder`; none gets its final name before all of them are on the disk.
 
-    A name may begin with a subfolder, which must exist. Raises OSError and then leaves nothing behind.
+    A name may begin with a subfolder, which must exist. Also removes what a process left behind that was killed while
+    it wrote the same files. Raises OSError and then leaves nothing behind.
     """
     staged: dict[str, Path] = {}
     try:
-        for name, data in files.items():
-            handle, temporary = tempfile.mkstemp(
-                dir=(folder / name).parent, prefix=f".{Path(name).name}.", suffix=".tmp"
-            )
-            staged[name] = Path(temporary)
-            with os.fdopen(handle, "wb") as file:
+        with contextlib.ExitStack() as open_files:  # closed, and so unlocked, once the files have their names
+            for name, data in files.items():
+                place = folder / name
+                remove_leftovers(place.parent, {place.name})
+                handle, staged[name] = temporary_file(place.parent, place.name)
+                file = open_files.enter_context(os.fdopen(handle, "wb"))
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            staged[name].chmod(0o666 & ~_umask())  # mkstemp makes it private; others may read results
-        for name, path in staged.items():
-            path.replace(folder / name)
+                staged[name].chmod(0o666 & ~umask())  # it was made private; others may read results
+            for name, path in staged.items():
+                path.replace(folder / name)
     finally:
         for path in staged.values():
             path.unlink(missing_ok=True)  # gone if the rename succeeded
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,22 +1,25 @@
 """Run folders: where a run is kept, what its files are called, how to find it again. Needs no torch.
 
 runs/<name>/  config.json   {"config": every value settled, "environment": versions, hardware, commit}
-              metrics.jsonl one line per epoch
+              metrics.jsonl one line per epoch; missing while none is finished
               last.pt       the checkpoint of the last epoch; best.pt beside it if a validation split chose one
+
+`qattrain.runs.creation` makes such a folder, and locks it while somebody writes into it.
 """
 
-import itertools
-import json
+import contextlib
+import os
 import shlex
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qattrain.config import ExperimentConfig, model_label, parse_config, short_name
-from qattrain.errors import CheckpointError, ConfigError, TrainingError, did_you_mean, reason, system_errors
-from qattrain.files import write_atomically
+from qattrain.errors import CheckpointError, ConfigError, RecordError, did_you_mean, reason
+from qattrain.files import records
+from qattrain.files.locks import is_in_the_making
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
 ADDED_DATA = {"image_size": None, "color": False, "flip": False, "digest": None}  # settings, with their defaults
@@ -24,6 +27,37 @@ DEFAULTS = ExperimentConfig()
 DEFAULT_SIZE = "28x28"  # of a folder's images, which a run's name leaves out: MNIST's
 MOST_LAYER_PARTS = 3
 CELLS_FOLDER, COMPARISON_FILE = "cells", "compare.json"  # of a sweep, of a comparison; both lie beside the runs
+
+
+def _rewritten_by_resume(path: Path) -> str:
+    return f"write it again from the checkpoint with: qattrain train --resume {shlex.quote(str(path.parent))}"
+
+
+def _compared_again(_path: Path) -> str:
+    return "compare again"
+
+
+_SECTION = {"*": object}
+CONFIG_KIND = records.Kind(
+    {"config": {"data": _SECTION, "train": _SECTION}, "environment": _SECTION}, _rewritten_by_resume, indent=2
+)
+METRICS_KIND = records.Kind(
+    {
+        "epoch": records.count,
+        "test_accuracy": records.fraction,
+        "train_loss?": (float, None),
+        "test_loss?": (float, None),
+        "warnings?": [str],
+    },
+    _rewritten_by_resume,
+    most_bytes=64 << 20,
+)
+COMPARISON_KIND = records.Kind(
+    {"test_images": records.count, "rows": [{"method": str, "run_dir": str, "accuracy": records.fraction}]},
+    _compared_again,
+    most_bytes=16 << 20,
+    indent=2,
+)
 
 
 def default_name(config: ExperimentConfig) -> str:
@@ -58,53 +92,36 @@ def _layer_parts(layer_bits: dict[str, int]) -> list[str]:
     return [f"{layer}{'a' if layer.startswith(('act', 'avg')) else 'w'}{n}" for layer, n in layer_bits.items()]
 
 
-def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
-    """Make and return a new folder: `name`, or the first of `default`, `default-2`, ... that is free.
-
-    Raises ConfigError if `name` exists, TrainingError if the folder cannot be made.
-    """
-    failed, remedy = f"cannot make a run folder in {runs_dir}", "choose another --runs-dir"
-    if runs_dir.exists() and not runs_dir.is_dir():
-        raise TrainingError(f"{failed}: it is a file; {remedy}")
-    with system_errors(TrainingError, failed, remedy):
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            run_dir = runs_dir / (name or (default if number == 1 else f"{default}-{number}"))
-            try:
-                run_dir.mkdir()  # atomic: two processes never get the same folder
-                break
-            except FileExistsError:
-                if name is not None:
-                    remedy = f"choose another --name, or resume it with --resume {name}"
-                    raise ConfigError(f"the run {run_dir} exists; {remedy}") from None
-    return run_dir
-
-
-def remove_without_checkpoint(run_dir: Path) -> None:
-    """Remove a run folder that has no checkpoint yet."""
-    if not (run_dir / LAST_FILE).exists():
-        shutil.rmtree(run_dir, ignore_errors=True)
-
-
 def write_config(run_dir: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
     """Write `config.json`. Raises TrainingError."""
-    text = json.dumps({"config": config, "environment": environment}, indent=2) + "\n"
-    write_atomically(run_dir / CONFIG_FILE, text.encode())
+    records.write(run_dir / CONFIG_FILE, CONFIG_KIND, {"config": config, "environment": environment})
 
 
 def write_metrics(run_dir: Path, history: list[dict[str, Any]]) -> None:
-    """Rewrite all of `metrics.jsonl`, so that it always agrees with the checkpoint. Raises TrainingError."""
-    text = "".join(json.dumps(record) + "\n" for record in history)
-    write_atomically(run_dir / METRICS_FILE, text.encode())
+    """Rewrite all of `metrics.jsonl`, so that it always agrees with the checkpoint. Raises TrainingError.
+
+    Before the first epoch is finished there is no such file: so an empty one is known to be damaged.
+    """
+    if history:
+        records.write_lines(run_dir / METRICS_FILE, METRICS_KIND, history)
+    else:
+        (run_dir / METRICS_FILE).unlink(missing_ok=True)
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """`config.json`: {"config": ..., "environment": ...}; {} if it is missing. Raises RecordError if it is damaged."""
+    return records.read(run_dir / CONFIG_FILE, CONFIG_KIND) or {}
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """One dict per epoch, from `metrics.jsonl`; [] if it is missing or not what a run writes."""
-    try:
-        lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return []
+    """One dict per epoch, from `metrics.jsonl`; [] if it is missing. Raises RecordError if it is damaged."""
+    path = run_dir / METRICS_FILE
+    found = records.read_lines(path, METRICS_KIND)
+    if found == []:  # older versions began with an empty file
+        about = records.read_versioned(run_dir / CONFIG_FILE, CONFIG_KIND)
+        if about is not None and about[1] != records.UNSEALED:
+            raise records.damaged(path, METRICS_KIND, "it is empty")
+    return found or []
 
 
 def find_checkpoint(text: str, runs_dir: Path) -> Path:
@@ -134,7 +151,7 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
     if found:
         full_names = ", ".join(map(_full_name, found))
         raise CheckpointError(f"'{text}' is a cell of {len(found)} sweeps; name one of them: {full_names}")
-    names = [run.name for run in list_runs(runs_dir)]
+    names = [run_dir.name for _, run_dir in _folders(runs_dir)]
     listed = ", ".join(names[:8]) or "none yet"
     hint = did_you_mean(text, [*names, *(cell.name for place in places for cell in _cells(place))])
     raise CheckpointError(
@@ -145,7 +162,14 @@ def find_checkpoint(text: str, runs_dir: Path) -> Path:
 
 def _cells(runs_dir: Path) -> list[Path]:
     """The folders of all cells of the sweeps in `runs_dir`."""
-    return sorted(runs_dir.glob(f"*/{CELLS_FOLDER}/*/"))
+    return [cell for sweep in subfolders(runs_dir) for cell in subfolders(sweep / CELLS_FOLDER)]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in `folder`, by name, without those in the making; [] if it is not there."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return sorted(folder / one.name for one in entries if not is_in_the_making(one.name) and one.is_dir())
+    return []
 
 
 def _full_name(cell: Path) -> str:
@@ -171,26 +195,26 @@ def _why_no_run(folder: Path) -> str:
     return f"is not a run: it holds no {LAST_FILE}{inside}"
 
 
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """`config.json`: {"config": ..., "environment": ...}; {} if it is missing or not what a run writes."""
-    try:
-        record = json.loads((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-        return record if all(isinstance(record[key], dict) for key in ("config", "environment")) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def find_finished(
+    config: dict[str, Any], runs_dir: Path, say: Callable[[str], None] = lambda _line: None
+) -> Path | None:
+    """The checkpoint of a finished run whose settled config equals `config` apart from name and threads.
 
-
-def find_finished(config: dict[str, Any], runs_dir: Path) -> Path | None:
-    """The checkpoint of a finished run whose settled config equals `config` apart from name and threads."""
-    for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")):
-        run_dir = path.parent
+    say: called with a line on every run that is damaged, so that nobody can tell whether it is the one.
+    """
+    for run_dir in subfolders(runs_dir):
         try:
             if comparable(read_record(run_dir)["config"]) != comparable(config):
                 continue
-        except (KeyError, TypeError):
+            history = read_metrics(run_dir)
+        except KeyError:
             continue  # not a run, or of another version
+        except RecordError as error:
+            if (run_dir / LAST_FILE).is_file():
+                say(f"{error}; it is not reused")
+            continue
         epochs_asked = 1 if config["ptq"] else config["train"]["epochs"]
-        if len(read_metrics(run_dir)) == epochs_asked and (run_dir / LAST_FILE).is_file():
+        if len(history) == epochs_asked and (run_dir / LAST_FILE).is_file():
             return run_dir / LAST_FILE
     return None
 
@@ -206,50 +230,89 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of `qattrain runs`. epochs: finished ones; accuracy: fraction, of the last; age_seconds: since then."""
+    """One line of `qattrain runs`. epochs: finished ones; accuracy: fraction, of the last; age_seconds: since then.
+
+    damaged: what is wrong with its files and what to do, else None; then only its name and age are known.
+    """
 
     name: str
-    dataset: str
-    bits: int
-    act_bits: int
-    quantizer: str
-    method: str
-    epochs: int
-    epochs_asked: int
-    accuracy: float | None
-    age_seconds: float
+    dataset: str | None = None
+    bits: int | None = None
+    act_bits: int | None = None
+    quantizer: str | None = None
+    method: str | None = None
+    epochs: int | None = None
+    epochs_asked: int | None = None
+    accuracy: float | None = None
+    age_seconds: float = 0.0
+    damaged: str | None = None
 
 
 def list_runs(runs_dir: Path) -> list[RunSummary]:
-    """All runs of the folder, newest first. Folders that are not runs, or unreadable, are left out.
+    """All runs of the folder, newest first, damaged ones included; folders that are no runs are left out.
 
     Raises ConfigError if `runs_dir` is a file.
     """
+    return newest_runs(runs_dir, None)[0]
+
+
+def newest_runs(runs_dir: Path, most: int | None) -> tuple[list[RunSummary], int]:
+    """As `list_runs`, but of the files of at most `most` runs, and the number of all. Raises ConfigError."""
     if runs_dir.exists() and not runs_dir.is_dir():
         raise ConfigError(f"--runs-dir {runs_dir} is a file; name the folder that holds the runs")
-    found = [summary for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")) if (summary := _summarize(path.parent))]
-    return sorted(found, key=lambda run: run.age_seconds)
+    folders, now = _folders(runs_dir), time.time()
+    found = (_summarize(run_dir, now - written) for written, run_dir in folders[:most])
+    return [summary for summary in found if summary is not None], len(folders)
 
 
-def _summarize(run_dir: Path) -> RunSummary | None:
+def _folders(runs_dir: Path) -> list[tuple[float, Path]]:
+    """When an epoch was last finished, or else the run began, and its path, of every run in the folder; newest first.
+
+    A folder with a checkpoint is a run, whatever became of its other files.
+    """
+    found: list[tuple[float, Path]] = []
+    for run_dir in subfolders(runs_dir):
+        written = _written(run_dir / METRICS_FILE) or _written(run_dir / CONFIG_FILE)
+        with contextlib.suppress(PermissionError):
+            if (run_dir / LAST_FILE).is_file() or (written and _summarize(run_dir, 0) is not None):
+                found.append((written or 0.0, run_dir))
+    return sorted(found, key=lambda one: -one[0])
+
+
+def _written(path: Path) -> float | None:
+    """When the file was written; None if it is missing or empty."""
     try:
-        config = parse_config(read_record(run_dir)["config"], CONFIG_FILE)
-        metrics = run_dir / METRICS_FILE
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        quant, is_ptq = config.quant, config.method == "ptq"
-        assert quant.bits is not None, quant
-        assert quant.act_bits is not None, quant
-        return RunSummary(
-            name=run_dir.name,
-            dataset=config.data.dataset,
-            bits=quant.bits,
-            act_bits=quant.act_bits,
-            quantizer=quant.quantizer,
-            method=config.method,
-            epochs=0 if is_ptq else len(lines),
-            epochs_asked=0 if is_ptq else config.train.epochs,
-            accuracy=json.loads(lines[-1])["test_accuracy"] if lines else None,
-            age_seconds=time.time() - (metrics if lines else run_dir / CONFIG_FILE).stat().st_mtime,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, ConfigError):
+        about = path.stat()
+    except OSError:
         return None
+    return about.st_mtime if about.st_size else None
+
+
+def _summarize(run_dir: Path, age_seconds: float) -> RunSummary | None:
+    """None if the folder is no run."""
+    try:
+        record = read_record(run_dir)
+        if not record:
+            raise RecordError(f"{run_dir / CONFIG_FILE} is missing; {_rewritten_by_resume(run_dir / CONFIG_FILE)}")
+        config = parse_config(record["config"], str(run_dir / CONFIG_FILE))
+        history, quant, is_ptq = read_metrics(run_dir), config.quant, config.method == "ptq"
+        if quant.bits is None or quant.act_bits is None:
+            raise ConfigError(f"{run_dir / CONFIG_FILE}: its bits are not settled")
+    except (RecordError, ConfigError) as error:
+        return (
+            RunSummary(run_dir.name, age_seconds=age_seconds, damaged=str(error))
+            if (run_dir / LAST_FILE).is_file()
+            else None
+        )
+    return RunSummary(
+        name=run_dir.name,
+        dataset=config.data.dataset,
+        bits=quant.bits,
+        act_bits=quant.act_bits,
+        quantizer=quant.quantizer,
+        method=config.method,
+        epochs=0 if is_ptq else len(history),
+        epochs_asked=0 if is_ptq else config.train.epochs,
+        accuracy=history[-1]["test_accuracy"] if history else None,
+        age_seconds=age_seconds,
+    )

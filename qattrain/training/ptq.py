@@ -143,7 +143,10 @@ def quantize(
     checkpoint = Checkpoint(
         config, source.class_names, dict(model.state_dict()), [record], source.notice, None, source.input_shape
     )
-    with new_run(config, runs_dir, source.notice) as run_dir:
-        save_checkpoint(run_dir / runs.LAST_FILE, checkpoint)
-        runs.write_metrics(run_dir, [record])
-    return RunResult(run_dir, checkpoint), float_accuracy
+
+    def save(folder: Path) -> None:
+        save_checkpoint(folder / runs.LAST_FILE, checkpoint)
+        runs.write_metrics(folder, checkpoint.history)
+
+    with new_run(config, runs_dir, source.notice, save) as run_dir:
+        return RunResult(run_dir, checkpoint), float_accuracy

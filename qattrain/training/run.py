@@ -5,14 +5,12 @@ resolve -> data, model -> Session.run -> runs/<name>/ with config.json, metrics.
 
 import math
 import shlex
-import signal
 import statistics
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -30,12 +28,14 @@ from qattrain.data import (
     settle_data,
     split_validation,
 )
-from qattrain.errors import CheckpointError, ConfigError, reason
+from qattrain.errors import CheckpointError, ConfigError, RecordError, reason
 from qattrain.evaluation.metrics import evaluate
 from qattrain.evaluation.networks import torch_predictor
+from qattrain.files.stopping import FirstSignal
 from qattrain.layers.network import build_model, copy_weights, plan_layers
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
+from qattrain.runs.creation import new_folder, written_by_us
 from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.training.distillation import Teacher
 from qattrain.training.health import warnings_about, watched_codes
@@ -58,11 +58,12 @@ class Display(Observer, Protocol):
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run folder and its last checkpoint. interrupted: stopped before its last epoch, by Ctrl-C."""
+    """A run folder and its last checkpoint. interrupted: stopped before its last epoch; signal: by which, if by one."""
 
     run_dir: Path
     checkpoint: Checkpoint
     interrupted: bool = False
+    signal: int | None = None
 
     def summary(self) -> dict[str, Any]:
         """The fields of `train --json` and `ptq --json`."""
@@ -129,23 +130,32 @@ class Session:
     def run(
         self, run_dir: Path, display: Display, stop_after: int | None, stop: threading.Event | None = None
     ) -> RunResult:
-        """Train to the last epoch, to the end of epoch `stop_after`, or until Ctrl-C is pressed or `stop` is set.
+        """Train to the last epoch, to the end of epoch `stop_after`, or until a signal comes or `stop` is set.
 
         Saves after every epoch and when it stops.
         """
         display.on_start(run_dir, self.checkpoint(), len(self.trainer.data.labels), len(self.test.labels))
         last = min(self.config.train.epochs, stop_after or self.config.train.epochs)
         interrupted = False
-        with _interrupt_flag(stop or threading.Event()) as should_stop:
+        with FirstSignal(stop or threading.Event()) as first:
             while self.trainer.epoch < last and not interrupted:
-                result = self.trainer.train_epoch(display, should_stop)
-                if result is not None:
-                    self._finish_epoch(run_dir, result)
-                    display.on_epoch(self.history[-1], self.model)
-                    self._warn(display)
+                self._train_epoch(run_dir, display, first.stop)
                 self.save(run_dir)
-                interrupted = should_stop() and self.trainer.epoch < last
-        return RunResult(run_dir, self.checkpoint(), interrupted)
+                interrupted = first.stop.is_set() and self.trainer.epoch < last
+        return RunResult(run_dir, self.checkpoint(), interrupted, first.number)
+
+    def _train_epoch(self, run_dir: Path, display: Display, stop: threading.Event) -> None:
+        """Train until the end of the epoch, and evaluate then, or until `stop` is set."""
+        try:
+            result = self.trainer.train_epoch(display, stop.is_set)
+            if result is not None:
+                self._finish_epoch(run_dir, result)
+                display.on_epoch(self.history[-1], self.model)
+                self._warn(display)
+        except OSError:
+            if not stop.is_set():
+                raise
+            # The terminal is gone, which SIGHUP said, so that nothing can be shown; but what is trained can be saved.
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
         with watched_codes(self.model) as single:
@@ -178,25 +188,6 @@ class Session:
         if is_new or self.trainer.epoch == self.config.train.epochs:
             for text in self.checkpoint().warnings:
                 display.on_warning(text)
-
-
-@contextmanager
-def _interrupt_flag(stop: threading.Event) -> Iterator[Callable[[], bool]]:
-    """Within it, the first Ctrl-C only sets `stop`, which is checked between steps; the second interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield stop.is_set
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop.is_set
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def resolve(
@@ -265,8 +256,9 @@ def start(
         source = load_checkpoint(runs.find_checkpoint(config.train.init, runs_dir))
         say(take_over(source, model, config))
     session = Session(config, dataset, notice, model, _teacher(config, dataset, runs_dir))
-    with new_run(config, runs_dir, notice) as run_dir:
-        session.save(run_dir)  # epoch 0: a run killed in its first epoch can be resumed
+    with new_run(
+        config, runs_dir, notice, session.save
+    ) as run_dir:  # epoch 0: it can be resumed from its first step on
         return session.run(run_dir, display, stop_after, stop)
 
 
@@ -338,22 +330,25 @@ def resume(
         raise ConfigError(
             f"--resume {run}: a run is resumed from its {runs.LAST_FILE} only; give the run's name or folder"
         )
-    checkpoint = load_checkpoint(path)
-    config = checkpoint.config
-    for key, value in asked.items():
-        recorded = lookup(config.model_dump(mode="json"), key)
-        if value not in ("auto", recorded):  # auto accepts any value
-            remedy = "train a new run"
-            if checkpoint.finished and config.ptq is None:
-                epochs = value if key == ("train", "epochs") else None
-                remedy = f"take it further as a new run:  {shlex.join(further_command(path.parent, config, epochs))}"
-            raise ConfigError(
-                f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
-                f"leave the option out, or {remedy}"
-            )
-    if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
-        raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
-    return continue_run(path, checkpoint, data_dir, display, stop_after)
+    with written_by_us(path.parent):
+        checkpoint = load_checkpoint(path)
+        config = checkpoint.config
+        for key, value in asked.items():
+            recorded = lookup(config.model_dump(mode="json"), key)
+            if value not in ("auto", recorded):  # auto accepts any value
+                remedy = "train a new run"
+                if checkpoint.finished and config.ptq is None:
+                    epochs = value if key == ("train", "epochs") else None
+                    remedy = (
+                        f"take it further as a new run:  {shlex.join(further_command(path.parent, config, epochs))}"
+                    )
+                raise ConfigError(
+                    f"{'.'.join(key)} = {value!r}: {path.parent} was started with {recorded!r} and keeps it; "
+                    f"leave the option out, or {remedy}"
+                )
+        if not checkpoint.finished and stop_after is not None and stop_after <= len(checkpoint.history):
+            raise ConfigError(f"--stop-after {stop_after}: {path.parent} already has {len(checkpoint.history)} epochs")
+        return continue_run(path, checkpoint, data_dir, display, stop_after)
 
 
 def continue_run(
@@ -367,13 +362,11 @@ def continue_run(
 ) -> RunResult:
     """Continue the run whose `last.pt` is `path`; setting `stop` saves and ends it between two steps.
 
-    A finished run is returned as it is; of its files only those are touched that a killed process left behind.
+    The caller holds the run's lock. A finished run is returned as it is, but for its other files, if they do not agree
+    with the checkpoint.
     """
     config = checkpoint.config
-    for leftover in path.parent.glob(".*.tmp"):  # of a process that was killed while writing
-        leftover.unlink()
-    if runs.read_metrics(path.parent) != checkpoint.history:  # it was killed between the two
-        runs.write_metrics(path.parent, checkpoint.history)
+    _restore_records(path.parent, checkpoint)
     if checkpoint.finished:
         return RunResult(path.parent, checkpoint)
     if checkpoint.trainer is None:
@@ -394,6 +387,22 @@ def continue_run(
     return session.run(path.parent, display, stop_after, stop)
 
 
+def _restore_records(run_dir: Path, checkpoint: Checkpoint) -> None:
+    """Write again, from the checkpoint, what is missing or damaged, or older because a process was killed."""
+    try:
+        metrics_agree = runs.read_metrics(run_dir) == checkpoint.history
+    except RecordError:
+        metrics_agree = False
+    if not metrics_agree:
+        runs.write_metrics(run_dir, checkpoint.history)
+    try:
+        config_is_there = bool(runs.read_record(run_dir))
+    except RecordError:
+        config_is_there = False
+    if not config_is_there:  # of the environment it was trained in nothing is known any more
+        runs.write_config(run_dir, checkpoint.config.model_dump(mode="json"), {})
+
+
 def _teacher(config: ExperimentConfig, dataset: Dataset, runs_dir: Path) -> Teacher | None:
     """The teacher that the config names, on the run's device. Raises CheckpointError, ConfigError."""
     name = config.distill.teacher
@@ -412,12 +421,15 @@ def prepare_torch(config: ExperimentConfig) -> None:
 
 
 @contextmanager
-def new_run(config: ExperimentConfig, runs_dir: Path, notice: str | None) -> Iterator[Path]:
-    """A new run folder with its `config.json`; removed again if the run fails before its first checkpoint."""
-    run_dir = runs.create_run_dir(runs_dir, config.name, runs.default_name(config))
-    try:
+def new_run(
+    config: ExperimentConfig, runs_dir: Path, notice: str | None, save: Callable[[Path], None]
+) -> Iterator[Path]:
+    """A new run folder with its `config.json` and what `save` writes into it, its first checkpoint."""
+
+    def fill(folder: Path) -> None:
         environment = describe_environment(torch.device(config.train.device)) | {"dataset_notice": notice}
-        runs.write_config(run_dir, config.model_dump(mode="json"), environment)
+        runs.write_config(folder, config.model_dump(mode="json"), environment)
+        save(folder)
+
+    with new_folder(runs_dir, config.name, runs.default_name(config), fill) as run_dir:
         yield run_dir
-    finally:
-        runs.remove_without_checkpoint(run_dir)

@@ -10,6 +10,8 @@ import pytest
 
 from qattrain.experiments.folder import PICTURES
 from qattrain.experiments.grid import expand, read_grid
+from qattrain.experiments.kinds import SWEEP_KIND
+from qattrain.files import records
 from qattrain.runs import folder as runs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,7 +33,7 @@ def test_a_sweep_ends_in_tables_pictures_and_runs_like_any_other(
     document = json.loads(first.stdout)
     assert [row["method"] for row in document["rows"]] == ["fp32", "qat", "qat", "ptq"]
     folder = tmp_path / "runs" / "study"
-    assert document == json.loads((folder / "sweep.json").read_text())
+    assert document == records.read(folder / "sweep.json", SWEEP_KIND)
     assert set(files(folder)) == {"plan.json", "sweep.json", "sweep.csv", *PICTURES}
 
     # The same command again finds everything, and writes nothing.

@@ -14,6 +14,8 @@ from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.experiments.cells import cached_load, run_cell, settle
 from qattrain.experiments.folder import RESULT_FILE, Cell
 from qattrain.experiments.grid import expand, read_grid
+from qattrain.experiments.kinds import RESULT_KIND
+from qattrain.files import records
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint
 
@@ -100,7 +102,9 @@ def test_a_stopped_cell_goes_on_and_equals_one_that_was_not(tmp_path: Path, asse
     one, other = (load_checkpoint(tmp_path / name / cell.name / runs.LAST_FILE) for name in ("whole", "parts"))
     assert_same(one.model, other.model)
     assert_same(one.trainer, other.trainer, ignore=("seconds",))
-    results = [json.loads((tmp_path / name / cell.name / RESULT_FILE).read_text()) for name in ("whole", "parts")]
+    results = [
+        records.read(tmp_path / name / cell.name / RESULT_FILE, RESULT_KIND) or {} for name in ("whole", "parts")
+    ]
     assert results[0] | {"images_per_second": 0} == results[1] | {"images_per_second": 0}
     assert shares == sorted(shares)
     assert 0 < shares[0] <= 1

@@ -1,24 +1,26 @@
 """The folder: one name for one configuration, one process for one cell, and finished means finished."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qattrain.config import parse_config
-from qattrain.errors import ConfigError, TrainingError
+from qattrain.errors import ConfigError, RecordError, TrainingError
 from qattrain.experiments.folder import (
     PLAN_FILE,
     RESULT_FILE,
     Cell,
     Claim,
+    Ledger,
     Plan,
     SweepFolder,
     cell_name,
@@ -136,13 +138,19 @@ def test_a_cell_is_finished_if_its_result_and_its_checkpoint_are_there(
     run_dir = folder.cells / "cell"
     run_dir.mkdir()
     assert folder.result(cell) is None
-    (run_dir / RESULT_FILE).write_text('{"accuracy": 0.5}')
+    result = {"epochs": 1, "accuracy": 0.5, "loss": 0.25, "weight_bytes": 9, "images_per_second": None}
+    (run_dir / RESULT_FILE).write_text(json.dumps(result))  # as older versions wrote it
     assert folder.result(cell) is None
     (run_dir / runs.LAST_FILE).touch()
-    assert folder.result(cell) == {"accuracy": 0.5}
-    for junk in ("", "[]", '{"accuracy": 0'):
+    assert folder.result(cell) == result
+    for junk in ("", "[]", '{"accuracy": 0', json.dumps(result | {"accuracy": 2}), json.dumps({"accuracy": 0.5})):
         (run_dir / RESULT_FILE).write_text(junk)
-        assert folder.result(cell) is None
+        with pytest.raises(
+            RecordError, match=r"result\.json is damaged: .*; run the sweep's command again, which makes"
+        ):
+            folder.result(cell)
+        ledger = Ledger(folder, [cell])
+        assert list(ledger.open) == list(ledger.damaged) == ["cell"]  # it is run again: its last checkpoint is there
 
 
 def test_failures_are_kept_until_the_cell_succeeds(folder: SweepFolder, config: dict[str, Any]) -> None:
@@ -162,9 +170,13 @@ def test_a_plan_reads_back_unless_it_is_junk_or_of_another_version(folder: Sweep
     assert folder.read_plan() == plan
     folder.write_plan(replace(plan, version="0.0"))
     assert folder.read_plan() is None
-    for junk in ("", "[]", "{}", '{"asked": 1}'):
+    crafted = asdict(plan) | {"axes": ["nosuch"]}
+    for junk in ("", "[]", "{}", '{"asked": 1}', json.dumps(crafted), json.dumps(crafted | {"axes": [], "cells": [3]})):
         (folder.path / PLAN_FILE).write_text(junk)
-        assert folder.read_plan() is None
+        with pytest.raises(
+            RecordError, match=r"plan\.json is damaged: .*; remove it and run the sweep's command again"
+        ):
+            folder.read_plan()
 
 
 def test_methods_are_told_by_the_configuration(config: dict[str, Any]) -> None:

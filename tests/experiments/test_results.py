@@ -24,6 +24,8 @@ from qattrain.experiments.folder import (
     sweep_document,
     write_results,
 )
+from qattrain.experiments.kinds import SWEEP_KIND
+from qattrain.files import records
 from qattrain.runs import folder as runs
 
 ROW_FIELDS = (
@@ -114,7 +116,7 @@ def test_results_are_written_once_and_known_again(document: dict[str, Any], tmp_
     assert not is_written(folder, document, PICTURES)
     write_results(folder, document, pictures)
     assert is_written(folder, document, PICTURES)
-    assert json.loads((folder.path / "sweep.json").read_text()) == document
+    assert records.read(folder.path / "sweep.json", SWEEP_KIND) == document
     assert not is_written(folder, document | {"finished": 6}, PICTURES)
     (folder.path / PICTURES[0]).unlink()
     assert not is_written(folder, document, PICTURES)

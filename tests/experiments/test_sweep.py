@@ -68,7 +68,7 @@ class ThreadCrew:
 @pytest.fixture
 def cells(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr("qattrain.experiments.cells.SECONDS_BETWEEN_TRIES", 0.01)
-    config = tiny_config().model_dump(mode="json")
+    config = tiny_config({"quant.bits": 4, "quant.act_bits": 4}).model_dump(mode="json")
     ptq = config | {"ptq": {"calibration": "minmax"}}
     return [Cell("p", ptq, None, "a"), Cell("a", config, None), Cell("b", config, None), Cell("c", config, None)]
 

@@ -1,6 +1,5 @@
 """Run folders: each gets a name of its own, is found by it again, and junk beside it does no harm."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 from qattrain.config import parse_config
 from qattrain.errors import CheckpointError, ConfigError, TrainingError
 from qattrain.runs import folder as runs
+from qattrain.runs.creation import new_folder
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,19 @@ def config(tiny_config: Callable[..., Any]) -> dict[str, Any]:
 
 def make_run(runs_dir: Path, name: str, config: dict[str, Any], epochs: int = 2) -> Path:
     """A folder that looks like a run, its checkpoint an empty file."""
-    run_dir = runs.create_run_dir(runs_dir, name, "unused")
-    runs.write_config(run_dir, config, {})
-    runs.write_metrics(run_dir, [{"epoch": e + 1, "test_accuracy": 0.5 + e / 10} for e in range(epochs)])
-    (run_dir / runs.LAST_FILE).touch()
-    return run_dir
+
+    def fill(folder: Path) -> None:
+        runs.write_config(folder, config, {})
+        runs.write_metrics(folder, [{"epoch": e + 1, "test_accuracy": 0.5 + e / 10} for e in range(epochs)])
+        (folder / runs.LAST_FILE).touch()
+
+    with new_folder(runs_dir, name, "unused", fill) as run_dir:
+        return run_dir
+
+
+def create_run_dir(runs_dir: Path, name: str | None, default: str) -> Path:
+    with new_folder(runs_dir, name, default, lambda folder: (folder / runs.LAST_FILE).touch()) as run_dir:
+        return run_dir
 
 
 def changed(config: dict[str, Any], section: str, **values: Any) -> dict[str, Any]:
@@ -70,15 +78,15 @@ def test_a_default_name_has_a_part_for_whatever_differs_in_kind(values: dict[str
 
 def test_default_names_are_numbered_and_given_names_are_not(tmp_path: Path) -> None:
     runs_dir = tmp_path / "deep" / "runs"
-    names = [runs.create_run_dir(runs_dir, None, "default").name for _ in range(4)]
+    names = [create_run_dir(runs_dir, None, "default").name for _ in range(4)]
     assert names == ["default", "default-2", "default-3", "default-4"]
     shutil.rmtree(runs_dir / "default-2")
-    assert runs.create_run_dir(runs_dir, None, "default").name == "default-2"
+    assert create_run_dir(runs_dir, None, "default").name == "default-2"
     (runs_dir / "default-5").touch()  # a file in the way is stepped over
-    assert runs.create_run_dir(runs_dir, None, "default").name == "default-6"
-    assert runs.create_run_dir(runs_dir, "mine", "default").name == "mine"
+    assert create_run_dir(runs_dir, None, "default").name == "default-6"
+    assert create_run_dir(runs_dir, "mine", "default").name == "mine"
     with pytest.raises(ConfigError) as caught:
-        runs.create_run_dir(runs_dir, "mine", "default")
+        create_run_dir(runs_dir, "mine", "default")
     for text in ("mine", "exists", "--name", "--resume mine"):
         assert text in str(caught.value)
 
@@ -88,7 +96,7 @@ def test_a_runs_dir_that_is_no_folder_is_refused(tmp_path: Path, name: str | Non
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(TrainingError) as caught:
-            runs.create_run_dir(place, name, "default")
+            create_run_dir(place, name, "default")
         assert str(place) in str(caught.value)
         assert "--runs-dir" in str(caught.value)
 
@@ -213,7 +221,7 @@ JUNK = {
 }
 
 
-def test_junk_in_the_runs_dir_is_left_out(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_junk_in_the_runs_dir_is_left_out_unless_it_has_a_checkpoint(tmp_path: Path, config: dict[str, Any]) -> None:
     for name, text in JUNK.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / runs.CONFIG_FILE).write_text(text)
@@ -224,11 +232,25 @@ def test_junk_in_the_runs_dir_is_left_out(tmp_path: Path, config: dict[str, Any]
     (tmp_path / "config is a folder" / runs.CONFIG_FILE).mkdir(parents=True)
     (tmp_path / "binary").mkdir()
     (tmp_path / "binary" / runs.CONFIG_FILE).write_bytes(b"\xff\xfe")
-    for name, metrics in (("metrics are junk", "{"), ("metrics are numbers", "1\n2\n")):
+    (tmp_path / "another program's").mkdir()
+    (tmp_path / "another program's" / runs.CONFIG_FILE).write_text("{}")
+    junk = {"metrics are junk": "{", "metrics are numbers": "1\n2\n", "metrics are empty": ""}
+    for name, metrics in junk.items():
         (make_run(tmp_path, name, changed(config, "train", epochs=9)) / runs.METRICS_FILE).write_text(metrics)
     make_run(tmp_path, "mine", config)
-    assert [run.name for run in runs.list_runs(tmp_path)] == ["mine"]
-    assert runs.find_finished(config, tmp_path) == tmp_path / "mine" / runs.LAST_FILE
+    found = runs.list_runs(tmp_path)
+    assert [run.name for run in found if run.damaged is None] == ["mine"]
+    damaged = {run.name: run for run in found if run.damaged}
+    assert sorted(damaged) == sorted([*JUNK, *junk])
+    for name, run in damaged.items():
+        assert run.damaged is not None
+        assert run.damaged.startswith(str(tmp_path / name))
+        assert f"qattrain train --resume '{tmp_path / name}'".replace("'", "") in run.damaged.replace("'", "")
+        assert (run.accuracy, run.bits, run.epochs) == (None, None, None)
+    said: list[str] = []
+    assert runs.find_finished(config, tmp_path, said.append) == tmp_path / "mine" / runs.LAST_FILE
+    assert len(said) == len([name for name in JUNK if name < "mine"])
+    assert all(line.endswith("it is not reused") for line in said)
     assert runs.list_runs(tmp_path / "nowhere") == []
     assert runs.find_finished(config, tmp_path / "nowhere") is None
 
@@ -275,10 +297,36 @@ def test_an_unfinished_run_is_not_taken_for_a_finished_one(tmp_path: Path, confi
     assert runs.find_finished(config, tmp_path) is None
 
 
-def test_a_folder_without_a_checkpoint_is_removed_and_one_with_it_stays(tmp_path: Path, config: dict[str, Any]) -> None:
-    kept, empty = make_run(tmp_path, "kept", config), tmp_path / "empty"
-    empty.mkdir()
-    (empty / runs.CONFIG_FILE).write_text(json.dumps({}))
-    for folder in (kept, empty):
-        runs.remove_without_checkpoint(folder)
-    assert list(tmp_path.iterdir()) == [kept]
+def test_a_run_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / runs.CONFIG_FILE).write_text("{}")
+        assert folder.parent == tmp_path
+        assert runs.list_runs(tmp_path) == []
+        raise TrainingError(f"cannot write {folder / runs.LAST_FILE}: the disk is full")
+
+    for name in (None, "mine"):
+        with (
+            pytest.raises(TrainingError, match=f"^cannot write {tmp_path / (name or 'default') / runs.LAST_FILE}: the"),
+            new_folder(tmp_path, name, "default", fail),
+        ):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
+    with (
+        new_folder(tmp_path, None, "default", lambda folder: (folder / runs.LAST_FILE).touch()) as one,
+        new_folder(tmp_path, None, "default", lambda folder: (folder / runs.LAST_FILE).touch()) as other,
+    ):
+        assert [one.name, other.name] == ["default", "default-2"]
+
+    def another_is_faster(folder: Path) -> None:
+        (folder / runs.LAST_FILE).touch()
+        create_run_dir(tmp_path, "mine", "unused")
+
+    with pytest.raises(ConfigError, match="--resume mine"), new_folder(tmp_path, "mine", "", another_is_faster):
+        pass
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty exists and is no run.*remove it, or choose another --name"):
+        create_run_dir(tmp_path, "empty", "unused")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["default", "default-2", "empty", "mine"]

@@ -1,0 +1,115 @@
+"""What the JSON files of a sweep hold. No torch in here.
+
+`sweep.json` holds, at the top level:
+
+    kind         "sweep"
+    name         of the sweep's folder
+    version      of qattrain
+    axes         dotted names of the settings that vary
+    cells, finished, failed, unfinished     counts of rows
+    notice       set where a dataset is a stand-in for MNIST, else null
+    rows[]       one per cell: run_dir (relative to the sweep's folder), method ("fp32", "qat" or "ptq"), bits,
+                 act_bits, quantizer ("float" for fp32), model, dataset, seed, epochs (0 for ptq), accuracy, loss,
+                 weight_bytes, images_per_second (null for ptq), status ("finished", "failed" or "unfinished"), error
+                 (of a failed one, else null), warnings (list: what is wrong with a finished one; null if unknown),
+                 settings (name -> value, of those axes without a field of their own)
+    groups[]     one per set of finished rows that differ only in the seed: method, bits, act_bits, quantizer, model,
+                 dataset, epochs, settings, n, accuracy_mean, accuracy_std (of n - 1 degrees of freedom; null if n is
+                 1), loss_mean, weight_bytes, images_per_second (mean; null for ptq)
+    reference[]  other people's results, as given with --reference: name, weight_bytes, accuracy
+
+Accuracies are fractions. Values that an unfinished row does not have yet are null. `sweep.csv` has the same rows.
+"""
+
+import shlex
+from pathlib import Path
+
+from qattrain.files import records
+
+
+def _planned_again(path: Path) -> str:
+    return f"remove it and run the sweep's command again, which keeps what is finished: rm {shlex.quote(str(path))}"
+
+
+def _run_again(_path: Path) -> str:
+    return "run the sweep's command again, which makes it anew"
+
+
+def _reported_again(path: Path) -> str:
+    name, runs_dir = shlex.quote(path.parent.name), shlex.quote(str(path.parent.parent))
+    return f"make it again with: qattrain sweep --report-only --name {name} --runs-dir {runs_dir}"
+
+
+MOST_BYTES = 64 << 20  # of the files that tell of every cell: more than 10,000
+_CELL = {"name": str, "config": {"*": object}, "notice": (str, None), "source?": (str, None)}
+PLAN_KIND = records.Kind(
+    {"asked": str, "axes": [str], "cells": [_CELL], "version": str}, _planned_again, MOST_BYTES, indent=1
+)
+RESULT_KIND = records.Kind(
+    {
+        "accuracy": records.fraction,
+        "epochs": records.count,
+        "loss": float,
+        "train_loss?": (float, None),
+        "weight_bytes": float,
+        "images_per_second": (float, None),
+        "warnings?": [str],
+    },
+    _run_again,
+)
+FAILURE_KIND = records.Kind({"error": str}, _run_again)
+_ROW = {
+    "run_dir": str,
+    "method": str,
+    "bits": int,
+    "act_bits": int,
+    "quantizer": str,
+    "model": str,
+    "dataset": str,
+    "seed": int,
+    "epochs": (records.count, None),
+    "accuracy": (records.fraction, None),
+    "loss": (float, None),
+    "weight_bytes": (float, None),
+    "images_per_second": (float, None),
+    "status": str,
+    "error": (str, None),
+    "warnings?": ([str], None),
+    "settings": {"*": object},
+}
+_GROUP = {
+    "method": str,
+    "bits": int,
+    "act_bits": int,
+    "quantizer": str,
+    "model": str,
+    "dataset": str,
+    "epochs": records.count,
+    "settings": {"*": object},
+    "n": records.count,
+    "accuracy_mean": records.fraction,
+    "accuracy_std": (float, None),
+    "loss_mean": float,
+    "weight_bytes": float,
+    "images_per_second": (float, None),
+}
+_POINT = {"name": str, "weight_bytes": records.count, "accuracy": records.fraction}
+SWEEP_KIND = records.Kind(
+    {
+        "kind?": str,
+        "name?": str,
+        "version?": str,
+        "axes?": [str],
+        "cells?": records.count,
+        "finished?": records.count,
+        "failed?": records.count,
+        "unfinished?": records.count,
+        "notice": (str, None),
+        "rows": [_ROW],
+        "groups": [_GROUP],
+        "reference": [_POINT],
+    },
+    _reported_again,
+    MOST_BYTES,
+    indent=1,
+)
