@@ -133,3 +133,11 @@ def optional_package(extra: str, what: str, kind: type[QattrainError] = Training
         raise kind(
             f"{what}: package {error.name or error} cannot be imported; it comes with: pip install 'qattrain[{extra}]'"
         ) from None
+
+
+MOST_SHOWN = 200  # characters of a value, in a message
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning if it is too long for a message of one line."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text):,} characters)"

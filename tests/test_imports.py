@@ -41,7 +41,7 @@ RANK = {name: rank for rank, name in enumerate(ROOMS)}
 ALLOWED = {
     "runs/folder": {"errors", "config", "files"},
     "files": {"errors", "files"},
-    "config": {"errors", "config"},
+    "config": {"errors", "config", "files"},
     "experiments/grid": {"errors", "config"},
     "experiments/folder": {"errors", "config", "files", "runs", "experiments", "__init__"},
     "experiments/kinds": {"files"},

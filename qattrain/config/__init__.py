@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from qattrain.config.chain import PRESETS, Chain, canonical_name, parse_chain
-from qattrain.errors import ConfigError, did_you_mean, nearest
+from qattrain.config.chain import MAX_LAYERS, MOST_WEIGHTS, PRESETS, Chain, canonical_name, parse_chain
+from qattrain.errors import ConfigError, did_you_mean, nearest, shortened
 
 COMMAND_LINE = "configuration"  # the source of values that come from no file
 FLOAT_BITS = 32  # "32 bits" means: not quantized
 AVERAGE_BITS = 8  # of the codes after an average, unless `layer_bits` names it
+# Beyond what anybody needs, and far below where memory, threads or 64-bit numbers end.
+MOST_EPOCHS, MOST_BATCH, MOST_IMAGES, MOST_THREADS = 1_000_000, 1_000_000, 1_000_000_000, 1024
 
 Auto = Literal["auto"]
 
@@ -44,7 +46,7 @@ class ModelConfig(StrictModel):
     """
 
     name: str = "lenet"
-    widths: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] | None = None
+    widths: Annotated[tuple[int, ...], Field(strict=False, min_length=1, max_length=MAX_LAYERS)] | None = None
     init: str = "kaiming"
     ops: Literal["torch", "explicit"] = "torch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -57,8 +59,11 @@ class ModelConfig(StrictModel):
     @field_validator("widths")
     @classmethod
     def _positive_widths(cls, widths: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if widths is not None and min(widths) < 1:
-            raise ValueError("allowed: whole numbers of at least 1, one for each conv and fc with a number")
+        if widths is not None and not (min(widths) >= 1 and max(widths) <= MOST_WEIGHTS):
+            raise ValueError(
+                f"allowed: whole numbers of at least 1, and at most {MOST_WEIGHTS}, one for each conv and fc with a "
+                "number"
+            )
         return widths
 
     @property
@@ -153,9 +158,9 @@ class DataConfig(StrictModel):
     color: bool = False
     augment: str = "shift"
     flip: bool = False
-    val_split: Annotated[int, Field(ge=0)] = 0
-    limit_train: Annotated[int, Field(ge=1)] | None = None
-    limit_test: Annotated[int, Field(ge=1)] | None = None
+    val_split: Annotated[int, Field(ge=0, le=MOST_IMAGES)] = 0
+    limit_train: Annotated[int, Field(ge=1, le=MOST_IMAGES)] | None = None
+    limit_test: Annotated[int, Field(ge=1, le=MOST_IMAGES)] | None = None
     digest: str | None = None
 
     @field_validator("image_size")
@@ -221,8 +226,8 @@ class TrainConfig(StrictModel):
     the run is too short to benefit.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 10
-    batch_size: Annotated[int, Field(ge=1)] | Auto = "auto"
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 10
+    batch_size: Annotated[int, Field(ge=1, le=MOST_BATCH)] | Auto = "auto"
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Auto = "auto"
     optimizer: str = "sgd"
     schedule: str = "one-cycle"
@@ -235,7 +240,7 @@ class TrainConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] | None = None
     init: str | None = None
 
 
@@ -251,8 +256,8 @@ class PtqConfig(StrictModel):
     """Post-training quantization: how ranges are found, on how many training images, after how many float epochs."""
 
     calibration: str = "minmax"
-    images: Annotated[int, Field(ge=1)] = 1024
-    source_epochs: Annotated[int, Field(ge=0)] = 0
+    images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1024
+    source_epochs: Annotated[int, Field(ge=0, le=MOST_EPOCHS)] = 0
 
 
 class ExperimentConfig(StrictModel):
@@ -320,12 +325,20 @@ def _explain(detail: Any, section: Any) -> str:
         known = {key.rpartition(".")[2]: key for key in _keys()} | own
         found = nearest(path[-1], known)
         hint = "" if found is None else f"did you mean {known[found]!r}? "
-        return f"unknown key '{'.'.join(path)}'; {hint}allowed: {', '.join(own)}"
+        return f"unknown key '{shortened('.'.join(path))}'; {hint}allowed: {', '.join(own)}"
     # Branches of a union and items of a list add parts to the path: keep only the key.
     key = ".".join(part for part in path[:2] if part in _known_keys())
     plain = {"missing": "a value is missing", "model_type": "this is a table of settings, not one value"}
     message = plain.get(detail["type"], detail["msg"].removeprefix("Value error, "))
-    return f"{key} = {json.dumps(detail['input'], default=str)}: {message[0].lower()}{message[1:]}"
+    return f"{key} = {_shown(detail['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _shown(value: Any) -> str:
+    """A value that somebody gave, for a message."""
+    try:
+        return shortened(json.dumps(value, default=str))
+    except (ValueError, RecursionError):  # a number with more digits than Python prints; nested too deep
+        return f"a {type(value).__name__} too long to show"
 
 
 def _section(field: Any) -> Any:

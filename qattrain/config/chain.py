@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NoReturn
 
-from qattrain.errors import ConfigError, did_you_mean
+from qattrain.errors import ConfigError, did_you_mean, shortened
 
 PRESETS: dict[str, str] = {
     "lenet": "conv 20 5x5, pool 2, conv 50 5x5, pool 2, fc 500, fc",
@@ -203,11 +203,13 @@ def parse_chain(text: str) -> Chain:
     parts = [" ".join(part.split()) for part in text.split(",")]
     if not is_chain(text):
         raise ConfigError(
-            f"model {text!r}: {did_you_mean(text, PRESETS)}allowed: {', '.join(PRESETS)}, or a chain of layers such as "
-            f"'{EXAMPLE}'"
+            f"model {shortened(repr(text))}: {did_you_mean(text, PRESETS)}allowed: {', '.join(PRESETS)}, or a chain of "
+            f"layers such as '{EXAMPLE}'"
         )
     if not parts[-1]:
-        raise ConfigError(f"--model: '{text}' ends in a comma; leave it out, or write another layer after it")
+        raise ConfigError(
+            f"--model: '{shortened(text)}' ends in a comma; leave it out, or write another layer after it"
+        )
     if len(parts) > MAX_LAYERS:
         raise ConfigError(f"--model: a chain of {len(parts)} parts; allowed: at most {MAX_LAYERS}")
     layers: list[Layer] = []
@@ -242,7 +244,9 @@ class _Part:
     def fail(self, expected: str, example: str | None = None) -> NoReturn:
         """Raises ConfigError: where it is, what was expected, an example."""
         example = example or EXAMPLES.get(self.words[0] if self.words else "", EXAMPLE)
-        raise ConfigError(f"--model: part {self.number}, '{self.text}': {expected}; for example: {example}")
+        raise ConfigError(
+            f"--model: part {self.number}, '{shortened(self.text)}': {shortened(expected)}; for example: {example}"
+        )
 
     def count(self, word: str, what: str, smallest: int, largest: int) -> int:
         """`word` as a number."""

@@ -1,7 +1,8 @@
 """MNIST and its four relatives: found on disk or downloaded by torchvision, checked, and read.
 
 torchvision's layout is kept (`MNIST/raw/train-images-idx3-ubyte`, ...), so that files of other programs are found. What
-is added: each file is checked before it is read, a download cannot hang, and every failure is one DataError.
+is added: each file is checked before it is read, its content when it is read (`data/published.py`), a download cannot
+hang, and every failure is one DataError.
 
 An IDX file is a big-endian header (magic number, then one 32-bit size per dimension) and the bytes themselves:
 0x00000803, N, 28, 28 and N*784 pixels, or 0x00000801, N and N labels (http://yann.lecun.com/exdb/mnist). torchvision
@@ -14,8 +15,10 @@ through urllib, which uses the proxies of the environment.
 
 import http.client
 import importlib
+import os
 import queue
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -30,19 +33,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qattrain.data import published
 from qattrain.data.dataset import IMAGE_SIDE, Dataset, ImageSet
 from qattrain.errors import DataError, reason, system_errors
+from qattrain.files import open_at_once
 
 ELSEWHERE = "point --data-dir elsewhere, or train with --dataset digits"
 REMEDY = f"delete it so that it is downloaded again, {ELSEWHERE}"
 PROBE_SECONDS = 5.0
 STALL_SECONDS = 30.0
+MOST_ITEMS = 200_000  # in a file: emnist-letters, the largest set, has 124,800
 
 Kind = Literal["images", "labels"]
 
@@ -86,9 +92,9 @@ SOURCES = {source.name: source for source in (MNIST, FASHION_MNIST, KMNIST, EMNI
 def load_source(source: Source, data_dir: Path) -> Dataset:
     """The dataset from its files under `data_dir`; torchvision downloads them if some are missing.
 
-    All files are checked here; the pixels of each part are read when they are first used. Raises DataError if a file is
-    corrupt or unreadable, or missing and cannot be downloaded (no mirror answers within 5 s), or if torchvision cannot
-    be imported.
+    The form of all files is checked here; each part is read, and its content checked, when it is first used. Raises
+    DataError if a file is corrupt or unreadable, or missing and cannot be downloaded (no mirror answers within 5 s), or
+    if torchvision cannot be imported.
     """
     if missing := _check_files(source, data_dir):
         _download(source, data_dir, missing)
@@ -167,10 +173,9 @@ def check_idx(path: Path, *, kind: Kind, labels: range = range(10)) -> int:
     if not is_present(path):
         raise DataError(f"{path}: missing, expected an uncompressed IDX file; download it, {ELSEWHERE}")
     header_bytes = _HEADER_BYTES[kind]
-    with _readable(path):
-        file_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            header = file.read(header_bytes)
+    with _opened(path) as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        header = file.read(header_bytes)
     if len(header) < header_bytes:
         raise DataError(f"{path}: has {file_bytes} bytes, expected a header of {header_bytes} and more; {REMEDY}")
     magic, count, *side = struct.unpack(f">{header_bytes // 4}I", header)
@@ -178,8 +183,9 @@ def check_idx(path: Path, *, kind: Kind, labels: range = range(10)) -> int:
         raise DataError(f"{path}: magic number {magic:#010x}, expected {_MAGIC[kind]:#010x} (IDX {kind}); {REMEDY}")
     if side not in ([], [IMAGE_SIDE, IMAGE_SIDE]):
         raise DataError(f"{path}: images of {side[0]}x{side[1]}, expected {IMAGE_SIDE}x{IMAGE_SIDE}; {REMEDY}")
-    if count == 0:
-        raise DataError(f"{path}: holds 0 {_WHAT[kind]}, expected at least 1; {REMEDY}")
+    if not 1 <= count <= MOST_ITEMS:
+        allowed = "at least 1" if count == 0 else f"at most {MOST_ITEMS}"
+        raise DataError(f"{path}: holds {count} {_WHAT[kind]}, expected {allowed}; {REMEDY}")
     expected_bytes = header_bytes + count * (IMAGE_SIDE * IMAGE_SIDE if kind == "images" else 1)
     if file_bytes != expected_bytes:
         wrong = "truncated" if file_bytes < expected_bytes else "too long"
@@ -199,8 +205,24 @@ def check_idx(path: Path, *, kind: Kind, labels: range = range(10)) -> int:
 
 def read_idx(path: Path, *, kind: Kind) -> NDArray[np.uint8]:
     """The bytes after the header of a file that `check_idx` accepted, uint8 of one dimension. Raises DataError."""
-    with _readable(path):
-        return np.fromfile(path, np.uint8, offset=_HEADER_BYTES[kind])
+    return _content(path, kind)[1]
+
+
+def _content(path: Path, kind: Kind) -> tuple[bytes, NDArray[np.uint8]]:
+    """Header and the bytes after it, no more than the header says. Raises DataError."""
+    with _opened(path) as file:
+        header = file.read(_HEADER_BYTES[kind])
+        most = MOST_ITEMS * (IMAGE_SIDE * IMAGE_SIDE if kind == "images" else 1)
+        return header, np.fromfile(file, np.uint8, most)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file to read from, without waiting as a pipe would. Raises DataError, also for what is no regular file."""
+    with _readable(path), open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DataError(f"{path}: is not a regular file, expected an uncompressed IDX file; {REMEDY}")
+        yield file
 
 
 def _readable(path: Path) -> AbstractContextManager[None]:
@@ -209,9 +231,20 @@ def _readable(path: Path) -> AbstractContextManager[None]:
 
 
 def _read(source: Source, image_file: Path, label_file: Path) -> ImageSet:
-    images = torch.from_numpy(read_idx(image_file, kind="images")).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
-    labels = torch.from_numpy(read_idx(label_file, kind="labels")).long() - source.first_label
+    images = torch.from_numpy(_checked(source, image_file, "images")).view(-1, 1, IMAGE_SIDE, IMAGE_SIDE)
+    labels = torch.from_numpy(_checked(source, label_file, "labels")).long() - source.first_label
     return ImageSet(images.transpose(2, 3).contiguous() if source.transposed else images, labels)
+
+
+def _checked(source: Source, path: Path, kind: Kind) -> NDArray[np.uint8]:
+    """What `read_idx` returns, if it is what was published. Raises DataError."""
+    header, values = _content(path, kind)
+    if why := published.difference(source.name, path, header, values):
+        raise DataError(
+            f"{path}: {why}, so it is damaged or not {source.name}; {REMEDY}; images of your own are npz:PATH or "
+            "folder:PATH"
+        )
+    return values
 
 
 def _download(source: Source, data_dir: Path, missing: list[Path]) -> None:

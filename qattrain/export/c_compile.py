@@ -166,6 +166,9 @@ def run_c(files: Files) -> Iterator[Runner]:
 def compiled_c(files: Files, *flags: str) -> Iterator[Runner]:
     """model.c compiled by the system's compiler and called through ctypes. Not thread-safe.
 
+    What is executed lies in a folder of mode 0700 that is made for this call, and is loaded as soon as it is compiled:
+    nobody else can have written it, and nothing is kept.
+
     files: model.c and model.h at least (`c_export.c_sources`). flags: besides -O3; default: compiler.NATIVE. The runner
     takes images (N, C, H, W), puts the channels of a pixel side by side, as model.h wants them, and loops over the
     images in C, calling qattrain_predict once for each: its time is that of batch 1 on one thread, without Python's
@@ -218,7 +221,7 @@ def _macro(header: str, prefix: str, name: str) -> int:
 
 @contextmanager
 def placed(files: Files) -> Iterator[Path]:
-    """A temporary folder that holds the files."""
+    """A temporary folder that holds the files, and that only the user may enter."""
     with tempfile.TemporaryDirectory() as name:
         for file, content in files.items():
             path = Path(name) / file

@@ -18,7 +18,7 @@ def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: s
     """
     with (
         system_errors(kind, f"cannot read {what}", remedy),
-        open(path, "rb", opener=_open_at_once) as file,
+        open(path, "rb", opener=open_at_once) as file,
     ):
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise kind(f"cannot read {what}: it is not a regular file; {remedy}")
@@ -28,7 +28,7 @@ def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: s
     return data
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
     """Opens a pipe nobody writes to without waiting."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

@@ -1,17 +1,21 @@
 """The system's C compiler: finding it, calling it, and caching the libraries compiled from this package's C files."""
 
+import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.files import cache_dir
+from qattrain.files.kept import own_folder, read_own_sealed, write_own_sealed
 
 COMPILERS = ("cc", "gcc", "clang")
 NATIVE = "-march=native"  # use every instruction this processor has
@@ -19,6 +23,8 @@ NATIVE = "-march=native"  # use every instruction this processor has
 FLAGS = ("-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
 THREADS = "-fopenmp"
 TIMEOUT_SECONDS = 300
+LIBRARY_FOLDER = "kernels"  # in the cache; not "compiled", where older versions kept libraries without a digest
+MOST_LIBRARY_BYTES = 10_000_000
 
 
 def find_compiler() -> str | None:
@@ -65,36 +71,73 @@ def failure(error: Exception) -> str:
 
 
 def shared_library(package: str, source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
-    """The library of `source`, a file of `package`, compiled or from the cache. Raises ConfigError."""
+    """The library of `source`, a file of `package`, compiled or kept from before. Raises ConfigError.
+
+    What is promised: code runs that this program compiled for this user. A kept library is loaded only from a folder,
+    and a file, that nobody but the user may write, and only if its SHA-256 is right; the bytes checked are the bytes
+    loaded, from a private copy. Otherwise it is compiled anew; if the folder cannot be trusted, for this process only.
+    """
     compiler = require_compiler(ConfigError, ", or do without")
     text = files(package).joinpath(source).read_bytes()
     key = hashlib.sha256(b"\0".join([text, repr((compiler, FLAGS, defines)).encode(), _processor()])).hexdigest()[:16]
-    library = cache_dir() / "compiled" / f"{Path(source).stem}-{key}.so"
+    folder = _library_folder()
+    name = f"{Path(source).stem}-{key}.so"
+    kept = read_own_sealed(folder / name, MOST_LIBRARY_BYTES) if folder is not None else None
     try:
-        if not library.exists():
-            library.parent.mkdir(parents=True, exist_ok=True)
-            _make_library(compiler, text, defines, library)
-        return ctypes.CDLL(str(library))
+        with _private_folder(folder) as private:
+            library = Path(private) / name
+            if kept is not None:
+                library.write_bytes(kept)
+                with contextlib.suppress(OSError):  # made for a system that has changed since
+                    return ctypes.CDLL(str(library))
+            loaded = _make_library(compiler, text, defines, library)
+            with contextlib.suppress(OSError):  # a full or read-only cache costs time, nothing else
+                if folder is not None:
+                    write_own_sealed(folder / name, library.read_bytes())
+            return loaded
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{compiler} could not compile {source}: {failure(error)}") from None
 
 
-def _make_library(compiler: str, text: bytes, defines: tuple[str, ...], library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as name:
-        source, unit, made = (Path(name) / f"unit.{suffix}" for suffix in ("c", "o", "so"))
-        source.write_bytes(text)
+def _library_folder() -> Path | None:
+    """Where compiled libraries are kept; None, said once, if it cannot be trusted, or if it cannot be made."""
+    path = cache_dir() / LIBRARY_FOLDER
+    folder, why = own_folder(path)
+    if why:
+        _say_once(
+            f"compiled kernels are not kept in {path}, and none is taken from there: {why}; they are compiled for this "
+            "run only; to keep them, remove it"
+        )
+    return folder
 
-        def build(*threads: str) -> None:
-            # Not linked with a threading library, it uses the one that torch has loaded, and torch's threads.
-            compile_c(compiler, *FLAGS, *threads, *defines, "-c", str(source), "-o", str(unit))
-            call(compiler, "-shared", str(unit), "-lm", "-o", str(made))
-            ctypes.CDLL(str(made), mode=os.RTLD_NOW)
 
-        try:
-            build(THREADS)
-        except (OSError, subprocess.CalledProcessError):  # this compiler needs another threading library than torch's
-            build()
-        made.replace(library)
+@cache
+def _say_once(text: str) -> None:
+    logging.getLogger(__name__).warning(text)  # to stderr, unless the program that uses this library decides otherwise
+
+
+def _private_folder(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder of mode 0700: in `folder` if possible, as programs in /tmp may be forbidden to run."""
+    with contextlib.suppress(OSError):
+        return tempfile.TemporaryDirectory(dir=folder)
+    return tempfile.TemporaryDirectory()
+
+
+def _make_library(compiler: str, text: bytes, defines: tuple[str, ...], library: Path) -> ctypes.CDLL:
+    """Compiles into the folder of `library`, which is private, and loads it. Raises OSError, SubprocessError."""
+    source, unit = (library.with_name(f"unit.{suffix}") for suffix in ("c", "o"))
+    source.write_bytes(text)
+
+    def build(*threads: str) -> ctypes.CDLL:
+        # Not linked with a threading library, it uses the one that torch has loaded, and torch's threads.
+        compile_c(compiler, *FLAGS, *threads, *defines, "-c", str(source), "-o", str(unit))
+        call(compiler, "-shared", str(unit), "-lm", "-o", str(library))
+        return ctypes.CDLL(str(library), mode=os.RTLD_NOW)
+
+    try:
+        return build(THREADS)
+    except (OSError, subprocess.CalledProcessError):  # this compiler needs another threading library than torch's
+        return build()
 
 
 def _processor() -> bytes:

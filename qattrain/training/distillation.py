@@ -3,7 +3,7 @@
 The teacher sees the same augmented images as the student: its answer to a digit distorted almost into another one is
 what the student learns from. These images depend on the seed and not on the student, so the teacher's logits are kept
 on disk, and the next student with the same seed reuses them, whatever its bits and widths: even a large teacher runs
-only once.
+only once. A file of them is what `numpy.save` writes, sealed with a digest; if damaged, it is made again.
 
 Source: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2; that teacher and student
 should see the same views: Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent".
@@ -22,11 +22,13 @@ from qattrain.config import DistillConfig, ExperimentConfig, bits_by_layer
 from qattrain.data import Dataset
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.files import write_atomically
+from qattrain.files.kept import read_sealed, sealed
 from qattrain.layers import BatchNorm
 from qattrain.layers.quantized import set_compute_dtype
 from qattrain.runs.checkpoint import Checkpoint, restore_model
 
 ANSWERS_FOLDER = "answers"
+MOST_HEADER_BYTES = 1024  # of a file of numpy.save; it writes 128
 
 
 class Teacher:
@@ -81,9 +83,12 @@ class Teacher:
         return self.folder / f"epoch-{epoch + 1}.npy"
 
     def _read(self, epoch: int, count: int) -> Tensor | None:
+        data = read_sealed(self._file(epoch), count * self.classes * 4 + MOST_HEADER_BYTES)
+        if data is None:
+            return None
         try:
-            found = np.load(self._file(epoch), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            found = np.load(io.BytesIO(data), allow_pickle=False)
+        except Exception:  # a file that another program sealed can fail in any way
             return None
         fits = found.shape == (count, self.classes) and found.dtype == np.float32
         return torch.from_numpy(found) if fits else None
@@ -93,7 +98,7 @@ class Teacher:
         np.save(buffer, self.answers.numpy())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._file(epoch), buffer.getvalue())
+            write_atomically(self._file(epoch), sealed(buffer.getvalue()))
         except (OSError, TrainingError):  # without a writable folder the teacher is evaluated every time
             return
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qattrain.data import published
 from qattrain.data.mnist import import_torchvision_datasets
 from qattrain.errors import DataError
 
@@ -52,8 +53,10 @@ def idx_bytes() -> Callable[["np.ndarray[Any, Any]"], bytes]:
 
 
 @pytest.fixture
-def write_set(idx_bytes: Callable[["np.ndarray[Any, Any]"], bytes]) -> Callable[[str, Path], FakeSet]:
-    """Writes a small valid set by its name under a data folder."""
+def write_set(
+    idx_bytes: Callable[["np.ndarray[Any, Any]"], bytes], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Path], FakeSet]:
+    """Writes a small valid set by its name under a data folder, and makes its SHA-256 the published ones."""
 
     def write(name: str, data_dir: Path) -> FakeSet:
         folder, train, test, classes, first = LAYOUTS[name]
@@ -68,6 +71,9 @@ def write_set(idx_bytes: Callable[["np.ndarray[Any, Any]"], bytes]) -> Callable[
                 path = raw / f"{prefix}-{kind}-idx{dimensions}-ubyte"
                 path.write_bytes(idx_bytes(array))
                 fake.files[f"{part}-{kind}"] = path
+        if name in published.SHA256:
+            known = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in fake.files.values()}
+            monkeypatch.setitem(published.SHA256, name, known)
         return fake
 
     return write

@@ -97,7 +97,9 @@ def test_evaluating_a_checkpoint_does_not_read_the_training_images(
     tiny: Callable[..., Any], write_set: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, read, original = write_set("mnist", tmp_path), [], np.fromfile
-    monkeypatch.setattr(np, "fromfile", lambda path, *a, **k: (read.append(Path(path)), original(path, *a, **k))[1])
+    monkeypatch.setattr(
+        np, "fromfile", lambda file, *a, **k: (read.append(Path(file.name)), original(file, *a, **k))[1]
+    )
     run = tiny({"data.dataset": "mnist", "train.epochs": 1}).run_dir
     assert fake.files["train-images"] in read  # where the pixels are read, this sees it
     read.clear()

@@ -370,3 +370,14 @@ def test_a_compiler_that_fails_and_a_library_that_does_not_load_are_errors(monke
     monkeypatch.setattr(c_compile.ctypes, "CDLL", refuse)
     with pytest.raises(ExportError, match="cannot be loaded: failed to map segment; set TMPDIR"), C_EXPORTER.run(files):
         pass
+
+
+def test_what_is_compiled_to_be_executed_lies_where_nobody_else_may_write() -> None:
+    before = os.umask(0)
+    try:
+        with c_compile.placed({"model.c": b""}) as folder:
+            assert folder.stat().st_mode & 0o777 == 0o700
+            assert folder.stat().st_uid == os.geteuid()
+    finally:
+        os.umask(before)
+    assert not folder.exists()

@@ -1,11 +1,14 @@
 """Distillation: the loss is Hinton's, the teacher is only asked, once, and a resumed run has the same one."""
 
+import os
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from torch import nn
 from qattrain.config import DistillConfig
 from qattrain.data import Dataset
 from qattrain.errors import CheckpointError, ConfigError
+from qattrain.files.kept import sealed
 from qattrain.report.display import describe
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model, save_checkpoint
@@ -109,6 +113,41 @@ def test_a_teacher_asked_once_is_not_asked_again_for_the_same_images(
                 tiny(settings | changes)
     kept[0].write_bytes(b"no array")
     assert_same(everything(first), everything(tiny(settings)), ignore=MEASURED)
+
+
+def test_damaged_answers_are_asked_for_again(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise()
+
+    def ask() -> torch.Tensor:
+        teacher.epoch = None  # as in another run
+        return teacher.answer(images, 0, slice(0, 6), 6).clone()
+
+    expected = ask()
+    (kept,) = teacher.folder.glob("*.npy")
+    intact = kept.read_bytes()
+    asked: list[int] = []
+    original = teacher.model.forward
+    monkeypatch.setattr(teacher.model, "forward", lambda seen: (asked.append(len(seen)), original(seen))[1])
+    assert torch.equal(ask(), expected)
+    assert not asked
+    rng = random.Random(3)
+    header_bits, bits = range(8 * 128), range(8 * 128, 8 * len(intact))
+    damaged = [intact[: rng.randrange(len(intact))] for _ in range(9)] + [b"", intact[:-40], intact + b"x", bytes(99)]
+    for bit in [*rng.sample(header_bits, 20), *rng.sample(bits, 20)]:
+        changed = bytearray(intact)
+        changed[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(changed))
+    for content in damaged:
+        kept.write_bytes(content)
+        assert torch.equal(ask(), expected)
+    assert len(asked) == len(damaged)
+    assert kept.read_bytes() == intact
+    for crafted in (b"no array", np.lib.format.magic(1, 0) + b"\xff\xff{"):  # sealed by another program
+        kept.write_bytes(sealed(crafted))
+        assert torch.equal(ask(), expected)
+    kept.unlink()
+    os.mkfifo(kept)
+    assert torch.equal(ask(), expected)
 
 
 def test_answers_that_cannot_be_kept_are_asked_for_every_time(source: RunResult, tiny: Tiny) -> None:
