@@ -50,6 +50,7 @@ from qattrain.config import parse_config
 from qattrain.config.sources import lookup
 from qattrain.errors import ConfigError, TrainingError, reason, system_errors
 from qattrain.files import replace_files, write_atomically
+from qattrain.files.escapes import csv_cell
 from qattrain.runs import folder as runs
 
 PLAN_FILE, RESULT_FILE = "plan.json", "result.json"
@@ -361,7 +362,8 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")
     writer.writeheader()
     for row in flat:
-        writer.writerow({key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in row.items()})
+        plain = {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in row.items()}
+        writer.writerow({key: csv_cell(value) for key, value in plain.items()})
     return buffer.getvalue()
 
 
