@@ -136,10 +136,13 @@ class Console:
             self.rich.print(line, soft_wrap=True)
         self.rich.print()
 
-    def saved(self, run_dir: Path) -> None:
-        """Where a run is saved, and the command that evaluates it."""
+    def saved(self, run_dir: Path, unusable: str | None) -> None:
+        """Where a run is saved, and the command that evaluates it; or why that would be refused."""
         self.text(f"saved in {run_dir}", dim=str(run_dir))
-        self.command("evaluate it again with", ["qattrain", "eval", str(run_dir)])
+        if unusable is None:
+            self.command("evaluate it again with", ["qattrain", "eval", str(run_dir)])
+        else:
+            self.notice(f"It can be neither evaluated again nor exported: {unusable}")
 
     def result(self, value: dict[str, Any]) -> None:
         """The command's JSON object, if `--json` was given."""

@@ -93,6 +93,7 @@ class PlainDisplay:
     def farewell(self, result: "RunResult") -> None:
         """The last lines: the result and where it is saved."""
         from qattrain.evaluation.metrics import wilson_interval
+        from qattrain.evaluation.networks import why_unusable
 
         last, run_dir = result.checkpoint.history[-1], result.run_dir
         epochs = counted(last["epoch"], "epoch")
@@ -105,7 +106,7 @@ class PlainDisplay:
         images = f"{self.test_images:,} images of {result.checkpoint.config.data.dataset}"
         line = f"{accuracy} after {epochs} ({confidence(interval)}, {images})"
         self.console.text(line, strong=percent(last["test_accuracy"]))
-        self.console.saved(run_dir)
+        self.console.saved(run_dir, why_unusable(result.checkpoint))
 
 
 class LiveDisplay(PlainDisplay):

@@ -37,6 +37,7 @@ from qattrain.runs.fields import (
 )
 
 FORMAT_VERSION = 1
+MOST_THREADS = 1024
 MOST_EPOCHS = 20_000  # of a run, because each is a record in the checkpoint
 MAGIC = b"QATTRAIN"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -170,6 +171,8 @@ def _check_settled(config: ExperimentConfig) -> None:
     for name, value in settled.items():
         if value in (None, "auto"):
             raise ValueError(f"its configuration leaves {name} open")
+    if (train.threads or 1) > MOST_THREADS:  # evaluating it starts as many
+        raise ValueError(f"its configuration has {train.threads} threads; allowed: {MOST_THREADS:,}")
 
 
 def _verified_fields(path: Path) -> tuple[dict[str, Any], int]:

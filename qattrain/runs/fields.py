@@ -22,6 +22,7 @@ LONGEST_TEXT = 10_000  # letters of a name or a notice
 MOST_CLASSES = 10_000
 MOST_SETTINGS = 5_000  # values in a configuration
 DEEPEST_SETTING = 8
+LARGEST_SCALE = 2.0**40  # so that sums times two scales are numbers of 32 bits
 LEARNED_SCALES = (".scale", ".alpha")  # what quantizers learn that must be positive
 RANGES = {".low": -1.0, ".high": 1.0, ".largest": 1.0, ".running_var": 1.0}  # sign of what they observe
 
@@ -43,7 +44,9 @@ def check_settings(value: Any) -> None:
             if len(part) > LONGEST_TEXT:
                 raise ValueError(f"its configuration has a text of more than {LONGEST_TEXT:,} letters")
             return
-        elif part is None or type(part) in (bool, float) or (type(part) is int and abs(part) < 2**64):
+        elif type(part) is int and abs(part) >= 2**64:
+            raise ValueError("its configuration has a number of more than 64 bits")
+        elif part is None or type(part) in (bool, int, float):
             return
         elif not isinstance(part, list | tuple):
             raise ValueError(f"its configuration has a {type(part).__name__} in it")
@@ -118,6 +121,8 @@ def check_scales(model: Mapping[str, Tensor]) -> None:
     for key, tensor in model.items():
         if "quantizer." in key and key.endswith(LEARNED_SCALES) and bool((tensor <= 0).any()):
             raise ValueError(f"{_layer(key)}: its {_part(key)} is {float(tensor.min()):g}; allowed: above 0")
+        if "quantizer." in key and bool((tensor.abs() > LARGEST_SCALE).any()):
+            raise ValueError(f"{_layer(key)}: its {_part(key)} is {float(tensor.abs().max()):g}; allowed: up to 2^40")
         sign = next((sign for end, sign in RANGES.items() if key.endswith(end)), None)
         if sign is not None and bool((tensor * sign < 0).any()):
             wrong = float((tensor * sign).min() * sign)

@@ -180,6 +180,9 @@ class Trainer:
         """
         if state.get("teacher") != (self.teacher and self.teacher.digest):  # older versions did not record it
             raise ValueError("it was trained with another teacher; restore that one, or train a new run")
+        missing = {"losses", "optimizer", "augmentation_rng", "torch_rng", "epoch", "step", "seconds"} - set(state)
+        if missing:
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
         epoch, step, seconds = state["epoch"], state["step"], state["seconds"]
         steps = len(self.slices)
         if (
