@@ -114,7 +114,9 @@ def _offending_value(error: Exception) -> str:
 def _fail(message: str, code: int) -> int:
     is_colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     label = "\x1b[1;31merror:\x1b[0m" if is_colored else "error:"
-    line = f"{label} {' '.join(message.split())}"
+    from qattrain.files.escapes import visible  # here, because only a command that fails needs it
+
+    line = f"{label} {visible(' '.join(message.split()))}"
     if sys.stderr.isatty():  # elsewhere it stays one line
         width = shutil.get_terminal_size().columns
         line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)

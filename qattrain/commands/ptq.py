@@ -40,6 +40,7 @@ def ptq(
 
     path, data = find_checkpoint(checkpoint, runs_dir), opt.data_folder(data_dir)
     with console.busy(f"quantizing {path}"):
+        from qattrain.evaluation.networks import why_unusable
         from qattrain.training.ptq import quantize_after_training
 
         result, float_accuracy = quantize_after_training(path, quant, settings, name, data, runs_dir)
@@ -53,4 +54,4 @@ def ptq(
         f"{100 * (accuracy - float_accuracy):+.2f} points compared with the float network's {percent(float_accuracy)}",
         strong=percent(accuracy),
     )
-    console.saved(result.run_dir)
+    console.saved(result.run_dir, why_unusable(result.checkpoint))

@@ -3,6 +3,7 @@
 And `export_model`, for a network that somebody trained in a loop of their own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from qattrain.config.chain import Shape
 from qattrain.data import Dataset, ImageSet, check_identity, load_dataset
-from qattrain.errors import ConfigError, pick
+from qattrain.errors import CheckpointError, ConfigError, pick
 from qattrain.evaluation.metrics import Evaluation, evaluate, in_parts
 from qattrain.evaluation.networks import (
     ENGINES,
@@ -72,7 +73,7 @@ def evaluate_network(
 
     engine: a key of ENGINES; None: torch for a checkpoint, integer for a packed file. limit_test: number of images;
     None: as many as its run used. verify: also count what differs from the integers. loaded: as in `load_test_data`.
-    Raises ConfigError, DataError, ExportError.
+    Raises ConfigError, DataError, ExportError, CheckpointError.
     """
     keep_freed_memory()  # every batch needs the same blocks again
     name = engine or ("integer" if isinstance(network, Packed) else "torch")
@@ -89,6 +90,10 @@ def evaluate_network(
     with ENGINES[name](network) as predict:
         exact = name == "torch" and network.quantized and device.type == "cpu"
         result = evaluate(in_parts(predict) if exact else predict, test)
+        if not math.isfinite(result.loss):
+            raise CheckpointError(
+                f"{path}: its loss is {result.loss}: its weights or scales are too large; train it again"
+            )
         if verify and network.quantized:
             shown = network.model if isinstance(network, Trained) and name == "torch" else None
             mismatches = compare_with_integers(predict, network.integers(), test.images, shown)
@@ -102,6 +107,8 @@ def rank_classes(network: Network, images: NDArray[np.uint8], top: int) -> list[
     """
     with ENGINES["integer" if network.quantized else "torch"](network) as predict:
         probabilities = predict(torch.from_numpy(images)).double().softmax(1)
+    if not bool(probabilities.isfinite().all()):
+        raise CheckpointError("the network's logits are not finite: its weights are too large; train it again")
     names = [int(name) if name.isdecimal() and str(int(name)) == name else name for name in network.facts.class_names]
     values, labels = probabilities.sort(dim=1, descending=True, stable=True)
     return [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qattrain.config import FLOAT_BITS, bits_by_layer
 from qattrain.config.chain import PlacedLayer
 from qattrain.data import ImageSet
-from qattrain.errors import ExportError
+from qattrain.errors import CheckpointError, ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Confusion, HardImage, confusion, hardest_images
 from qattrain.evaluation.networks import ENGINES, Network, Packed, Trained
 from qattrain.evaluation.observed import LayerHistogram, LayerPart, Observed, grid_counts, layer_histogram
@@ -73,6 +73,8 @@ def _observed(
 ) -> Observed:
     """pair: the values before quantization and the codes they became."""
     values = None if pair is None else pair[0].contiguous().cpu().numpy()
+    if values is not None and not np.isfinite(values).all():
+        raise CheckpointError(f"{layer}: its {kind}s are not finite; the network is broken: train it again")
     if quantizer is None:
         return Observed(layer, kind, shape, FLOAT_BITS, None, values)
     seen = Observed(layer, kind, shape, quantizer.bits, quantizer.name, values, grid=tuple(quantizer.grid))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qattrain.config import FLOAT_BITS, bits_by_layer
 from qattrain.config.chain import Shape
 from qattrain.data import DIGITS_NAME
-from qattrain.errors import ConfigError
+from qattrain.errors import CheckpointError, ConfigError, ExportError
 from qattrain.evaluation.metrics import EVALUATION_BATCH, Predictor
 from qattrain.export import EXPORTERS
 from qattrain.export.base import Exporter, Runner, settled_layout
@@ -102,6 +102,17 @@ def load_network(path: Path) -> Network:
         return Packed(facts, model)
     checkpoint = load_checkpoint(path)
     return Trained(checkpoint, restore_model(checkpoint, str(path)))
+
+
+def why_unusable(checkpoint: Checkpoint) -> str | None:
+    """Why `qattrain eval` would refuse the network of a run that just ended; None if it would not."""
+    try:
+        network = Trained(checkpoint, restore_model(checkpoint, "this network"))
+        if network.quantized:
+            network.integers()
+    except (CheckpointError, ExportError) as error:
+        return str(error)
+    return None
 
 
 def torch_predictor(model: nn.Module) -> Predictor:

@@ -32,6 +32,7 @@ from qattrain.config.sources import lookup
 from qattrain.errors import ConfigError, RecordError, TrainingError, reason, write_errors
 from qattrain.experiments.kinds import FAILURE_KIND, PLAN_KIND, RESULT_KIND, SWEEP_KIND
 from qattrain.files import read_bounded, records, replace_files
+from qattrain.files.escapes import csv_cell
 from qattrain.files.locks import try_lock
 from qattrain.runs import folder as runs
 
@@ -393,7 +394,8 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")
     writer.writeheader()
     for row in flat:
-        writer.writerow({key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in row.items()})
+        plain = {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in row.items()}
+        writer.writerow({key: csv_cell(value) for key, value in plain.items()})
     return buffer.getvalue()
 
 

@@ -24,6 +24,7 @@ from qattrain.export.c_devices import measure_devices
 from qattrain.export.c_layers import ALIGN, CONV_ROWS, GEOMETRY, LAYOUTS, LINEAR_ROWS
 from qattrain.export.c_network import CNetwork
 from qattrain.files import compiler
+from qattrain.files.escapes import visible
 from qattrain.integer import INT32_MAX, IntegerModel, ModelFacts
 
 LINE = 116  # characters of numbers in a line
@@ -68,7 +69,7 @@ def write_c(model: IntegerModel, facts: ModelFacts, layout: str, prefix: str = D
     The same model gives the same bytes; only the sizes in README.md depend on the compilers that are installed.
     """
     assert len(facts.class_names) == model.classes, (facts.class_names, model.classes)
-    names = ",\n".join(f"    {_literal(name)}" for name in facts.class_names)
+    names = ",\n".join(f"    {_literal(visible(name))}" for name in facts.class_names)  # main.c prints them
     values = _image(model.input_shape)
     files = c_sources(model, layout, prefix) | {
         "main.c": _rendered("main.c", prefix, names=names, **values).encode("ascii")
@@ -161,6 +162,7 @@ def _template(name: str, prefix: str) -> "jinja2.Template":
         "wrap": _wrapped,
         "shared_fields": _shared_fields,
         "prefixed": partial(prefixed, prefix=prefix),
+        "plain": _plain,
     }
     return environment.get_template(f"{name}.jinja")
 
@@ -186,6 +188,11 @@ def _wrapped(numbers: list[Any]) -> str:
     texts = list(map(str, numbers))
     each = LINE // (max(map(len, texts)) + 2)
     return "    " + ",\n    ".join(", ".join(texts[start : start + each]) for start in range(0, len(texts), each))
+
+
+def _plain(text: str) -> str:
+    """A name of a user's in Markdown: on one line, and no link, tag, code or cell of a table."""
+    return re.sub(r"[\\`*<>&\[\]|]", r"\\\g<0>", visible(text))
 
 
 def _literal(text: str) -> str:

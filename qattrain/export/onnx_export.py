@@ -48,6 +48,7 @@ from qattrain.config.chain import Shape
 from qattrain.errors import ExportError, optional_package, reason
 from qattrain.export.base import Exporter, Files, Runner
 from qattrain.export.onnx_graph import Graph, StoredWeight, add_weights, stored_weight
+from qattrain.files.escapes import visible
 from qattrain.integer import AverageLayer, IntegerLayer, IntegerModel, ModelFacts, Requantization
 
 FILE = "model.onnx"
@@ -92,7 +93,7 @@ def _build(model: IntegerModel, facts: ModelFacts, weights: list[StoredWeight], 
             x = _requantize(graph, layer, layer.requantization, sums)
     last = model.products[-1]
     graph.node("Add", [sums, graph.constant(f"{last.name}.bias", _int32(last.bias))], "logits")
-    return graph.model(facts.name, model.input_shape, model.classes, _metadata(model, facts))
+    return graph.model(visible(facts.name), model.input_shape, model.classes, _metadata(model, facts))
 
 
 def _has_four_kernels(layer: IntegerLayer) -> bool:
@@ -113,8 +114,8 @@ def _metadata(model: IntegerModel, facts: ModelFacts) -> dict[str, str]:
         "input": INPUT.format(shape=", ".join(map(str, model.input_shape))),
         "input_shape": json.dumps(model.input_shape),
         "output": OUTPUT,
-        "model": facts.name,
-        "dataset": facts.dataset,
+        "model": visible(facts.name),
+        "dataset": visible(facts.dataset),
         "class_names": json.dumps(facts.class_names),
         "test_accuracy": "unknown" if facts.test_accuracy is None else repr(float(facts.test_accuracy)),
         "logit_scale": repr(float(model.logit_scale)),

@@ -153,6 +153,7 @@ class _Builder:
         assert self.scale is not None
         joint = joint_scale(self.scale.to(weight.scale), weight.scale)
         assert joint is not None
+        self._require_positive(joint, "the scale of its sums")
         scales = self.scale.double().cpu() * weight.scale.double().flatten().cpu()  # (C,) or (1,)
         bias = torch.zeros(len(module.weight)) if module.bias is None else bias_codes(module.bias, joint)
         layer = IntegerLayer(
@@ -200,6 +201,7 @@ class _Builder:
             except ConfigError as error:
                 raise self.fail(str(error)) from None
         scales, codes = module.folded(self.open.joint)
+        self._require_positive(scales, "the scale of its outputs")
         self.open.scales, self.open.is_normalized = scales.cpu(), True
         self.open.layer = replace(self.open.layer, bias=_integers(codes))
 
@@ -260,7 +262,14 @@ class _Builder:
             return torch.tensor(1.0)
         device = next((p.device for p in (*quantizer.parameters(), *quantizer.buffers())), torch.device("cpu"))
         scale: Tensor = quantizer(torch.zeros(1, device=device)).scale
+        self._require_positive(scale, "its scale")
         return scale.cpu()
+
+    def _require_positive(self, scale: Tensor, what: str) -> None:
+        """Raises ExportError for a scale that is not a positive number."""
+        wrong = scale[~((scale > 0) & torch.isfinite(scale))]
+        if len(wrong):
+            raise self.fail(f"{what} is {float(wrong[0]):g}; allowed: positive numbers; train it again")
 
     def _close(self, layer: IntegerLayer | AverageLayer) -> None:
         """Adds a layer that is complete; errors name the product, not the module that completed it."""

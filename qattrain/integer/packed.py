@@ -74,7 +74,11 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from qattrain.config import StrictModel
-from qattrain.errors import CheckpointError, ExportError, system_errors
+from qattrain.config.chain import MOST_WEIGHTS
+from qattrain.errors import CheckpointError, ExportError
+from qattrain.files import read_bounded
+from qattrain.files.escapes import visible
+from qattrain.files.regular import open_regular
 from qattrain.integer import packed_v1
 from qattrain.integer.model import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization, weight_grid
 
@@ -83,6 +87,10 @@ FILE_NAME = "model.safetensors"
 KEY = "qattrain"  # of the metadata
 IMAGE_MAX = 255
 NO_DIGEST = "0" * 64
+MOST_BYTES = 2 * MOST_WEIGHTS  # of a file: weights of 8 bits, and as much for everything else
+MOST_HEADER_BYTES = 2**22
+MOST_LAYERS = 1000
+LARGEST_SCALE = 2.0**100  # of the logits: their loss stays finite
 LARGEST_MAP = 2**24  # numbers in a map of one image with its padding
 KNOWN = "versions 1 and 2"
 LARGEST_WORKING_SET = 2**27  # numbers copied for one image, see `IntegerLayer.working_set`
@@ -95,6 +103,8 @@ Tensors = Mapping[str, NDArray[Any]]
 Bits = Annotated[int, Field(ge=1, le=8)]
 Count = Annotated[int, Field(ge=1)]
 Padding = Annotated[int, Field(ge=0)]
+LONGEST_TEXT = 10_000  # letters of a name
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
 def pack_codes(codes: NDArray[np.int64], bits: int, lowest: int) -> NDArray[np.uint8]:
@@ -107,8 +117,10 @@ def pack_codes(codes: NDArray[np.int64], bits: int, lowest: int) -> NDArray[np.u
 
 def unpack_codes(packed: NDArray[np.uint8], bits: int, lowest: int, count: int) -> NDArray[np.int64]:
     """The first `count` codes of what `pack_codes` returned: int64 (count,)."""
-    stream = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits).astype(np.int64)
-    codes: NDArray[np.int64] = (stream << np.arange(bits)).sum(1) + lowest
+    stream = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
+    codes = np.full(count, lowest, np.int64)
+    for bit in range(bits):  # one after the other: all at once would take 64 bytes for each bit
+        codes += stream[:, bit].astype(np.int64) << bit
     return codes
 
 
@@ -136,7 +148,7 @@ class LayerHeader(StrictModel):
     groups: Count = 1
     pool: Count = 1
     bits: Bits | None = None
-    quantizer: str | None = None
+    quantizer: Annotated[str, Field(pattern=r"^\w{0,100}$")] | None = None
     lowest: Annotated[int, Field(ge=-255, le=0)] | None = None
     zero_point: Annotated[int, Field(ge=0, le=255)] | None = None
     activation_bits: Bits | None = None
@@ -154,20 +166,26 @@ class Header(StrictModel):
     digest: str
     format_version: Literal[2]
     input_shape: tuple[Count, Count, Count]
-    logit_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    name: str
-    dataset: str
-    class_names: tuple[str, ...] | None = None
+    logit_scale: Annotated[float, Field(gt=0, le=LARGEST_SCALE, allow_inf_nan=False)]
+    name: Text
+    dataset: Text
+    class_names: tuple[Text, ...] | None = None
     test_accuracy: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    layers: Annotated[tuple[LayerHeader, ...], Field(min_length=1)]
+    layers: Annotated[tuple[LayerHeader, ...], Field(min_length=1, max_length=MOST_LAYERS)]
 
 
 def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
-    """The file's content. Raises ExportError for maps so large that no reader takes them."""
+    """The file's content. Raises ExportError for what no reader takes: maps or networks that are too large."""
     try:
         _check_maps(model)
     except ValueError as error:
         raise ExportError(f"{error}; use smaller images, or larger strides") from None
+    weights = sum(layer.codes.size for layer in model.products)
+    if len(model.layers) > MOST_LAYERS or weights > MOST_WEIGHTS:
+        raise ExportError(
+            f"{len(model.layers):,} layers with {weights:,} weights; allowed: {MOST_LAYERS:,} with {MOST_WEIGHTS:,}; "
+            "use a smaller network"
+        )
     layers: list[dict[str, Any]] = []
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("weights", *RANGES)}
     before = dict(FIRST)
@@ -197,14 +215,33 @@ def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
         "format_version": FORMAT_VERSION,
         "input_shape": model.input_shape,
         "logit_scale": model.logit_scale,
-        "name": facts.name,
-        "dataset": facts.dataset,
-        "class_names": None if facts.class_names == numbers else facts.class_names,
+        # Half a surrogate pair, in the name of a folder of another encoding, cannot be written.
+        "name": _written(facts.name),
+        "dataset": _written(facts.dataset),
+        "class_names": None if facts.class_names == numbers else tuple(map(_written, facts.class_names)),
         "test_accuracy": facts.test_accuracy,
         "layers": layers,
     }
     tensors = {name: _narrowed(np.concatenate(arrays)) for name, arrays in parts.items() if arrays}
-    return _signed({name: value for name, value in content.items() if value is not None}, tensors)
+    data = _signed({name: value for name, value in content.items() if value is not None}, tensors)
+    if int.from_bytes(data[:8], "little") > MOST_HEADER_BYTES or len(max(_texts(facts), key=len)) > LONGEST_TEXT:
+        raise ExportError(
+            f"its names have {sum(map(len, _texts(facts))):,} letters; allowed: {LONGEST_TEXT:,} each, and "
+            f"{MOST_HEADER_BYTES:,} bytes in all; give shorter ones"
+        )
+    return data
+
+
+def _texts(facts: ModelFacts) -> tuple[str, ...]:
+    return facts.name, facts.dataset, *facts.class_names
+
+
+def _written(text: str) -> str:
+    return (
+        text
+        if text.isprintable()
+        else "".join(visible(each) if "\ud800" <= each <= "\udfff" else each for each in text)
+    )
 
 
 def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
@@ -213,8 +250,9 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
     Raises CheckpointError if it is missing, truncated, altered, foreign, of a newer version, or inconsistent.
     """
     name = str(source) if isinstance(source, Path) else FILE_NAME
-    with system_errors(CheckpointError, f"cannot read the packed file {name}", "give a readable file"):
-        data = source.read_bytes() if isinstance(source, Path) else source
+    data = source
+    if isinstance(data, Path):
+        data = read_bounded(data, MOST_BYTES, CheckpointError, f"the packed file {name}", f"give a {FILE_NAME} of ours")
     content, tensors = _read(data, name)
     try:
         if content["format_version"] == packed_v1.FORMAT_VERSION:
@@ -230,7 +268,7 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{name}: its metadata is not qattrain's: {where}: {first['msg']}") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError, RecursionError) as error:
         reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{name} is not a valid network: {reason}; export it again") from None
     names = header.class_names or tuple(map(str, range(model.classes)))
@@ -239,7 +277,7 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
 
 def is_packed(path: Path) -> bool:
     """Whether the file is meant to be a packed one, by its name or its first bytes. Raises CheckpointError."""
-    with system_errors(CheckpointError, f"cannot read {path}", "give a readable file"), path.open("rb") as file:
+    with open_regular(path, CheckpointError, str(path), "give a file that qattrain wrote") as file:
         return path.suffix == Path(FILE_NAME).suffix or file.read(9)[8:] == b"{"
 
 
@@ -278,6 +316,10 @@ def _digest(data: bytes, digest: str) -> str:
 def _read(data: bytes, name: str) -> tuple[dict[str, Any], Tensors]:
     """Metadata of a known version, and tensors. Raises CheckpointError."""
     length = int.from_bytes(data[:8], "little")
+    if MOST_HEADER_BYTES < length <= len(data):
+        raise CheckpointError(
+            f"{name}: its metadata have {length:,} bytes; allowed: {MOST_HEADER_BYTES:,}; export it again"
+        )
     try:
         tensors = safetensors.numpy.load(data)
         content = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][KEY])
@@ -300,6 +342,8 @@ def _read(data: bytes, name: str) -> tuple[dict[str, Any], Tensors]:
 def _network(header: Header, tensors: Tensors) -> IntegerModel:
     """Raises KeyError or ValueError where the header makes no sense, or the tensors do not agree with it."""
     layers = _resolved(header.layers)
+    _require(len({layer.name for layer in layers}) == len(layers), "two layers have the same name")
+    weights = sum(prod(layer.shape) for layer in layers if layer.shape is not None)
     counts = [_counts(layer) for layer in layers]
     totals = {name: sum(count.get(name, 0) for count in counts) for name in ("weights", *RANGES)}
     expected = [name for name, total in totals.items() if total]
@@ -308,6 +352,7 @@ def _network(header: Header, tensors: Tensors) -> IntegerModel:
     for name in expected:
         values = tensors[name]
         _require(values.shape == (totals[name],), f"{name} has shape {values.shape}, not ({totals[name]},)")
+        _require(weights <= MOST_WEIGHTS, f"it has {weights} weights; allowed: {MOST_WEIGHTS}")
         _require(values.dtype == np.uint8 or (name in RANGES and values.dtype.kind in "iu"), f"{name}: {values.dtype}")
         low, high = RANGES.get(name, (0, IMAGE_MAX))
         _require(low <= values.min() and values.max() <= high, f"{name} has values outside {low}..{high}")

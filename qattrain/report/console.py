@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,12 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.text import Text
+
+from qattrain.files.escapes import visible
 
 UNKNOWN = "-"  # a value that is missing or does not apply
 FILE_COLUMNS = 160  # of text that goes to a file or a pipe
@@ -61,9 +65,19 @@ class Table:
         return cls(title, list(cells[0]), [list(row.values()) for row in cells], left, **others)
 
 
+class Printer(RichConsole):
+    """Prints through rich, bars and boxes too; of control characters only rich's own and ends of lines get through."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What every way of printing comes down to, but for `out`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text, keep="\n"))
+
+
 class Console:
     """The only printer of the tool. With `as_json`, stdout carries the JSON object and nothing else.
 
+    Names in a line may be of a stranger: whatever they hold, a line stays one line, and every character shows.
     is_live: whether stderr is a screen on which a bar can be drawn over and over.
     """
 
@@ -76,10 +90,10 @@ class Console:
 
     def text(self, line: str, strong: str = "", dim: str = "") -> None:
         """A line of the result, on a terminal wrapped between words; a part of it may stand out, another one recede."""
-        shown = Text(line)
+        shown = Text(visible(line))
         for part, style in ((strong, "bold"), (dim, "dim")):
             if part:
-                shown.highlight_words([part], style)
+                shown.highlight_words([visible(part)], style)
         self.rich.print(shown, soft_wrap=not self.rich.is_terminal)
 
     def picture(self, lines: str) -> None:
@@ -88,16 +102,16 @@ class Console:
 
     def command(self, what_for: str, words: Sequence[str]) -> None:
         """A command to copy, never wrapped."""
-        self.rich.print(Text(f"{what_for}:  {shlex.join(words)}"), soft_wrap=True)
+        self.rich.print(Text(visible(f"{what_for}:  {shlex.join(words)}")), soft_wrap=True)
 
     def status(self, line: str) -> None:
         """A line about what is happening, not part of the result: on stderr."""
-        self.progress.print(Text(line), soft_wrap=not self.progress.is_terminal)
+        self.progress.print(Text(visible(line)), soft_wrap=not self.progress.is_terminal)
 
     def busy(self, line: str) -> AbstractContextManager[object]:
         """Within it the line is shown on stderr, if that is a terminal; on a live one it vanishes at the end."""
         if self.is_live:
-            return self.progress.status(Text(line), spinner="line")
+            return self.progress.status(Text(visible(line)), spinner="line")
         if self.progress.is_terminal:
             self.status(line)
         return nullcontext()
@@ -114,7 +128,7 @@ class Console:
         """Something nobody may miss, in a box; nothing for None."""
         if text is not None:
             width = min(WIDEST_PROSE, self.progress.width)
-            self.progress.print(Panel(Text(text), title="NOTICE", border_style="bold yellow", width=width))
+            self.progress.print(Panel(Text(visible(text)), title="NOTICE", border_style="bold yellow", width=width))
 
     def table(self, table: Table) -> None:
         """The columns and rows of a table, without its title; nothing is cut, however narrow the screen is."""
@@ -122,22 +136,26 @@ class Console:
             self.rich.print(line, soft_wrap=True)
         self.rich.print()
 
-    def saved(self, run_dir: Path) -> None:
-        """Where a run is saved, and the command that evaluates it."""
+    def saved(self, run_dir: Path, unusable: str | None) -> None:
+        """Where a run is saved, and the command that evaluates it; or why that would be refused."""
         self.text(f"saved in {run_dir}", dim=str(run_dir))
-        self.command("evaluate it again with", ["qattrain", "eval", str(run_dir)])
+        if unusable is None:
+            self.command("evaluate it again with", ["qattrain", "eval", str(run_dir)])
+        else:
+            self.notice(f"It can be neither evaluated again nor exported: {unusable}")
 
     def result(self, value: dict[str, Any]) -> None:
         """The command's JSON object, if `--json` was given."""
         if self.as_json:
-            _printer(sys.stdout).out(json.dumps(value, allow_nan=False), highlight=False)
+            text = json.dumps(value, allow_nan=False).replace("\x7f", r"\u007f")  # the one that JSON leaves as it is
+            _printer(sys.stdout).out(text, highlight=False)
 
 
-def _printer(stream: TextIO) -> RichConsole:
+def _printer(stream: TextIO) -> Printer:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="qattrain")
     # A file or pipe has no width of its own: wide enough that no table is cut.
-    return RichConsole(file=stream, width=None if stream.isatty() or "COLUMNS" in os.environ else FILE_COLUMNS)
+    return Printer(file=stream, width=None if stream.isatty() or "COLUMNS" in os.environ else FILE_COLUMNS)
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -153,11 +171,12 @@ class _Column:
     """A column of a table on a terminal. width: of its widest cell, and of its heading on one line or on several."""
 
     def __init__(self, table: Table, index: int) -> None:
-        self.name = table.columns[index]
-        self.cells = [row[index] for row in table.rows]
-        self.is_left = index == 0 or self.name in table.left or self.name in table.prose
-        self.is_prose = self.name in table.prose
-        self.style = "bold" if self.name in table.strong else ""
+        name = table.columns[index]
+        self.name = visible(name)
+        self.cells = [visible(row[index]) for row in table.rows]
+        self.is_left = index == 0 or name in table.left or name in table.prose
+        self.is_prose = name in table.prose
+        self.style = "bold" if name in table.strong else ""
         self.broad = max(map(cell_len, [self.name, *self.cells]))
         self.slim = max(map(cell_len, [*self.name.split(), *self.cells]))
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from qattrain.config import ExperimentConfig, model_label
 from qattrain.errors import optional_package
 from qattrain.experiments.sweep import Status
+from qattrain.files.escapes import visible
 from qattrain.report.console import Console, Table, age, confidence, counted, laid_out, percent
 from qattrain.report.tables import chain_lines, epoch_row, group_table, shared_columns, shared_line
 
@@ -55,7 +56,8 @@ class PlainDisplay:
         """Say what is going to be trained, and on what."""
         self.test_images = test_images
         self.console.notice(checkpoint.notice)
-        self.console.status(describe(run_dir, checkpoint, train_images, test_images))
+        for line in describe(run_dir, checkpoint, train_images, test_images).split("\n"):
+            self.console.status(line)
 
     def on_step(self, epoch: int, step: int, steps: int, loss: Callable[[], float]) -> None:
         if self.bar is None:
@@ -91,6 +93,7 @@ class PlainDisplay:
     def farewell(self, result: "RunResult") -> None:
         """The last lines: the result and where it is saved."""
         from qattrain.evaluation.metrics import wilson_interval
+        from qattrain.evaluation.networks import why_unusable
 
         last, run_dir = result.checkpoint.history[-1], result.run_dir
         epochs = counted(last["epoch"], "epoch")
@@ -103,7 +106,7 @@ class PlainDisplay:
         images = f"{self.test_images:,} images of {result.checkpoint.config.data.dataset}"
         line = f"{accuracy} after {epochs} ({confidence(interval)}, {images})"
         self.console.text(line, strong=percent(last["test_accuracy"]))
-        self.console.saved(run_dir)
+        self.console.saved(run_dir, why_unusable(result.checkpoint))
 
 
 class LiveDisplay(PlainDisplay):
@@ -167,7 +170,7 @@ class LiveDisplay(PlainDisplay):
 
 
 def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_images: int) -> str:
-    """What is trained, on which data, and how."""
+    """What is trained, on which data, and how: a line each."""
     config, quant, train = checkpoint.config, checkpoint.config.quant, checkpoint.config.train
     placed = config.model.chain.place(checkpoint.input_shape, len(checkpoint.class_names))
     weights = sum(math.prod(layer.weight_shape) for layer in placed if layer.weight_shape)
@@ -179,20 +182,22 @@ def describe(run_dir: Path, checkpoint: "Checkpoint", train_images: int, test_im
     bits += "".join(f", {layer} {bits} bits" for layer, bits in quant.layer_bits.items())
     bits += f", {config.model.ops} operators" if config.model.ops != DEFAULTS.model.ops else ""
     bits += f", {config.model.init} initialization" if config.model.init != DEFAULTS.model.init else ""
-    chain = "" if config.model.is_preset else f"{model_label(config.model)}: {config.model.chain.line}\n"
+    chain = [] if config.model.is_preset else [f"{model_label(config.model)}: {config.model.chain.line}"]
     options = [config.data.image_size, "color" if config.data.color else None]
     pictures = "".join(f" {option}" for option in options if option)
     distill = config.distill
     teacher = f", distilled from {distill.teacher} (T {distill.temperature:g}, weight {distill.weight:g})"
-    return (
-        f"{run_dir.name}: {model_label(config.model)}, {weights:,} weights, {bits}\n{chain}"
+    lines = [
+        f"{run_dir.name}: {model_label(config.model)}, {weights:,} weights, {bits}",
+        *chain,
         f"{config.data.dataset}: {train_images:,} training and {test_images:,} test images{pictures}, "
-        f"{config.data.augment} augmentation{', flips' if config.data.flip else ''}\n"
+        f"{config.data.augment} augmentation{', flips' if config.data.flip else ''}",
         f"{counted(train.epochs, 'epoch')}, batch {train.batch_size}, {train.optimizer} {train.lr:g} {train.schedule}, "
         f"{train.precision} on {train.device}, {counted(train.threads or 0, 'thread')}, seed {config.seed}"
         f"{f', started from {train.init}' if train.init is not None else ''}"
-        f"{teacher if distill.teacher is not None else ''}"
-    )
+        f"{teacher if distill.teacher is not None else ''}",
+    ]
+    return "\n".join(map(visible, lines))
 
 
 def training_display(console: Console) -> AbstractContextManager[PlainDisplay]:

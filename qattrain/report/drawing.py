@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from qattrain.config import FLOAT_BITS
 from qattrain.errors import ReportError, system_errors
 from qattrain.files import replace_files
+from qattrain.files.escapes import visible
 from qattrain.report.console import p_value, percent
 from qattrain.report.labels import label_lines
 
@@ -135,14 +136,14 @@ def series_styles(methods: Sequence[str | None], **others: Any) -> list[dict[str
 
 def plotted_name(name: str) -> str:
     """A user's name as matplotlib should show it: shortened, `$` escaped, not hidden for starting with `_`."""
-    half = LONGEST_NAME // 2 - 1
+    half, name = LONGEST_NAME // 2 - 1, visible(name)
     short = name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
     return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
 def heading(text: str, columns: int = 90) -> str:
     """A title with a user's names in it, for matplotlib: `$` escaped, wrapped between words."""
-    lines = [textwrap.fill(line, columns) for line in text.split("\n")]
+    lines = [textwrap.fill(visible(line), columns) for line in text.split("\n")]
     return "\n".join(lines).replace("$", r"\$")
 
 

@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
+from qattrain.files.escapes import visible
 from qattrain.report.drawing import BACKGROUND, COLORS, GRID, OTHERS
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -50,8 +51,8 @@ class Drawing(NamedTuple):
 
     def named(self, title: str, description: str) -> Markup:
         """An `<svg role="img">`."""
-        named = f'<title id="{self.ident}-title">{escape(title)}</title>'
-        named += f'<desc id="{self.ident}-desc">{escape(description)}</desc>'
+        named = f'<title id="{self.ident}-title">{escape(visible(title))}</title>'
+        named += f'<desc id="{self.ident}-desc">{escape(visible(description))}</desc>'
         return Markup(f"{self.head}>{named}<{self.body}")  # ElementTree escaped what matplotlib drew
 
 

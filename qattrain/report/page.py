@@ -1,8 +1,9 @@
 """The page of a report: what it is made of, and how that becomes one self-contained HTML file.
 
 A page is a list of sections, each with blocks of text, tables, charts, small images and commands. The file needs no
-network, and everything a user wrote is escaped. Its one script, `templates/page.js`, only adds comfort: the page is
-whole without it. The browser runs that script and no other, because the page names its digest.
+network, and everything a user wrote is escaped, also characters that do not show. Its one script, `templates/page.js`,
+only adds comfort: the page is whole without it. The browser runs that script and no other, because the page names its
+digest.
 """
 
 import base64
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 import qattrain
 from qattrain.config import ExperimentConfig
 from qattrain.config.sources import leaves
+from qattrain.files.escapes import visible
 from qattrain.report.console import UNKNOWN, Table
 from qattrain.report.drawing import Series, chart_figure, draw_lines
 from qattrain.report.inline import draw
@@ -165,6 +167,11 @@ def _flat(values: dict[str, Any]) -> dict[str, str]:
     return {".".join(path): UNKNOWN if value in (None, {}) else str(value) for path, value in leaves(values)}
 
 
+def _shown(value: Any) -> Any:
+    """What a template writes for a value: of our own text, Markup, every character."""
+    return visible(value, keep="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def count_charts(sections: Sequence[Section]) -> int:
     """The number of drawings in these sections and their parts."""
     blocks = [block for section in sections for block in section.blocks]
@@ -179,6 +186,7 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

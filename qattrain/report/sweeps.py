@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from qattrain.experiments.folder import SAME_IN_GROUP, pareto_front
+from qattrain.files.escapes import visible
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
 from qattrain.report.drawing import (
     METHODS,
@@ -79,11 +80,11 @@ def draw_bits(axes: Axes, document: Document) -> None:
         if groups[0]["method"] == FLOAT:
             for group in groups:
                 accuracy = percent(group["accuracy_mean"])
-                axes.axhline(_error(group), color=style["color"], ls=":", lw=1.5, label=f"{label}: {accuracy}")
+                axes.axhline(_error(group), color=style["color"], ls=":", lw=1.5, label=heading(f"{label}: {accuracy}"))
             continue
         line = sorted(groups, key=lambda group: group["bits"])
         shift = SHIFT * (index - (len(lines) - 1) / 2)  # error bars must not cover each other
-        _draw_groups(axes, [group["bits"] + shift for group in line], line, label=label, **style)
+        _draw_groups(axes, [group["bits"] + shift for group in line], line, label=heading(label), **style)
     bits = sorted({group["bits"] for group in document["groups"] if group["method"] != FLOAT})
     axes.set(xlabel="weight bits")
     axes.set_xticks(bits)
@@ -97,7 +98,7 @@ def draw_bytes(axes: Axes, document: Document) -> None:
     named = []
     for label, (groups, style) in _lines(document["groups"]).items():
         sizes = [group["weight_bytes"] for group in groups]
-        _draw_groups(axes, sizes, groups, label=label, **style | {"linestyle": ""})
+        _draw_groups(axes, sizes, groups, label=heading(label), **style | {"linestyle": ""})
     best: dict[int, Group] = {}
     for group in sorted(document["groups"], key=_error):
         best.setdefault(group["weight_bytes"], group)
@@ -221,7 +222,8 @@ def _lines(groups: list[Group]) -> dict[str, tuple[list[Group], dict[str, Any]]]
             if not same_bits:
                 parts.append(f"{group['act_bits']}-bit activations")
         parts += [f"{key} {value}" for key, value in group["settings"].items() if value is not None]
-        found.setdefault(", ".join([" ".join([METHODS[group["method"]], *parts[:1]]), *parts[1:]]), []).append(group)
+        label = ", ".join([" ".join([METHODS[group["method"]], *parts[:1]]), *parts[1:]])
+        found.setdefault(visible(label), []).append(group)
     looks = series_styles([_look(members[0], groups) for members in found.values()])
     return {label: (members, look) for (label, members), look in zip(found.items(), looks, strict=True)}
 

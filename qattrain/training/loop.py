@@ -5,6 +5,7 @@ between any two steps: on a CPU a resumed run equals the uninterrupted one tenso
 showing are left to `qattrain.training.run.Session`, between epochs.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from qattrain.errors import TrainingError, pick
 from qattrain.layers.quantized import set_compute_dtype
 from qattrain.quant.native import compiled
 from qattrain.training.distillation import Teacher, distilled
-from qattrain.training.optimization import OPTIMIZERS, SCHEDULES, parameter_groups
+from qattrain.training.optimization import OPTIMIZERS, SCHEDULES, check_state, parameter_groups
 
 STEPS_BETWEEN_CHECKS = 50  # that the loss is finite: each check synchronizes with the device
 
@@ -174,11 +175,38 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`. Raises KeyError, ValueError or RuntimeError if it does not belong to such a run."""
+        """Continue from `state`. Raises KeyError, ValueError, RuntimeError, TypeError or AttributeError if it is not
+        that of such a run.
+        """
         if state.get("teacher") != (self.teacher and self.teacher.digest):  # older versions did not record it
             raise ValueError("it was trained with another teacher; restore that one, or train a new run")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses.copy_(state["losses"])
+        missing = {"losses", "optimizer", "augmentation_rng", "torch_rng", "epoch", "step", "seconds"} - set(state)
+        if missing:
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        epoch, step, seconds = state["epoch"], state["step"], state["seconds"]
+        steps = len(self.slices)
+        if (
+            type(epoch) is not int
+            or type(step) is not int
+            or not (0 <= epoch <= self.config.epochs and 0 <= step < steps)
+        ):
+            raise ValueError(f"it is at epoch {epoch!r:.20}, step {step!r:.20}, of {self.config.epochs} and {steps}")
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise ValueError(f"its epoch took {seconds!r:.20} seconds")
+        losses, own = state["losses"], self.optimizer.state_dict()
+        if (losses.shape, losses.dtype) != (self.losses.shape, self.losses.dtype) or not losses[:step].isfinite().all():
+            raise ValueError("its losses are not those of such an epoch")
+        kept, groups = state["optimizer"]["state"], state["optimizer"]["param_groups"]
+        if [group["params"] for group in groups] != [group["params"] for group in own["param_groups"]]:
+            raise ValueError("its optimizer has other parameters")
+        rates = [group["lr"] for group in groups]
+        if not all(type(rate) is float and 0 <= rate < math.inf for rate in rates):
+            raise ValueError("its optimizer has a learning rate that cannot be")
+        check_state(kept, self.optimizer, OPTIMIZERS[self.config.optimizer].keeps, began=epoch > 0 or step > 0)
+        # The other settings of its groups are those of the configuration.
+        groups = [group | {"lr": rate} for group, rate in zip(own["param_groups"], rates, strict=True)]
+        self.optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self.losses.copy_(losses)
         self.generator.set_state(state["augmentation_rng"])
         torch.set_rng_state(state["torch_rng"])
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.epoch, self.step, self.seconds = epoch, step, seconds

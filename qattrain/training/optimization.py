@@ -64,17 +64,18 @@ def adamw(groups: list[dict[str, Any]], lr: float, config: TrainConfig) -> torch
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How to build an optimizer, and its defaults for `auto`."""
+    """How to build an optimizer, what it keeps for each parameter after its first step, and its defaults for `auto`."""
 
     build: Callable[[list[dict[str, Any]], float, TrainConfig], torch.optim.Optimizer]
+    keeps: tuple[str, ...]  # tensors of the parameter's shape; "step" counts its steps
     lr: float
     one_bit_lr: float  # if any weights have one bit: otherwise SGD flips too many signs, AdamW too few
     weight_decay: float
 
 
 OPTIMIZERS: dict[str, OptimizerChoice] = {
-    "sgd": OptimizerChoice(sgd, lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
-    "adamw": OptimizerChoice(adamw, lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
+    "sgd": OptimizerChoice(sgd, ("momentum_buffer",), lr=0.05, one_bit_lr=0.04, weight_decay=1e-4),
+    "adamw": OptimizerChoice(adamw, ("step", "exp_avg", "exp_avg_sq"), lr=2e-3, one_bit_lr=4e-3, weight_decay=1e-2),
 }
 
 
@@ -90,6 +91,31 @@ def settle_training(config: TrainConfig, plan: LayerPlan, images: int) -> TrainC
         "weight_decay": optimizer.weight_decay,
     }
     return config.model_copy(update={key: value for key, value in settled.items() if getattr(config, key) == "auto"})
+
+
+def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, keeps: tuple[str, ...], began: bool) -> None:
+    """Raises ValueError unless `state`, of a state dict, is what such an optimizer keeps; torch does not look.
+
+    keeps: as in OPTIMIZERS. began: whether it has taken a step.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if optimizer.param_groups[0].get("momentum") == 0:  # then SGD keeps nothing
+        keeps = ()
+    expected = range(len(parameters)) if began and keeps else ()
+    if not isinstance(state, dict) or set(state) != set(expected):
+        raise ValueError(f"the optimizer's state is not that of {len(expected)} parameters")
+    for number in expected:
+        kept, like = state[number], parameters[number]
+        if not isinstance(kept, dict) or set(kept) != set(keeps):
+            raise ValueError(f"the optimizer's state of parameter {number} is not {', '.join(keeps)}")
+        for name, tensor in kept.items():
+            shape = () if name == "step" else like.shape
+            dtype = torch.float32 if name == "step" else like.dtype
+            if not isinstance(tensor, torch.Tensor) or (tensor.shape, tensor.dtype) != (shape, dtype):
+                raise ValueError(f"{name} of parameter {number} is no {dtype} tensor of shape {tuple(shape)}")
+            signed = name in ("momentum_buffer", "exp_avg")
+            if not bool(torch.isfinite(tensor).all()) or (not signed and bool((tensor < 0).any())):
+                raise ValueError(f"{name} of parameter {number} has values that cannot be")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float = 1.0) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from qattrain.evaluation.networks import torch_predictor
 from qattrain.files.stopping import FirstSignal
 from qattrain.layers.network import build_model, copy_weights, plan_layers
 from qattrain.runs import folder as runs
-from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
+from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, require_scales, restore_model, save_checkpoint
 from qattrain.runs.creation import new_folder, written_by_us
 from qattrain.runs.environment import describe_environment, keep_freed_memory, pick_compile, pick_device, pick_precision
 from qattrain.training.distillation import Teacher
@@ -271,6 +271,7 @@ def take_over(source: Checkpoint, model: nn.Module, config: ExperimentConfig) ->
     """
     name = config.train.init
     assert name is not None, config
+    require_scales(source, f"--init {name}")
     copy_weights(source.model, model, name)
     if "float" in (source.config.method, config.method):
         return f"starts from the weights of {name}"
@@ -378,7 +379,8 @@ def continue_run(
     check_identity(dataset, str(path), checkpoint.class_names, checkpoint.input_shape, config.data.digest)
     prepare_torch(config)
     teacher = _teacher(config, dataset, path.parent.parent)
-    session = Session(config, dataset, checkpoint.notice, restore_model(checkpoint, str(path)), teacher)
+    model = restore_model(checkpoint, str(path), is_resumed=True)
+    session = Session(config, dataset, checkpoint.notice, model, teacher)
     try:
         session.trainer.load_state_dict(checkpoint.trainer)
     except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:

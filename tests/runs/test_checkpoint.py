@@ -28,6 +28,7 @@ from qattrain.runs.checkpoint import (
     restore_model,
     save_checkpoint,
 )
+from qattrain.runs.fields import TRAINED
 
 CLASSES = tuple("0123456789")
 
@@ -35,10 +36,11 @@ CLASSES = tuple("0123456789")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., Any]) -> Path:
     """A checkpoint with a trainer's state in it, of a network small enough to be written hundreds of times."""
-    config = tiny_config({"model.widths": [1, 1, 1], "quant.bits": 4, "quant.act_bits": 4})
+    settled = {"train.lr": 0.05, "train.batch_size": 32, "train.weight_decay": 0.0}
+    config = tiny_config({"model.widths": [1, 1, 1], "quant.bits": 4, "quant.act_bits": 4} | settled)
     model = build_model(config.model, config.quant, 10)
     trainer = {"epoch": 1, "step": 0, "torch_rng": torch.get_rng_state(), "optimizer": {"state": {}}}
-    history = [{"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.25}]
+    history = [dict.fromkeys(TRAINED, 0.25) | {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.25}]
     path = tmp_path_factory.mktemp("checkpoint") / "last.pt"
     save_checkpoint(path, Checkpoint(config, CLASSES, dict(model.state_dict()), history, "a notice", trainer))
     return path
