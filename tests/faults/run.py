@@ -230,7 +230,7 @@ def prepare(name: str, place: Path) -> Stage:
 
 def load(done: Ended) -> Ended:
     """Import what the command imported, so that the next process, a copy of this one, has it already."""
-    assert done.code == 0, done
+    assert done.code == 0, f"{done.code}: {done.stderr[-1500:]}"
     for name in [name for name in done.modules if name not in sys.modules]:
         with suppress(Exception):
             importlib.import_module(name)
