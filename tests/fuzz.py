@@ -3,9 +3,9 @@
     python tests/fuzz.py chain --minutes 10
     python tests/fuzz.py --list
 
-It starts from the few valid inputs of `fuzz_targets.py` and keeps those that reach new lines of qattrain; the libraries'
-own C and Rust are left alone. JSON is changed as a tree half of the time. A finding is written to the folder given with
---findings, with its traceback, and the fuzzer goes on; the exit code is the number of different findings.
+It starts from the few valid inputs of `fuzz_targets.py` and keeps those that reach new lines of qattrain; the
+libraries' own C and Rust are left alone. JSON is changed as a tree half of the time. A finding is written to the folder
+given with --findings, with its traceback, and the fuzzer goes on; the exit code is the number of different findings.
 """
 
 import argparse
@@ -21,13 +21,16 @@ import atheris
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
 with atheris.instrument_imports(include=["qattrain"]):
-    import fuzz_targets
+    import fuzz_records
+
     import qattrain.evaluation.networks
     import qattrain.experiments.folder
     import qattrain.integer.lowering
     import qattrain.report.sources
     import qattrain.training.run  # noqa: F401
-from fuzz_targets import TARGETS, Target, mutated, tried
+    from fuzz_targets import TARGETS, Target, mutated, tried
+
+TARGETS |= fuzz_records.RECORDS
 
 MOST_INPUT_BYTES = 20_000
 
@@ -81,7 +84,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name the targets")
     asked = parser.parse_args()
     if asked.list or asked.target is None:
-        print(*TARGETS, sep="\n")
+        sys.stdout.write("\n".join([*TARGETS, ""]))
         return
     target = TARGETS[asked.target]
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
@@ -91,7 +94,13 @@ def main() -> None:
             (corpus / str(number)).write_bytes(seed)
             assert tried(target, seed, folder) is None, seed
         fuzzer = Fuzzer(asked.target, target, folder, asked.findings.absolute(), time.monotonic() + 60 * asked.minutes)
-        options = [f"-max_len={MOST_INPUT_BYTES}", "-timeout=0", "-rss_limit_mb=4000", "-verbosity=0", "-close_fd_mask=3"]
+        options = [
+            f"-max_len={MOST_INPUT_BYTES}",
+            "-timeout=0",
+            "-rss_limit_mb=4000",
+            "-verbosity=0",
+            "-close_fd_mask=3",
+        ]
         atheris.Setup([sys.argv[0], *options, str(corpus)], fuzzer.one, custom_mutator=fuzzer.change)
         atheris.Fuzz()
 

@@ -71,7 +71,11 @@ def _read(path: Path) -> dict[str, Array]:
         if total_bytes > MAX_TOTAL_BYTES:
             raise DataError(f"{path} holds {total_bytes:,} bytes; allowed: {MAX_TOTAL_BYTES:,}; use fewer images")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            return {key: found[key] for key in (*ARRAYS, NAMES) if key in found.files}
+            arrays = {key: found[key] for key in (*ARRAYS, NAMES) if key in found.files}
+        for key, array in arrays.items():
+            if not isinstance(array, np.ndarray):  # a member that does not begin as one is handed out as bytes
+                raise ValueError(f"{key} is no array")
+        return arrays
     except DataError:
         raise
     except Exception as error:  # a damaged or crafted file can fail in any way; none of them runs code

@@ -129,6 +129,8 @@ class SweepFolder:
         if found is None or found["version"] != qattrain.__version__:
             return None
         names = {None, *(cell["name"] for cell in found["cells"])}
+        if not found["cells"] or len(names) <= len(found["cells"]):
+            raise records.damaged(path, PLAN_KIND, "its cells are none, or two have one name")
         try:
             cells = [_cell(one, names, found["axes"]) for one in found["cells"]]
         except (ConfigError, ValueError, KeyError, TypeError) as error:

@@ -4,16 +4,17 @@ Runs, packed files, comparisons and sweeps are recognised by their content, not 
 replaced. Nothing here imports torch or matplotlib: what cannot be read or written is refused at once.
 """
 
-import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.errors import CheckpointError, ReportError, reason, system_errors
+from qattrain.errors import CheckpointError, ReportError, system_errors
 from qattrain.experiments.folder import JSON_FILE as SWEEP_FILE
-from qattrain.files import replace_files
+from qattrain.experiments.kinds import SWEEP_KIND
+from qattrain.files import read_bounded, records, replace_files
 from qattrain.integer.packed import FILE_NAME as PACKED_FILE
 from qattrain.runs import folder as runs
 
@@ -82,28 +83,25 @@ def _locate(text: str, runs_dir: Path) -> Path:
 
 def _read_document(path: Path) -> list[Subject] | list[Sweep]:
     """The networks of a comparison, or one sweep."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if "groups" in document:
-            missing = {"rows", "notice", "reference"} - set(document)
-            if missing or not document["rows"]:
-                raise ValueError(f"no {', '.join(sorted(missing)) or 'rows'}")
-            return [Sweep(path.parent, document)]
-        total = document["test_images"]
-        rows = [(row["method"], row["run_dir"], row["accuracy"]) for row in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ReportError(
-            f"{path} was not written by 'qattrain compare' or 'qattrain sweep': {reason(error)}; name one of their "
-            "folders"
-        ) from None
+    is_sweep = path.name != runs.COMPARISON_FILE and b'"groups"' in read_bounded(
+        path, SWEEP_KIND.most_bytes, ReportError, str(path), "name the folder of a comparison or a sweep"
+    )
+    document = records.read(path, SWEEP_KIND if is_sweep else runs.COMPARISON_KIND)
+    if document is None or not document["rows"]:
+        raise ReportError(f"{path} has no rows; name the folder of a comparison or a sweep")
+    if is_sweep:
+        return [Sweep(path.parent, document)]
+    total = document["test_images"]
+    rows = [(row["method"], row["run_dir"], row["accuracy"]) for row in document["rows"]]
     return [Subject(name, _run_of(run_dir, path.parent.parent), total, accuracy) for name, run_dir, accuracy in rows]
 
 
 def _run_of(run_dir: str, beside: Path) -> Path:
     """The checkpoint of a run of a comparison: beside it, where both may have been moved, or else where it was."""
-    for folder in (beside / Path(run_dir).name, Path(run_dir)):
-        if (folder / runs.LAST_FILE).is_file():
-            return folder / runs.LAST_FILE
+    with suppress(OSError, ValueError):  # too long, or not a path
+        for folder in (beside / Path(run_dir).name, Path(run_dir)):
+            if (folder / runs.LAST_FILE).is_file():
+                return folder / runs.LAST_FILE
     raise CheckpointError(f"the run {run_dir} of the comparison is neither there nor in {beside}; compare again")
 
 

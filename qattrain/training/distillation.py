@@ -90,7 +90,8 @@ class Teacher:
             found = np.load(io.BytesIO(data), allow_pickle=False)
         except Exception:  # a file that another program sealed can fail in any way
             return None
-        fits = found.shape == (count, self.classes) and found.dtype == np.float32
+        is_array = isinstance(found, np.ndarray)  # and no file of several
+        fits = is_array and found.shape == (count, self.classes) and found.dtype == np.float32
         return torch.from_numpy(found) if fits else None
 
     def _write(self, epoch: int) -> None:

@@ -125,10 +125,10 @@ def _path(file: Any, options: dict[str, Any]) -> str | None:
     """Where a file, or an open one, lies; None if it lies nowhere."""
     try:
         if isinstance(file, int):
-            return os.readlink(f"/proc/self/fd/{file}")
+            return str(Path(f"/proc/self/fd/{file}").readlink())
         within = options.get("dir_fd")
-        folder = os.getcwd() if within is None else os.readlink(f"/proc/self/fd/{within}")
-        return os.path.join(folder, os.fsdecode(file))
+        folder = Path.cwd() if within is None else Path(f"/proc/self/fd/{within}").readlink()
+        return str(folder / os.fsdecode(file))
     except (OSError, TypeError):
         return None
 

@@ -4,8 +4,8 @@
     python tests/faults/run.py --stories train --faults killed --most 20
     python tests/faults/run.py --random 200     also kills whole commands at random times
 
-Each injection runs the command in a process of its own, forked from this one, which has torch loaded already: a tenth of
-a second. Afterwards it asks: did the command end as it should (no traceback, one line of error)? Is every file whole?
+Each injection runs the command in a process of its own, forked from this one, which has torch loaded already: a tenth
+of a second. Afterwards it asks: did the command end as it should (no traceback, one line of error)? Is every file whole?
 Does the next start give what an undisturbed run gives, bit for bit, and leave no file that the undisturbed has not?
 """
 
@@ -29,9 +29,9 @@ from typing import Any
 if __name__ == "__main__":  # what is tested is this checkout
     sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
-from faults import points as faults  # noqa: E402
-from faults.points import Points  # noqa: E402
-from faults.stories import STORIES, Story, contents, damaged  # noqa: E402
+from faults import points as faults
+from faults.points import Points
+from faults.stories import STORIES, Story, contents, damaged
 
 MOST_SECONDS = 60.0
 FAULTS: dict[str, faults.Fault] = {
@@ -197,6 +197,10 @@ class Stage:
     def run(self, arguments: tuple[str, ...], folder: Path, points: Points | None = None) -> Ended:
         return collect(fork(arguments, folder, self.story, points or Points(folder, self.story.target)), folder)
 
+    def kept(self) -> list[str]:
+        """What the base has of the folders and files that its stories write."""
+        return [str(path.relative_to(self.base)) for path in (*self.base.iterdir(), *self.base.glob("runs/*"))]
+
     @contextmanager
     def scene(self) -> Iterator[Path]:
         """A copy of the base."""
@@ -256,6 +260,8 @@ def injected(stage: Stage, fault: str, at: int) -> list[str]:
         if rivals.exists():
             found += _told("the second: ", rivals.read_text())
             rivals.unlink()
+        if fault == "removed" and stage.story.target in stage.kept():  # nothing can bring that back
+            return found + _told("the next start: ", stage.run(stage.story.command, folder).complaint())
         return found + aftermath(stage, folder)
 
 
@@ -361,6 +367,10 @@ def theatre() -> Iterator[Path]:
 
 
 def main() -> None:
+    def say(*lines: str) -> None:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", default=",".join(STORIES))
     parser.add_argument("--faults", default=",".join([*FAULTS, "second"]))
@@ -374,20 +384,24 @@ def main() -> None:
         stages = [prepare(name, place) for name in asked.stories.split(",")]
         for stage in stages:
             started = time.monotonic()
-            counts = disturb(stage, [name for name in asked.faults.split(",") if name], asked.most, print)
+            counts = disturb(stage, [name for name in asked.faults.split(",") if name], asked.most, say)
             if asked.random:
                 count = counts["killed at random"] = Count()
                 for seed in range(-(-asked.random // len(stages))):
                     count.injections += 1
-                    count.failures += [f"{stage.name}, killed at random {seed}: {x}" for x in killed_at_random(stage, seed)]
-                print(*count.failures, sep="\n")
+                    count.failures += [
+                        f"{stage.name}, killed at random {seed}: {x}" for x in killed_at_random(stage, seed)
+                    ]
+                say(*count.failures)
             table[stage.name] = {fault: vars(count) for fault, count in counts.items()}
-            row = ", ".join(f"{fault} {count.injections} ({len(count.failures)} wrong)" for fault, count in counts.items())
-            print(f"{stage.name}: {len(stage.points)} points; {row}; {time.monotonic() - started:.0f} s", flush=True)
+            row = ", ".join(
+                f"{fault} {count.injections} ({len(count.failures)} wrong)" for fault, count in counts.items()
+            )
+            say(f"{stage.name}: {len(stage.points)} points; {row}; {time.monotonic() - started:.0f} s")
     if asked.json:
         asked.json.write_text(json.dumps(table, indent=1))
     every = [count for counts in table.values() for count in counts.values()]
-    print(f"{sum(one['injections'] for one in every)} faults, {sum(len(one['failures']) for one in every)} wrong")
+    say(f"{sum(one['injections'] for one in every)} faults, {sum(len(one['failures']) for one in every)} wrong")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ class Story:
     """command: what is disturbed. before: commands that make what it needs. target: the folder, or file, it writes.
 
     resume: what a person runs after it was disturbed, if the command itself is refused because its run exists.
-    rival: what a second process does at the same time; the command itself if it is left out. files: makes those that are
-    needed besides. compared: files whose names begin so must be the same in the end; of others, nothing may be lost.
+    rival: what a second process does at the same time; the command itself if it is left out. environment: of all these.
+    files: makes those that are needed besides. compared: files whose names begin so must be the same in the end.
     """
 
     command: tuple[str, ...]
@@ -43,7 +43,17 @@ class Story:
 FLOAT = ("train", *TINY, "--bits", "32", "--name", "f")
 NET = ("train", *TINY, "--bits", "4", "--name", "net")
 RESUME = ("train", "--resume", "r")
-SWEPT = (*DIGITS[:-4], "--epochs", "1", "--batch-size", "24", "--threads", "1", "--model", "['conv 2 5x5 stride 3, pool 2, fc']")
+SWEPT = (
+    *DIGITS[:-4],
+    "--epochs",
+    "1",
+    "--batch-size",
+    "24",
+    "--threads",
+    "1",
+    "--model",
+    "['conv 2 5x5 stride 3, pool 2, fc']",
+)
 
 
 def exported(to: str, *options: str) -> Story:
@@ -65,11 +75,16 @@ def pictures(folder: Path) -> None:
 
 STORIES = {
     "train": Story(
-        ("train", *TINY, "--bits", "4", "--set", "data.val_split=12", "--name", "r"), "runs/r", resume=RESUME, rival=RESUME
+        ("train", *TINY, "--bits", "4", "--set", "data.val_split=12", "--name", "r"),
+        "runs/r",
+        resume=RESUME,
+        rival=RESUME,
     ),
     "resume": Story(RESUME, "runs/r", (("train", *TINY, "--bits", "4", "--name", "r", "--stop-after", "1"),)),
     "ptq": Story(("ptq", "f", "--bits", "4", "--name", "r"), "runs/r", (FLOAT,), resume=RESUME),
-    "teacher": Story(("train", *TINY, "--bits", "4", "--teacher", "f", "--name", "r"), "runs/r", (FLOAT,), resume=RESUME),
+    "teacher": Story(
+        ("train", *TINY, "--bits", "4", "--teacher", "f", "--name", "r"), "runs/r", (FLOAT,), resume=RESUME
+    ),
     "kernels": Story(
         ("train", *TINY, "--bits", "4", "--set", "train.compile=on", "--name", "r"),
         "cache",
@@ -80,12 +95,18 @@ STORIES = {
     "packed": exported("packed"),
     "onnx": exported("onnx", "--verify-images", "2"),
     "c": exported("c", "--no-verify"),
-    "compare": Story(("compare", "fp32", "vs", "ptq", "vs", "qat", *TINY, "--bits", "4"), "runs", compared="runs/compare-"),
+    "compare": Story(
+        ("compare", "fp32", "vs", "ptq", "vs", "qat", *TINY, "--bits", "4"), "runs", compared="runs/compare-"
+    ),
     "sweep": Story(("sweep", *SWEPT, "--bits", "2,32", "--ptq", "4", "--name", "s"), "runs/s"),
     "report": Story(("report", "net", "--out", "page.html"), "page.html", (NET,)),
     "inspect": Story(("inspect", "net", "--plots", "out"), "out", (NET,)),
     "pictures": Story(
-        ("train", *TINY[6:], "--dataset", "folder:pictures", "--bits", "4", "--name", "r"), "cache", resume=RESUME, files=pictures, compared="runs"
+        ("train", *TINY[6:], "--dataset", "folder:pictures", "--bits", "4", "--name", "r"),
+        "cache",
+        resume=RESUME,
+        files=pictures,
+        compared="runs",
     ),
 }
 
