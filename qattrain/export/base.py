@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, ExportError, did_you_mean, system_errors
 from qattrain.files import replace_files
+from qattrain.files.locks import is_in_the_making
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
 Files = dict[str, bytes]  # name -> content, written into the target folder; a name may begin with a subfolder, sub/name
@@ -168,7 +169,8 @@ def check_folder(folder: Path, force: bool) -> None:
     with system_errors(ExportError, f"cannot look into {folder}", "choose another --out"):
         if folder.exists() and not folder.is_dir():
             raise ExportError(f"--out {folder} is a file; name a folder")
-        others = [path.name for path in sorted(folder.glob("*")) if not _is_ours(path)]
+        found = [path for path in sorted(folder.glob("*")) if not is_in_the_making(path.name)]
+        others = [path.name for path in found if not _is_ours(path)]
     if others and not force:
         shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
         raise ExportError(f"{folder} holds other files ({shown}); choose another --out, or write there with --force")
@@ -177,7 +179,7 @@ def check_folder(folder: Path, force: bool) -> None:
 def _is_ours(path: Path) -> bool:
     """Whether it is an exported file, or a folder of nothing else."""
     if path.is_dir() and not path.is_symlink():
-        entries = list(path.iterdir())
+        entries = [entry for entry in path.iterdir() if not is_in_the_making(entry.name)]
         return bool(entries) and all(map(_is_ours, entries))
     if not path.is_file():
         return False

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from qattrain.errors import ConfigError, QattrainError
 from qattrain.files import cache_dir
 from qattrain.files.kept import own_folder, read_own_sealed, write_own_sealed
+from qattrain.files.locks import remove_leftovers, temporary_folder
 
 COMPILERS = ("cc", "gcc", "clang")
 NATIVE = "-march=native"  # use every instruction this processor has
@@ -25,6 +27,7 @@ THREADS = "-fopenmp"
 TIMEOUT_SECONDS = 300
 LIBRARY_FOLDER = "kernels"  # in the cache; not "compiled", where older versions kept libraries without a digest
 MOST_LIBRARY_BYTES = 10_000_000
+COMPILING = "compiling"  # a folder for this, in that one
 
 
 def find_compiler() -> str | None:
@@ -85,7 +88,7 @@ def shared_library(package: str, source: str, defines: tuple[str, ...]) -> ctype
     kept = read_own_sealed(folder / name, MOST_LIBRARY_BYTES) if folder is not None else None
     try:
         with _private_folder(folder) as private:
-            library = Path(private) / name
+            library = private / name
             if kept is not None:
                 library.write_bytes(kept)
                 with contextlib.suppress(OSError):  # made for a system that has changed since
@@ -116,11 +119,23 @@ def _say_once(text: str) -> None:
     logging.getLogger(__name__).warning(text)  # to stderr, unless the program that uses this library decides otherwise
 
 
-def _private_folder(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
+@contextlib.contextmanager
+def _private_folder(folder: Path | None) -> Iterator[Path]:
     """A temporary folder of mode 0700: in `folder` if possible, as programs in /tmp may be forbidden to run."""
+    handle, private = None, None
     with contextlib.suppress(OSError):
-        return tempfile.TemporaryDirectory(dir=folder)
-    return tempfile.TemporaryDirectory()
+        if folder is not None:
+            remove_leftovers(folder, {COMPILING})
+            handle, private = temporary_folder(folder, COMPILING)
+    if private is None or handle is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    try:
+        yield private
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+        os.close(handle)
 
 
 def _make_library(compiler: str, text: bytes, defines: tuple[str, ...], library: Path) -> ctypes.CDLL:

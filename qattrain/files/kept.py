@@ -8,11 +8,11 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from qattrain.errors import QattrainError
 from qattrain.files import read_bounded
+from qattrain.files.locks import remove_leftovers, temporary_file
 
 MARK = b"QATTRAIN"  # before the SHA-256, as in a checkpoint
 DIGEST_BYTES = 32
@@ -54,15 +54,16 @@ def _unsealed(content: bytes) -> bytes | None:
 
 def write_own_sealed(path: Path, data: bytes) -> None:
     """Write `sealed(data)` for the user alone: under a temporary name, flushed to the disk, renamed. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")  # mode 0600
+    remove_leftovers(path.parent, {path.name})
+    handle, temporary = temporary_file(path.parent, path.name)  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(sealed(data))
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)  # gone if the rename succeeded
+        temporary.unlink(missing_ok=True)  # gone if the rename succeeded
 
 
 def own_folder(path: Path) -> tuple[Path | None, str]:
