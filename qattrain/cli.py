@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import textwrap
+from types import FrameType
 from typing import Annotated, TextIO
 
 import typer
@@ -60,7 +61,7 @@ def main() -> None:
     # command of a few seconds.
     gc.set_threshold(100_000)
     try:
-        with stopping.handled(stopping.Stopped.now):
+        with stopping.handled(_on_signal):
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except QattrainError as error:
         if "--debug" in sys.argv:
@@ -85,6 +86,18 @@ def main() -> None:
         message = f"{error.format_message().rstrip('.')}{_offending_value(error)}; see '{path} --help'"
         code = _fail(message, error.exit_code)
     sys.exit(code)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Raise `Stopped`; end at once while something is imported, because an interrupted import fails in any way."""
+    stopping.received.append(number)
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    if frame is None:
+        raise stopping.Stopped(number)
+    if sys.stderr.isatty():
+        os.write(2, b"\r\x1b[?25h\n")  # a progress display may have hidden the cursor
+    os._exit(_stopped(number))
 
 
 def _stopped(number: int) -> int:

@@ -425,18 +425,15 @@ def read_reference(path: Path) -> list[dict[str, Any]]:
 
     Accuracies are fractions, as in all files. Raises ConfigError.
     """
+    expected = f"expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or TOML with them in [[point]] tables"
     try:
-        data = read_bounded(path, MOST_REFERENCE_BYTES, ConfigError, f"--reference {path}", "give a CSV or TOML file")
-        text = data.decode()
+        text = read_bounded(path, MOST_REFERENCE_BYTES, ConfigError, f"--reference {path}", expected).decode()
         found = tomllib.loads(text)["point"] if path.suffix == ".toml" else list(csv.DictReader(io.StringIO(text)))
         points = [(str(entry["name"]), int(entry["weight_bytes"]), float(entry["accuracy"])) for entry in found]
         if not points:
             raise ValueError("it holds no points")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
-        raise ConfigError(
-            f"--reference {path}: {reason(error)}; expected CSV with the columns {', '.join(REFERENCE_FIELDS)}, or "
-            "TOML with them in [[point]] tables"
-        ) from None
+        raise ConfigError(f"--reference {path}: {reason(error)}; {expected}") from None
     for name, size, accuracy in points:
         if not 0 <= accuracy <= 1 or size < 1:
             raise ConfigError(

@@ -22,12 +22,6 @@ class Stopped(KeyboardInterrupt):
         super().__init__()
         self.number = number
 
-    @staticmethod
-    def now(number: int, _frame: FrameType | None) -> None:
-        """A handler that raises it."""
-        received.append(number)
-        raise Stopped(number)
-
 
 def number_of(error: BaseException | None) -> int:
     """The number of the signal that led to this error, SIGINT if none is known."""
