@@ -1,5 +1,6 @@
 """`qattrain predict`: the class of each picture."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ STDIN = "-"
 # The second class has at least a tenth of the first one's probability. So it is for 2.7 % of MNIST's test images in a
 # 4-bit LeNet after 2 epochs; of these 26 % are misread, of all others 0.17 %.
 LOW_MARGIN = 0.1
+AT_ONCE = 100  # pictures in memory
 
 
 def predict(
@@ -51,47 +53,58 @@ def predict(
 
     path = find_checkpoint(checkpoint, runs_dir)
     with console.busy(f"reading {counted(len(images), 'picture')} for {path}"):
-        import numpy as np
         import torch
 
-        from qattrain.evaluation.checkpoints import rank_classes
         from qattrain.evaluation.metrics import channels_last
         from qattrain.evaluation.networks import load_network
         from qattrain.report.drawing import picture
 
         network = load_network(path)
-        found = [_prepared(network, name) for name in images]
-        readable = [each.image for each in found if not isinstance(each, DataError)]
-        seen = np.stack(readable) if readable else np.zeros((0, *network.input_shape), np.uint8)
-        ranked = zip(seen, rank_classes(network, seen, top=3) if readable else [], strict=True)
+        first = _recognized(network, images[:AT_ONCE])
     console.notice(network.notice)
     entries: list[dict[str, Any]] = []
     errors: list[str] = []
-    for name, each in zip(images, found, strict=True):
+    others = (_recognized(network, images[start : start + AT_ONCE]) for start in range(AT_ONCE, len(images), AT_ONCE))
+    for name, (each, top) in zip(images, itertools.chain(first, itertools.chain.from_iterable(others)), strict=True):
         if isinstance(each, DataError):
             entries.append({"path": name, "digit": None, "top": [], "notes": [], "error": str(each)})
             errors.append(str(each))
             if len(images) > 1:
                 console.text(f"not read: {each}")
             continue
-        image, top = next(ranked)
         digit, notes = top[0][0], [*each.notes, *_doubts(network, each, top)]
         entries.append({"path": name, "digit": digit, "top": [list(p) for p in top], "notes": notes, "error": None})
-        console.picture(picture(channels_last(torch.from_numpy(image))))
+        console.picture(picture(channels_last(torch.from_numpy(each.image.copy()))))
         console.text(
             f"{_shown(name)}: {digit}   ({', '.join(f'{label} {percent(p)}' for label, p in top)})",
             strong=f": {digit} ",
         )
         for note in notes:
             console.text(f"  {note}")
-        if each is not found[-1]:
+        if len(entries) < len(images):
             console.text("")
     console.result({"images": entries})
     if errors and len(images) == 1:
         raise DataError(errors[0])
     if errors:
-        first = errors[0] if len(errors) == 1 else f"the first: {errors[0]}"
-        raise DataError(f"{len(errors)} of {len(images)} pictures could not be read: {first}")
+        named = errors[0] if len(errors) == 1 else f"the first: {errors[0]}"
+        raise DataError(f"{len(errors)} of {len(images)} pictures could not be read: {named}")
+
+
+Ranked = list[tuple[int | str, float]]  # the most probable classes, with their probabilities
+
+
+def _recognized(network: "Network", names: list[str]) -> "list[tuple[Prepared | DataError, Ranked]]":
+    """Each picture with its classes; or why it cannot be read, without any."""
+    import numpy as np
+
+    from qattrain.errors import DataError
+    from qattrain.evaluation.checkpoints import rank_classes
+
+    found = [_prepared(network, name) for name in names]
+    readable = [each.image for each in found if not isinstance(each, DataError)]
+    ranked = iter(rank_classes(network, np.stack(readable), top=3) if readable else [])
+    return [(each, [] if isinstance(each, DataError) else next(ranked)) for each in found]
 
 
 def _prepared(network: "Network", name: str) -> "Prepared | DataError":
@@ -110,7 +123,7 @@ def _prepared(network: "Network", name: str) -> "Prepared | DataError":
         return error
 
 
-def _doubts(network: "Network", prepared: "Prepared", top: "list[tuple[int | str, float]]") -> list[str]:
+def _doubts(network: "Network", prepared: "Prepared", top: Ranked) -> list[str]:
     """Why the answer, the first of the classes and probabilities `top`, may be wrong."""
     from qattrain.evaluation.checkpoints import rank_classes
 
@@ -131,9 +144,20 @@ def _shown(name: str) -> str:
 
 
 def _read(name: str) -> bytes:
-    from qattrain.errors import DataError, reason
+    """The content of a picture file, never more than MAX_FILE_BYTES. Raises DataError."""
+    from qattrain.data.dataset import MAX_FILE_BYTES
+    from qattrain.errors import DataError, system_errors
+    from qattrain.files import read_bounded
 
-    try:
-        return sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise DataError(f"cannot read {name}: {reason(error)}") from None
+    remedy = "give a picture file"
+    if name != STDIN:
+        return read_bounded(Path(name), MAX_FILE_BYTES, DataError, name, remedy)
+    if sys.stdin is None:  # it was closed
+        raise DataError(f"cannot read standard input: it is closed; {remedy}")
+    with system_errors(DataError, "cannot read standard input", remedy):
+        data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(
+            f"cannot read standard input: it has more than {MAX_FILE_BYTES:,} bytes, the most allowed; {remedy}"
+        )
+    return data

@@ -20,13 +20,15 @@ import torch
 
 from qattrain.data import mnist
 from qattrain.data.dataset import Dataset, ImageSet
-from qattrain.errors import DataError, reason, system_errors
+from qattrain.errors import DataError, reason
+from qattrain.files import read_bounded
 
 CIFAR10_NAME = "cifar10"
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES, TEST_FILES = tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (3, 32, 32)
+MOST_BATCH_BYTES = 40_000_000  # a file has 31 million
 
 
 def load_cifar10(data_dir: Path) -> Dataset:
@@ -59,8 +61,7 @@ def _read(data_dir: Path, files: tuple[str, ...]) -> ImageSet:
     batches = []
     for name in files:
         path = data_dir / FOLDER / name
-        with system_errors(DataError, f"{path}: cannot be read", f"correct its permissions, {mnist.ELSEWHERE}"):
-            data = path.read_bytes()
+        data = read_bounded(path, MOST_BATCH_BYTES, DataError, str(path), mnist.REMEDY)
         found = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if found != published[name]:
             raise DataError(

@@ -26,6 +26,7 @@ from qattrain.errors import ConfigError, DataError
 
 IMAGE_SIDE = 28  # of MNIST and its relatives
 BOX_SIDE = 20  # MNIST's digits were scaled into 20x20, then placed by their centre of mass (LeCun et al. 1998)
+MAX_FILE_BYTES = 200_000_000  # of one picture
 MAX_TOTAL_BYTES = 2**30  # of the images of a folder or a file: all of them stay in memory
 
 

@@ -19,7 +19,9 @@ damaged. It holds plain arrays, so that reading it cannot run code.
 
 import hashlib
 import io
+import itertools
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +30,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qattrain.data.dataset import MAX_TOTAL_BYTES, Dataset, ImageSet, check_class_names, check_sides, own_dataset
+from qattrain.data.dataset import (
+    MAX_FILE_BYTES,
+    MAX_TOTAL_BYTES,
+    Dataset,
+    ImageSet,
+    check_class_names,
+    check_sides,
+    own_dataset,
+)
 from qattrain.errors import DataError, system_errors
-from qattrain.files import cache_dir, replace_files
+from qattrain.files import cache_dir, read_bounded, replace_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-MAX_FILE_BYTES = 200_000_000
+MAX_PICTURES = 1_000_000
 PARTS = ("train", "test")
 UNUSED = ("val", "valid", "validation")  # a run holds out its own images, with --val-split
 TEST_SHARE = 5  # one in so many images of each class, if the folder has no test images of its own
@@ -103,7 +113,7 @@ def _classes(root: Path) -> tuple[list[str], list[Picture]]:
         raise DataError(f"{root} {what}; put the pictures of each class into a folder of its own, like {root / 'cat'}")
     class_names = [folder.name for folder in folders]
     check_class_names(class_names, str(root))
-    pictures = []
+    found: list[tuple[int, Path]] = []
     for label, folder in enumerate(folders):
         paths = [entry for entry in _entries(folder) if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
         inner = _folders(folder)
@@ -114,8 +124,10 @@ def _classes(root: Path) -> tuple[list[str], list[Picture]]:
             )
         if not paths:
             raise DataError(f"{folder} has no pictures ({' '.join(SUFFIXES)}); add some, or remove the class folder")
-        pictures += [Picture(hashlib.sha256(_read(found)).hexdigest(), label, found) for found in paths]
-    return class_names, pictures
+        found += [(label, picture) for picture in paths]
+        if len(found) > MAX_PICTURES:
+            raise DataError(f"{root} has more than {MAX_PICTURES:,} pictures, the most allowed; use fewer")
+    return class_names, [Picture(hashlib.sha256(_read(path)).hexdigest(), label, path) for label, path in found]
 
 
 def _split(path: Path, class_names: list[str], pictures: list[Picture]) -> list[list[Picture]]:
@@ -139,19 +151,23 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    with system_errors(DataError, f"{folder}: cannot be read", "correct its permissions"):
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "__MACOSX")))
+    with system_errors(DataError, f"{folder}: cannot be read", "correct its permissions"), os.scandir(folder) as found:
+        names = [entry.name for entry in itertools.islice(found, MAX_PICTURES + 1)]
+    if len(names) > MAX_PICTURES:
+        raise DataError(f"{folder} has more than {MAX_PICTURES:,} files, the most allowed; use fewer pictures")
+    return sorted(folder / name for name in names if not name.startswith((".", "__MACOSX")))
 
 
 def _read(path: Path) -> bytes:
     """The content of a picture file. Raises DataError."""
-    with system_errors(DataError, f"{path}: cannot be read", "correct its permissions, or remove it"):
+    remedy = "correct its permissions, or remove it"
+    with system_errors(DataError, f"{path}: cannot be read", remedy):
         size_bytes = path.stat().st_size
         if not path.is_file():
             raise DataError(f"{path} is no ordinary file; remove it")
         if size_bytes > MAX_FILE_BYTES:
             raise DataError(f"{path} has {size_bytes:,} bytes; allowed: {MAX_FILE_BYTES:,}; make the picture smaller")
-        return path.read_bytes()
+    return read_bounded(path, MAX_FILE_BYTES, DataError, f"the picture {path}", remedy)
 
 
 def _decoded(parts: list[list[Picture]], size: Size | None, color: bool) -> tuple[ImageSet, ImageSet]:
@@ -191,6 +207,9 @@ def _check_total(count: int, image: NDArray[np.uint8]) -> None:
 def _read_cache(kept: Path, name: str, class_names: list[str]) -> Dataset | None:
     """The dataset as it was kept; None if it was not, or if what is there is damaged."""
     with suppress(Exception):  # a damaged file can fail in any way; it is then made again
+        size_bytes = kept.stat().st_size if kept.is_file() else 0
+        if not 0 < size_bytes <= MAX_TOTAL_BYTES + MAX_FILE_BYTES:
+            return None
         with kept.open("rb") as file, np.load(file, allow_pickle=False) as found:
             train, test = (
                 ImageSet(*(torch.from_numpy(found[f"{part}_{what}"]) for what in ("images", "labels")))

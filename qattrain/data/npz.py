@@ -8,20 +8,27 @@ The file is written by `numpy.savez("pets.npz", x_train=..., y_train=..., x_test
 executed: arrays of Python objects are refused. The images are taken as they are, neither resized nor made grey.
 """
 
+import math
+import os
+import stat
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qattrain.data.dataset import MAX_TOTAL_BYTES, Dataset, ImageSet, check_class_names, check_sides, own_dataset
-from qattrain.errors import DataError, reason, system_errors
+from qattrain.errors import DataError, reason, shortened, system_errors
+from qattrain.files import open_at_once
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 NAMES = "class_names"
 ZIP_MAGIC = b"PK\x03\x04"
+MOST_END_BYTES = 2**16 + 22  # in which a zip file says where its list of members is
+MOST_LIST_BYTES = 1_000_000
+MANY_BYTES, MOST_RATIO = 2**26, 100  # so many times smaller is no file of so many bytes of images
 HOW = "save it with numpy.savez(PATH, x_train=..., y_train=..., x_test=..., y_test=...)"
 
 Array = NDArray[Any]
@@ -60,32 +67,98 @@ def load_npz(path: Path, name: str) -> Dataset:
 def _read(path: Path) -> dict[str, Array]:
     """The arrays of the file that a dataset has. Raises DataError."""
     remedy = "give a file that numpy.savez wrote, or use folder:PATH for pictures"
-    with system_errors(DataError, f"{path}: cannot be read", remedy), path.open("rb") as file:
-        start = file.read(len(ZIP_MAGIC))
-    if start != ZIP_MAGIC:
-        raise DataError(f"{path} is no .npz file; {HOW}")
-    try:
-        with zipfile.ZipFile(path) as archive:  # its sizes first: a small file can unpack to any size
-            sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
-        total_bytes = sum(sizes.get(key, 0) for key in (*ARRAYS, NAMES))
-        if total_bytes > MAX_TOTAL_BYTES:
-            raise DataError(f"{path} holds {total_bytes:,} bytes; allowed: {MAX_TOTAL_BYTES:,}; use fewer images")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            arrays = {key: found[key] for key in (*ARRAYS, NAMES) if key in found.files}
-        for key, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # a member that does not begin as one is handed out as bytes
-                raise ValueError(f"{key} is no array")
-        return arrays
-    except DataError:
-        raise
-    except Exception as error:  # a damaged or crafted file can fail in any way; none of them runs code
-        objects = "Object arrays" in str(error)
-        why = "it holds Python objects, which are never read because that could run code" if objects else reason(error)
-        raise DataError(f"{path} is damaged or not what numpy.savez writes: {why}; {HOW}") from None
+    if "\0" in str(path):
+        raise DataError(f"{path}: a name has no null character; {remedy}")
+    with (
+        system_errors(DataError, f"{path}: cannot be read", remedy),
+        open(path, "rb", opener=open_at_once) as file,
+    ):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DataError(f"{path}: is not a regular file; {remedy}")
+        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+            raise DataError(f"{path} is no .npz file; {HOW}")
+        try:
+            _check_directory(path, file)
+            with zipfile.ZipFile(file) as archive:
+                return _arrays(path, archive)
+        except DataError:
+            raise
+        except Exception as error:  # a damaged or crafted file can fail in any way; none of them runs code
+            objects = "Object arrays" in str(error)
+            why = (
+                "it holds Python objects, which are never read because that could run code"
+                if objects
+                else shortened(reason(error))
+            )
+            raise DataError(f"{path} is damaged or not what numpy.savez writes: {why}; {HOW}") from None
+
+
+def _check_directory(path: Path, file: BinaryIO) -> None:
+    """Raises DataError if the zip file's list of members, which is read as a whole, is out of all proportion."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size_bytes - MOST_END_BYTES))
+    end = file.read(MOST_END_BYTES)
+    at = end.rfind(b"PK\5\6")
+    list_bytes = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
+    is_zip64 = at >= 20 and end[at - 20 : at - 16] == b"PK\6\7"  # as files of more than 4 GB or 65,535 members are
+    if list_bytes > MOST_LIST_BYTES or is_zip64:
+        raise DataError(f"{path} holds far more than the arrays of a dataset; {HOW}, and nothing else")
+
+
+def _arrays(path: Path, archive: zipfile.ZipFile) -> dict[str, Array]:
+    """The arrays that a dataset has. What they claim is checked before any is read: a small file can claim any size."""
+    wanted = (*ARRAYS, NAMES)
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        key = member.filename.removesuffix(".npy")
+        if key in wanted and key in members:
+            raise DataError(f"{path} has {key} twice; {HOW}")
+        members[key] = member
+    found = {key: members[key] for key in wanted if key in members}
+    total_bytes = sum(member.file_size for member in found.values())
+    if total_bytes > MAX_TOTAL_BYTES:
+        raise DataError(f"{path} holds {total_bytes:,} bytes; allowed: {MAX_TOTAL_BYTES:,}; use fewer images")
+    claims = {key: _claimed(archive, member) for key, member in found.items()}
+    if total_bytes > MANY_BYTES:
+        packed_bytes = sum(member.compress_size for member in found.values())
+        if total_bytes > MOST_RATIO * packed_bytes:
+            raise DataError(
+                f"{path} unpacks to {total_bytes:,} bytes, {MOST_RATIO} times its own or more: hardly images; if they "
+                "are, save them with numpy.savez, which does not compress"
+            )
+        if all(key in claims for key in ARRAYS):
+            for part in ("train", "test"):
+                _check_part(path, claims, part)
+    arrays = {}
+    for key, member in found.items():
+        with archive.open(member) as file:
+            arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+def _claimed(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """An array of the shape and type that a member claims, which takes no memory. Raises ValueError."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} claims to be larger than it is")
+    return np.broadcast_to(np.empty((), dtype), shape)
 
 
 def _part(path: Path, arrays: dict[str, Array], part: str) -> ImageSet:
     """Images (N, C, H, W) and labels of "train" or "test", checked."""
+    images, labels = _check_part(path, arrays, part)
+    if labels.min() < 0 or labels.max() >= 10**6:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise DataError(f"{path}: y_{part} has label {wrong}; number the classes 0 to classes - 1, without gaps")
+    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return ImageSet(torch.from_numpy(channels_first), torch.from_numpy(labels.astype(np.int64).reshape(-1)))
+
+
+def _check_part(path: Path, arrays: dict[str, Array], part: str) -> tuple[Array, Array]:
+    """Images (N, H, W, C) and labels of "train" or "test", if their types and shapes are right. Raises DataError."""
     x, y = f"x_{part}", f"y_{part}"
     images, labels = arrays[x], arrays[y]
     if images.dtype != np.uint8:
@@ -107,11 +180,7 @@ def _part(path: Path, arrays: dict[str, Array], part: str) -> ImageSet:
         )
     if not len(labels) or len(labels) != len(images):
         raise DataError(f"{path}: {x} has {len(images)} images, {y} {len(labels)} labels; expected as many, at least 1")
-    if labels.min() < 0 or labels.max() >= 10**6:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise DataError(f"{path}: {y} has label {wrong}; number the classes 0 to classes - 1, without gaps")
-    channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return ImageSet(torch.from_numpy(channels_first), torch.from_numpy(labels.astype(np.int64).reshape(-1)))
+    return images, labels
 
 
 def _class_names(path: Path, names: Array | None, classes: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ handwritten digits".
 """
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from qattrain.data.dataset import BOX_SIDE, IMAGE_SIDE
 from qattrain.errors import DataError, reason
 
 MAX_PIXELS = 25_000_000
+MAX_SIDE = 30_000  # pixels
+ENOUGH_PIXELS = 2_000_000  # to find a digit that becomes 20 x 20: a larger picture is reduced first
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WebP")
 MIN_CONTRAST = 24  # of 255, between paper and ink: with less the sheet is empty
 PAPER_NOISE = 0.25  # of the strongest ink: anything fainter is paper, shadow or a JPEG artefact
@@ -77,6 +80,7 @@ def read_image(data: bytes, source: str) -> Prepared:
     1. Grey: upright, 16 bits scaled to 8, colours as ITU-R BT.601 has them. What is transparent becomes white; it
        becomes black if most of the border is transparent, and what is there is light (its mean, weighted by opacity,
        is above 127.5).
+       A picture of more than 2 million pixels is reduced by a whole factor.
     2. A frame along the edge is cut off: `without_edge`.
     3. The paper is the median of the border; in uneven light it is a plane: `paper_of`.
     4. Ink. If it nowhere reaches MIN_CONTRAST, the picture is refused.
@@ -243,7 +247,7 @@ def _offset(mass: Floats) -> int:
 
 def _grey(data: bytes, source: str) -> tuple[Floats, list[str]]:
     """(H, W), 0..255, and what there is to say about it."""
-    picture, paper, notes = _upright(data, source), "white", []
+    picture, paper, notes = _upright(data, source, ENOUGH_PIXELS), "white", []
     if picture.mode.startswith("I"):
         return _sixteen_bits(picture, source) / 257, []
     if picture.has_transparency_data:
@@ -270,8 +274,8 @@ def _on(paper: str, picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", colour.size, paper), colour)
 
 
-def _upright(data: bytes, source: str) -> Image.Image:
-    """The decoded picture, turned the way its camera says. Raises DataError."""
+def _upright(data: bytes, source: str, enough_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The decoded picture, turned the way its camera says, and reduced if it has more pixels. Raises DataError."""
     *others, last = FORMATS
     known = f"{', '.join(others)} or {last}"
     if not data:
@@ -279,16 +283,33 @@ def _upright(data: bytes, source: str) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise DataError(
-                    f"{source} has {width} x {height} pixels; allowed: {MAX_PIXELS:,} in total; make it smaller"
+                    f"{source} has {width} x {height} pixels; allowed: {MAX_PIXELS:,} in total and {MAX_SIDE:,} on a "
+                    "side; make it smaller"
                 )
             if picture.mode == "F":
                 raise DataError(f"{source} has floating-point pixels; convert it to 8 bits per pixel")
-            return ImageOps.exif_transpose(picture)
+            if width * height <= enough_pixels:
+                return ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)  # another copy of a large picture is a lot of memory
+            return _reduced(picture, enough_pixels)
     except UnidentifiedImageError:
         raise DataError(f"{source} is no {known} image; convert it to one") from None
+    except Image.DecompressionBombError:  # seven times MAX_PIXELS, refused by Pillow
+        raise DataError(f"{source} has far too many pixels; allowed: {MAX_PIXELS:,}; make it smaller") from None
     except DataError:
         raise
     except Exception as error:  # a damaged file can make a decoder fail in any way
         raise DataError(f"{source} is a damaged image: {reason(error)}; use an intact copy") from None
+
+
+def _reduced(picture: Image.Image, enough_pixels: int) -> Image.Image:
+    """The picture with a whole number of pixels averaged into one, in a mode in which that means something."""
+    if picture.mode.startswith("I"):
+        picture = picture.convert("I")
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    elif picture.mode not in ("L", "RGB"):  # a palette's numbers have no average
+        picture = picture.convert("RGB")
+    return picture.reduce(math.ceil(math.sqrt(picture.width * picture.height / enough_pixels)))

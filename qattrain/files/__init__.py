@@ -16,6 +16,8 @@ def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: s
     it is read. what: names the file in errors, as in `the configuration run.toml`. Raises `kind`, with `remedy` at its
     end, if it cannot be read, is a folder, a device or a pipe, or is larger.
     """
+    if "\0" in str(path):
+        raise kind(f"cannot read {what}: its name has a null character; {remedy}")
     with (
         system_errors(kind, f"cannot read {what}", remedy),
         open(path, "rb", opener=open_at_once) as file,

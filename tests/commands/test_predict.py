@@ -1,6 +1,7 @@
 """`qattrain predict`: a digit for each picture, by checkpoints, float ones too, or packed files; and from a pipe."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,3 +281,72 @@ def test_several_digits_in_a_picture_are_told(
     both.save(tmp_path / "both.bmp")
     (found,) = json.loads(main("predict", trained, tmp_path / "both.bmp", "--json").stdout)["images"]
     assert any("separate shapes are read as one digit" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("size", [(25_000_000, 1), (1, 25_000_000), (30_001, 2)])
+def test_a_picture_of_odd_sides_is_refused_before_it_is_unpacked(
+    trained: Path, tmp_path: Path, size: tuple[int, int], main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", size).save(tmp_path / "odd.png")
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("unpacked"))
+    done = main("predict", trained, tmp_path / "odd.png")
+    assert done.rc == 1
+    assert f"odd.png has {size[0]} x {size[1]} pixels" in done.error
+
+
+def test_pipes_devices_and_folders_are_no_pictures(
+    trained: Path, tmp_path: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        done = main("predict", trained, path)
+        assert done.rc == 1
+        assert "it is not a regular file" in done.error
+    assert "Is a directory" in main("predict", trained, tmp_path).error
+    monkeypatch.setattr("qattrain.data.dataset.MAX_FILE_BYTES", 100_000)
+    (tmp_path / "large.png").write_bytes(bytes(100_001))
+    assert "more than 100,000 bytes" in main("predict", trained, tmp_path / "large.png").error
+
+
+@pytest.mark.parametrize("command", ["head -c 300000000 /dev/zero |", "exec <&-;"])
+def test_standard_input_is_read_within_bounds(command: str, trained: Path) -> None:
+    line = f"{command} {sys.executable} -m qattrain predict {trained} -"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot read standard input: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_many_pictures_are_read_a_hundred_at_a_time(
+    trained: Path, pictures: list[tuple[Path, int]], main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [path for path, _ in pictures] * 6 + [Path("nosuch.png")]
+    sizes: list[int] = []
+    original = checkpoints.rank_classes
+
+    def rank(network: Any, images: Any, top: int) -> Any:
+        sizes.append(len(images))
+        return original(network, images, top)
+
+    monkeypatch.setattr(checkpoints, "rank_classes", rank)
+    done = main("predict", trained, *paths, "--json")
+    assert [size for size in sizes if size > 1] == [100, 100, 40]
+    images = json.loads(done.stdout)["images"]
+    assert [image["path"] for image in images] == list(map(str, paths))
+    assert [image["digit"] for image in images[:40]] == [image["digit"] for image in images[200:240]]
+    assert images[-1]["error"]
+
+
+def test_a_large_picture_is_read_like_a_smaller_one(trained: Path, tmp_path: Path, main: Callable[..., Any]) -> None:
+    for mode, ink, paper in (("L", 0, 255), ("P", 3, 9), ("RGBA", (0, 0, 0, 255), (0, 0, 0, 0)), ("I;16", 0, 65535)):
+        found = []
+        for side in (1400, 2800):  # the larger is reduced by 2
+            image = Image.new(mode, (side, side), paper)
+            if mode == "P":
+                image.putpalette([0, 0, 0] * 9 + [255] * (256 - 9) * 3)
+            box = [side * part // 14 for part in (6, 3, 8, 11)]
+            image.paste(ink, tuple(box))
+            image.save(tmp_path / "seven.png")
+            found.append(json.loads(main("predict", trained, tmp_path / "seven.png", "--json").stdout)["images"][0])
+        one, other = found
+        assert one["digit"] == other["digit"], mode

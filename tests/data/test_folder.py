@@ -340,7 +340,7 @@ def test_more_than_fits_into_memory_is_refused(
 
 def test_a_huge_file_is_not_read(pets: Path, raises_data_error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "MAX_FILE_BYTES", 10)
-    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("qattrain.files.open_at_once", lambda *_: pytest.fail("read"))
     with raises_data_error("cat/0.png has", "bytes; allowed: 10"):
         load(pets)
 
@@ -364,11 +364,23 @@ def test_what_may_not_be_read_is_named(what: str, pets: Path, raises_data_error:
 def test_a_file_that_cannot_be_read_is_named(
     pets: Path, raises_data_error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(_: Path) -> bytes:
+    def forbidden(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
-    with raises_data_error("cat/0.png: cannot be read: Permission denied", "permissions"):
+    monkeypatch.setattr("qattrain.files.open_at_once", forbidden)
+    with raises_data_error("cannot read the picture", "cat/0.png: Permission denied", "permissions"):
+        load(pets)
+
+
+def test_too_many_files_are_refused_before_any_is_read(
+    pets: Path, raises_data_error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qattrain.files.open_at_once", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(folders, "MAX_PICTURES", 11)
+    with raises_data_error(pets, "more than 11 pictures", "use fewer"):
+        load(pets)
+    monkeypatch.setattr(folders, "MAX_PICTURES", 3)
+    with raises_data_error(pets / "cat", "more than 3 files", "use fewer"):
         load(pets)
 
 

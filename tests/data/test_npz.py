@@ -1,7 +1,11 @@
 """`npz:PATH`: Keras's arrays become images, and whatever else is in a file is one clear line; nothing in it is run."""
 
 import contextlib
+import io
 import os
+import random
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +154,7 @@ def test_a_file_that_unpacks_to_too_much_is_refused_unread(
     path = write()
     monkeypatch.setattr(module, "MAX_TOTAL_BYTES", 100)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
     with raises_data_error(path, "allowed: 100", "fewer"):
         load(path)
 
@@ -169,3 +174,86 @@ def test_arrays_are_not_prepared(options: str, text: str, write: Callable[..., P
     with pytest.raises(ConfigError) as caught:
         load(write(), options)
     assert all(part in str(caught.value) for part in (text, "1x9x12", "leave the option out"))
+
+
+def crafted(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def saved(array: "np.ndarray[Any, Any]") -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def claiming(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
+    """An array that is all header."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": kind, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + bytes(8)
+
+
+BLANK = np.zeros((100_000, 28, 28), np.uint8)  # 78 MB, packed 76 kB
+LABELS = np.zeros(4, np.int64)
+CRAFTED: dict[str, tuple[Callable[[], dict[str, bytes]], int, str]] = {  # members, compression, what is said
+    "a bomb": (lambda: {"x_train.npy": saved(BLANK)}, zipfile.ZIP_DEFLATED, "unpacks to"),
+    "a bomb behind a small member": (
+        lambda: {"x_train": saved(BLANK), "x_train.npy": saved(X)},
+        zipfile.ZIP_DEFLATED,
+        "x_train twice",
+    ),
+    "a raw member": (lambda: {"x_train": b"bytes"}, zipfile.ZIP_STORED, "damaged"),
+    "a shape beyond memory": (lambda: {"x_train.npy": claiming((10**12, 28, 28))}, zipfile.ZIP_STORED, "damaged"),
+    "a shape of 40 GB": (lambda: {"x_train.npy": claiming((50_000_000, 28, 28))}, zipfile.ZIP_STORED, "damaged"),
+    "a negative shape": (lambda: {"x_train.npy": claiming((-1, 28, 28))}, zipfile.ZIP_STORED, "damaged"),
+    "a large array of another type": (
+        lambda: {"x_train.npy": saved(np.zeros(20_000_000, np.float32))},
+        zipfile.ZIP_STORED,
+        "expected uint8",
+    ),
+    "many members": (lambda: {f"{number:09}": b"" for number in range(20_000)}, zipfile.ZIP_STORED, "far more than"),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_files_that_claim_too_much_are_refused_before_they_are_unpacked(
+    case: str, tmp_path: Path, raises_data_error: Any
+) -> None:
+    members, compression, text = CRAFTED[case]
+    whole = {"y_train.npy": saved(LABELS), "x_test.npy": saved(X), "y_test.npy": saved(LABELS)}
+    path = crafted(tmp_path / "crafted.npz", members() | whole, compression)
+    tracemalloc.start()
+    try:
+        with raises_data_error(path, text):
+            load(path)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 20_000_000
+
+
+def test_a_pipe_and_a_device_are_no_arrays(tmp_path: Path, raises_data_error: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path in (tmp_path / "pipe.npz", Path("/dev/zero")):
+        with raises_data_error(path, "not a regular file"):
+            load(path)
+
+
+def test_a_flipped_bit_is_an_error_or_changes_nothing(write: Callable[..., Path]) -> None:
+    path = write()
+    intact, expected, rng = path.read_bytes(), load(path), random.Random(2)
+    damaged = [intact[: rng.randrange(len(intact))] for _ in range(20)]
+    for bit in rng.sample(range(8 * len(intact)), 150):
+        changed = bytearray(intact)
+        changed[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(changed))
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            found = load(path)
+        except DataError:
+            continue
+        assert found.digest == expected.digest
