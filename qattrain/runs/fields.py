@@ -121,7 +121,7 @@ def check_scales(model: Mapping[str, Tensor]) -> None:
     for key, tensor in model.items():
         if "quantizer." in key and key.endswith(LEARNED_SCALES) and bool((tensor <= 0).any()):
             raise ValueError(f"{_layer(key)}: its {_part(key)} is {float(tensor.min()):g}; allowed: above 0")
-        if "quantizer." in key and bool((tensor.abs() > LARGEST_SCALE).any()):
+        if "quantizer." in key and tensor.is_floating_point() and bool((tensor.abs() > LARGEST_SCALE).any()):
             raise ValueError(f"{_layer(key)}: its {_part(key)} is {float(tensor.abs().max()):g}; allowed: up to 2^40")
         sign = next((sign for end, sign in RANGES.items() if key.endswith(end)), None)
         if sign is not None and bool((tensor * sign < 0).any()):
