@@ -110,9 +110,11 @@ class _Bar:
 
     def step(self, line: str) -> None:
         """One more network is going to be evaluated."""
+        from qattrain.files.escapes import visible
+
         if not self.console.is_live:
             self.console.status(line)
-        self.bar.update(self.task, description=line, completed=self.begun)
+        self.bar.update(self.task, description=visible(line), completed=self.begun)
         self.begun += 1
 
     def draw(self, charts: int) -> None:

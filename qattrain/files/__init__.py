@@ -22,10 +22,11 @@ def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: s
         system_errors(kind, f"cannot read {what}", remedy),
         open(path, "rb", opener=open_at_once) as file,
     ):
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise kind(f"cannot read {what}: it is not a regular file; {remedy}")
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
+        data = file.read(most_bytes + 1) if status.st_size <= most_bytes else b""
+    if max(len(data), status.st_size) > most_bytes:
         raise kind(f"cannot read {what}: it has more than {most_bytes:,} bytes, the most allowed; {remedy}")
     return data
 

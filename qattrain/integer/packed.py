@@ -270,7 +270,7 @@ def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
         raise CheckpointError(f"{name}: its metadata is not qattrain's: {where}: {first['msg']}") from None
     except (ValueError, KeyError, OverflowError, RecursionError) as error:
         reason = f"no tensor {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{name} is not a valid network: {reason}; export it again") from None
+        raise CheckpointError(f"{name} is not a valid network: {reason[:300]}; export it again") from None
     names = header.class_names or tuple(map(str, range(model.classes)))
     return model, ModelFacts(header.name, header.dataset, names, header.test_accuracy)
 

@@ -305,8 +305,8 @@ class LiveSweepDisplay(PlainSweepDisplay):
             table.add_column(column)
         for name, share in status.running.items():
             bar = ProgressBar(total=1, completed=share, width=20, complete_style=CALM, finished_style=CALM)
-            table.add_row(Text(name), f"{100 * share:.0f} %", bar, age(time.monotonic() - self.since[name]))
-        self.live.update(Group(table, Text(describe_status(status) + _left(status))))
+            table.add_row(Text(visible(name)), f"{100 * share:.0f} %", bar, age(time.monotonic() - self.since[name]))
+        self.live.update(Group(table, Text(visible(describe_status(status) + _left(status)))))
 
     def close(self) -> None:
         self.live.stop()
