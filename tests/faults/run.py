@@ -33,7 +33,7 @@ from faults import points as faults
 from faults.points import Points
 from faults.stories import STORIES, Story, contents, damaged
 
-MOST_SECONDS = 60.0
+MOST_SECONDS = 300.0  # of a machine that is busy with other things
 FAULTS: dict[str, faults.Fault] = {
     "killed": faults.killed,
     "full": faults.full,
