@@ -15,21 +15,12 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 received: list[int] = []  # the numbers of the signals so far: where writing fails after SIGHUP, that is why
 
 
-class Stopped(KeyboardInterrupt):
-    """Raised by a signal. number: of the signal."""
+class Stopped(BaseException):
+    """Raised by a signal, whose number it has. It is no KeyboardInterrupt, which Typer takes for itself."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.number = number
-
-
-def number_of(error: BaseException | None) -> int:
-    """The number of the signal that led to this error, SIGINT if none is known."""
-    while error is not None:
-        if isinstance(error, Stopped):
-            return error.number
-        error = error.__cause__ or error.__context__
-    return signal.SIGINT
 
 
 def exit_code(number: int) -> int:

@@ -71,6 +71,9 @@ def test_a_run_whose_terminal_is_closed_is_saved(tmp_path: Path, assert_resumes:
     if child == 0:  # its output, too, goes to a terminal that is gone
         os.chdir(tmp_path)
         os.execv(sys.executable, COMMAND)
+    said = b""
+    while b"images/s" not in said:  # in mid-epoch
+        said += os.read(terminal, 1000)  # fails if the process ends before
     run_dir = until_it_trains(tmp_path)
     os.close(terminal)
     _, status = os.waitpid(child, 0)
