@@ -3,7 +3,7 @@
 // defines. It touches no page: the same text runs in the page, in its worker, in Node.js and in a headless browser.
 //
 //   readPacked(bytes) -> network        network.layers describes every layer, in words of the packed file's description
-//   run(network, image) -> {logits, hidden}      image and codes are uint8 in the order (channel, row, column)
+//   run(network, image) -> {logits, hidden, ranges}      image and codes are uint8 in the order (channel, row, column)
 //   sums(network, index, codes)         all sums of a layer before pooling, (D, H, W), bias included
 //   cell(network, index, codes, output) everything that leads to one output, for people
 //
@@ -13,7 +13,10 @@ const IMAGE_MAX = 255;
 const INT32_MAX = 2147483647;
 const LARGEST_MAP = 2 ** 24;
 const RANGES = { biases: [-INT32_MAX, INT32_MAX], multipliers: [0, INT32_MAX], shifts: [1, 62] };
-const TYPES = { U8: [1, "getUint8"], I8: [1, "getInt8"], U16: [2, "getUint16"], I16: [2, "getInt16"], U32: [4, "getUint32"], I32: [4, "getInt32"] };
+const TYPES = {
+  U8: [1, "getUint8"], U16: [2, "getUint16"], U32: [4, "getUint32"],
+  I8: [1, "getInt8"], I16: [2, "getInt16"], I32: [4, "getInt32"],
+};
 
 // ---- the packed file, version 2: described in qattrain/integer/packed.py
 
@@ -102,7 +105,7 @@ function readTensors(bytes) {
   return { header, tensors };
 }
 
-const pair = (value, missing) => (value === undefined ? [missing, missing] : Array.isArray(value) ? value : [value, value]);
+const pair = (value, missing) => (Array.isArray(value) ? value : [value ?? missing, value ?? missing]);
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
 
 /** One layer: what the file says of it, what follows from that, and its weights laid out for `run`. */
@@ -118,7 +121,8 @@ function readLayer(entry, carried, inputs, inputMax, last, take) {
     groups: entry.groups === undefined ? 1 : entry.groups, pool: entry.pool === undefined ? 1 : entry.pool,
     pixels: entry.pixels === undefined ? null : entry.pixels,
   };
-  need(kind !== "average" || (!last && inputs[1] * inputs[2] === layer.pixels), `${name} averages ${layer.pixels} pixels`);
+  const fits = kind !== "average" || (!last && inputs[1] * inputs[2] === layer.pixels);
+  need(fits, `${name} averages ${layer.pixels} pixels`);
   placeLayer(layer, outputs);
   need(product(layer.mapShape) <= LARGEST_MAP, `${name} gives a map of ${layer.mapShape}`);
   const column = (values, count) => {
@@ -174,8 +178,9 @@ function countLayer(layer, outputs, last) {
     const row = layer.codes.length / outputs;
     layer.accumulatorBound = 0;
     for (let d = 0; d < outputs; d++) {
-      let bound = Math.abs(layer.bias[d]);
-      for (let i = d * row; i < (d + 1) * row; i++) bound += Math.abs(layer.codes[i] - layer.zeroPoint) * layer.inputMax;
+      let weights = 0;
+      for (let i = d * row; i < (d + 1) * row; i++) weights += Math.abs(layer.codes[i] - layer.zeroPoint);
+      const bound = weights * layer.inputMax + Math.abs(layer.bias[d]);
       layer.accumulatorBound = Math.max(layer.accumulatorBound, bound);
     }
     layer.macs = layer.codes.length * layer.mapShape[1] * layer.mapShape[2];
@@ -203,8 +208,8 @@ function unpackCodes(packed, { name, shape, bits, lowest, step, highest }) {
 /**
  * clip((acc * m + 2^(k - 1)) >> k, 0, qmax), exactly, for any int32 acc, m 0 .. 2^31 - 1, k 1 .. 62.
  *
- * acc * m has up to 62 bits, a double 53. Divided by 2^k it is v. The result is n or more where v >= n - 1/2, and n - 1/2
- * is a double: rounding v keeps it on its side of that number, except that a v just below may become equal to it. So the
+ * acc * m has up to 62 bits, a double 53. Divided by 2^k it is v. The result is n or more where v >= n - 1/2, which is a
+ * double: rounding v keeps it on its side of that number, except that a v just below may become equal to it. So the
  * double decides, and only if it lies exactly on a half and may have been rounded, is it computed again with BigInt.
  */
 function requantize(acc, m, k, qmax) {
@@ -215,45 +220,84 @@ function requantize(acc, m, k, qmax) {
   return Number((BigInt(acc) * BigInt(m) + (1n << BigInt(k - 1))) >> BigInt(k));
 }
 
-/** Weights as q - z, with the outputs of a tap side by side, where taps come from, and room for what `run` computes. */
+const BLOCK = 4; // outputs computed at a time, their sums in registers
+
+/**
+ * What `run` needs beside the layer: room for its outputs, and its weights as q - z, laid out for `addUp`: group by
+ * group, in it block by block of outputs, in it tap by tap. A last block that is not full is filled up with zeros.
+ */
 function prepareLayer(layer, outputs) {
   const { kind, shape, inputShape: inputs, padding, groups } = layer;
-  const fast = { out: new Uint8Array(product(layer.outputShape)), padded: null, taps: null, weights: null };
+  const fast = { out: new Uint8Array(product(layer.outputShape)), padded: null };
   fast.scales = layer.multipliers && Float64Array.from(layer.multipliers, (m, c) => m * 2 ** -layer.shifts[c]);
   if (kind === "average") return fast;
-  const perGroup = outputs / groups, row = layer.codes.length / outputs;
-  fast.weights = new Int16Array(layer.codes.length);
+  const perGroup = outputs / groups, row = layer.codes.length / outputs, blocks = Math.ceil(perGroup / BLOCK);
+  fast.weights = new Int16Array(groups * blocks * row * BLOCK);
   for (let d = 0; d < outputs; d++) {
-    const start = Math.floor(d / perGroup) * perGroup * row + (d % perGroup);
-    for (let t = 0; t < row; t++) fast.weights[start + t * perGroup] = layer.codes[d * row + t] - layer.zeroPoint;
+    const block = Math.floor(d / perGroup) * blocks + Math.floor((d % perGroup) / BLOCK);
+    const start = block * row * BLOCK + ((d % perGroup) % BLOCK);
+    for (let t = 0; t < row; t++) fast.weights[start + t * BLOCK] = layer.codes[d * row + t] - layer.zeroPoint;
   }
-  fast.acc = new Int32Array(perGroup);
-  fast.best = new Int32Array(perGroup);
-  if (kind === "linear") return fast;
+  fast.acc = new Int32Array(blocks * BLOCK);
+  fast.best = new Int32Array(blocks * BLOCK);
+  fast.found = new Int32Array(row); // codes of a window that are not 0,
+  fast.places = new Int32Array(row); // and where their weights are in a block
+  fast.taps = new Int32Array(row); // where a window's codes are, seen from its first one
   const height = inputs[1] + 2 * padding[0], width = inputs[2] + 2 * padding[1];
+  const [channels, rows, columns] = kind === "linear" ? inputs : shape.slice(1);
   if (padding[0] || padding[1]) fast.padded = new Uint8Array(inputs[0] * height * width);
-  fast.taps = new Int32Array(row); // offsets from the first tap
   let t = 0;
-  for (let c = 0; c < shape[1]; c++) {
-    for (let i = 0; i < shape[2]; i++) {
-      for (let j = 0; j < shape[3]; j++) fast.taps[t++] = (c * height + i) * width + j;
+  for (let c = 0; c < channels; c++) {
+    for (let i = 0; i < rows; i++) {
+      for (let j = 0; j < columns; j++) fast.taps[t++] = (c * height + i) * width + j;
     }
   }
   return fast;
 }
 
-/** image: Uint8Array (C, H, W) -> logits, and the codes of every hidden layer after pooling, copies of the caller's. */
+/** The sums of a group's outputs for the window that begins at `base`, without bias, into fast.acc. */
+function addUp(fast, input, base, group) {
+  const { taps, weights, acc, found, places } = fast, row = taps.length;
+  let count = 0;
+  for (let t = 0; t < row; t++) {
+    const code = input[base + taps[t]];
+    if (code !== 0) {
+      found[count] = code;
+      places[count++] = t * BLOCK;
+    }
+  }
+  for (let d = 0, start = group * row * acc.length; d < acc.length; d += BLOCK, start += row * BLOCK) {
+    let a = 0, b = 0, c = 0, e = 0;
+    for (let n = 0; n < count; n++) {
+      const code = found[n], w = start + places[n];
+      a = (a + Math.imul(code, weights[w])) | 0;
+      b = (b + Math.imul(code, weights[w + 1])) | 0;
+      c = (c + Math.imul(code, weights[w + 2])) | 0;
+      e = (e + Math.imul(code, weights[w + 3])) | 0;
+    }
+    acc[d] = a;
+    acc[d + 1] = b;
+    acc[d + 2] = c;
+    acc[d + 3] = e;
+  }
+}
+
+/**
+ * image: Uint8Array (C, H, W) -> logits, Int32Array; hidden: the codes of every hidden layer after pooling, Uint8Array;
+ * ranges: the smallest and largest sum in every layer, before pooling, bias included.
+ */
 function run(network, image) {
-  const hidden = [];
+  const hidden = [], ranges = [];
   let x = image, logits = null;
   for (const layer of network.layers) {
-    if (layer.kind === "conv") x = convolve(layer, x, null);
-    else if (layer.kind === "average") x = average(layer, x);
-    else if (layer.multipliers) x = multiply(layer, x);
-    else logits = matrixSums(layer, x);
-    if (logits === null) hidden.push(x.slice());
+    const range = [INT32_MAX, -INT32_MAX];
+    ranges.push(range);
+    if (layer.kind === "average") average(layer, x, range);
+    else if (layer.multipliers) convolve(layer, x, range, null);
+    else convolve(layer, x, range, (logits = new Int32Array(layer.shape[0])));
+    if (layer.multipliers) hidden.push((x = layer.fast.out.slice()));
   }
-  return { logits, hidden };
+  return { logits, hidden, ranges };
 }
 
 function withPadding(layer, x) {
@@ -270,42 +314,43 @@ function withPadding(layer, x) {
   return padded;
 }
 
-/** Codes after pooling; or, with `all`, Int32Array (D, H, W), every sum before it, without pooling. */
-function convolve(layer, x, all) {
-  const { shape, groups, stride, fast } = layer;
-  const { taps, weights, acc, best, out, scales } = fast;
-  const input = withPadding(layer, x);
-  const pool = all ? 1 : layer.pool;
+/**
+ * A convolution; a matrix product is one with a single window. Codes after pooling go into fast.out; or, with `all`,
+ * every sum into that Int32Array (D, H, W), without pooling. range: [smallest, largest] sum so far, updated.
+ */
+function convolve(layer, x, range, all) {
+  const { groups, stride, fast, bias } = layer, { acc, best, out, scales } = fast;
+  const input = withPadding(layer, x), pool = all ? 1 : layer.pool;
   const [outputs, height, width] = all ? layer.mapShape : layer.outputShape;
   const across = layer.inputShape[2] + 2 * layer.padding[1];
   const plane = (layer.inputShape[1] + 2 * layer.padding[0]) * across;
-  const perGroup = outputs / groups, row = taps.length;
+  const perGroup = outputs / groups, inGroup = layer.inputShape[0] / groups;
+  let [low, high] = range;
   for (let g = 0; g < groups; g++) {
-    const from = g * shape[1] * plane, rows = g * perGroup * row;
     for (let oy = 0; oy < height; oy++) {
       for (let ox = 0; ox < width; ox++) {
-        for (let window = 0; window < pool * pool; window++) {
-          const py = oy * pool + ((window / pool) | 0), px = ox * pool + (window % pool);
-          const base = from + py * stride[0] * across + px * stride[1];
-          acc.fill(0);
-          for (let t = 0; t < row; t++) {
-            const code = input[base + taps[t]];
-            if (code !== 0) {
-              for (let d = 0, w = rows + t * perGroup; d < perGroup; d++, w++) acc[d] += Math.imul(code, weights[w]);
+        best.fill(-INT32_MAX);
+        for (let py = oy * pool; py < oy * pool + pool; py++) {
+          for (let px = ox * pool; px < ox * pool + pool; px++) {
+            addUp(fast, input, g * inGroup * plane + py * stride[0] * across + px * stride[1], g);
+            for (let d = 0; d < perGroup; d++) {
+              const sum = (acc[d] + bias[g * perGroup + d]) | 0;
+              if (sum > best[d]) best[d] = sum;
+              if (sum > high) high = sum;
+              if (sum < low) low = sum;
             }
           }
-          if (window === 0) best.set(acc);
-          else for (let d = 0; d < perGroup; d++) if (acc[d] > best[d]) best[d] = acc[d];
         }
         for (let d = 0; d < perGroup; d++) {
-          const c = g * perGroup + d, place = (c * height + oy) * width + ox, sum = best[d] + layer.bias[c];
-          if (all) all[place] = sum;
-          else out[place] = rounded(layer, scales[c], sum, c);
+          const c = g * perGroup + d, place = (c * height + oy) * width + ox;
+          if (all) all[place] = best[d];
+          else out[place] = rounded(layer, scales[c], best[d], c);
         }
       }
     }
   }
-  return all || out;
+  range[0] = low;
+  range[1] = high;
 }
 
 /** `requantize` with the channel's m * 2^-k at hand. */
@@ -318,32 +363,22 @@ function rounded(layer, scale, acc, c) {
   return rest < 0.5 ? whole : whole + 1;
 }
 
-/** Sums of a matrix product with its bias: a new Int32Array (D,). */
-function matrixSums(layer, x) {
-  const { weights } = layer.fast, acc = Int32Array.from(layer.bias), outputs = acc.length;
-  for (let i = 0; i < x.length; i++) {
-    const code = x[i];
-    if (code !== 0) {
-      for (let d = 0, w = i * outputs; d < outputs; d++, w++) acc[d] += Math.imul(code, weights[w]);
-    }
+/** The sum of every channel. */
+function channelSums(layer, x) {
+  const found = new Int32Array(layer.outputShape[0]), { pixels } = layer;
+  for (let c = 0; c < found.length; c++) {
+    for (let i = c * pixels; i < (c + 1) * pixels; i++) found[c] += x[i];
   }
-  return acc;
+  return found;
 }
 
-function multiply(layer, x) {
-  const { out, scales } = layer.fast, acc = matrixSums(layer, x);
-  for (let d = 0; d < out.length; d++) out[d] = rounded(layer, scales[d], acc[d], d);
-  return out;
-}
-
-function average(layer, x) {
-  const { out, scales } = layer.fast, { pixels } = layer;
-  for (let c = 0; c < out.length; c++) {
-    let sum = 0;
-    for (let i = c * pixels; i < (c + 1) * pixels; i++) sum += x[i];
+function average(layer, x, range) {
+  const { out, scales } = layer.fast;
+  channelSums(layer, x).forEach((sum, c) => {
+    range[0] = Math.min(range[0], sum);
+    range[1] = Math.max(range[1], sum);
     out[c] = rounded(layer, scales[c], sum, c);
-  }
-  return out;
+  });
 }
 
 // ---- for people: one layer's sums, one output's whole story
@@ -351,43 +386,41 @@ function average(layer, x) {
 /** codes: the layer's input -> Int32Array of layer.mapShape: all its sums before pooling, bias included. */
 function sums(network, index, codes) {
   const layer = network.layers[index];
-  if (layer.kind === "conv") return convolve(layer, codes, new Int32Array(product(layer.mapShape)));
-  if (layer.kind === "linear") return matrixSums(layer, codes);
-  const found = new Int32Array(layer.outputShape[0]);
-  for (let c = 0; c < found.length; c++) {
-    for (let i = c * layer.pixels; i < (c + 1) * layer.pixels; i++) found[c] += codes[i];
-  }
-  return found;
+  if (layer.kind === "average") return channelSums(layer, codes);
+  const all = new Int32Array(product(layer.mapShape));
+  convolve(layer, codes, [0, 0], all);
+  return all;
 }
 
 /**
  * One output of a layer, computed term by term.
  *
  * codes: the layer's input. output: index into its output, in the order (channel, row, column) of outputShape. Returns
- * channel, row, column of the output; windows: [{row, column, sum}] of every sum in its pooling window; winner: the
- * first largest of them, as {index, row, column}; terms of that sum: [{channel, row, column, inside, x, q, w, product}],
- * row and column in the input (outside of it in the padding), q the weight's code, w = q - z (an average: null and 1);
+ * channel, row, column of the output; sums: every sum of its pooling window, row by row; winner: the first largest of
+ * them, {index, row, column}, its place in the map before pooling; terms of that sum: [{channel, row, column, inside,
+ * x, q, w, product}], row and column in the input (outside of it in the padding), q the weight's code, w = q - z (an
+ * average: null and 1);
  * running: the sum after each term; bias; sum; then, but for logits, multiplier, shift, product and shifted (decimal
  * strings: they may need 62 bits), scaled (sum * m / 2^k as a float: what is rounded) and qmax; code: the result, for
  * logits the sum; real: the logit that the last layer's sum stands for, or null.
  */
 function cell(network, index, codes, output) {
   const layer = network.layers[index], [, height, width] = layer.outputShape, pool = layer.pool;
-  const channel = Math.floor(output / (height * width)), row = Math.floor(output / width) % height, column = output % width;
-  const windows = [];
+  const channel = Math.floor(output / (height * width));
+  const row = Math.floor(output / width) % height, column = output % width;
+  const window = [];
   let winner = null, terms = null;
   for (let i = 0; i < pool * pool; i++) {
-    const place = { row: row * pool + Math.floor(i / pool), column: column * pool + (i % pool) };
+    const place = { index: i, row: row * pool + Math.floor(i / pool), column: column * pool + (i % pool) };
     const found = termsOf(layer, codes, channel, place.row, place.column);
-    const sum = found.reduce((total, term) => total + term.product, layer.bias ? layer.bias[channel] : 0);
-    windows.push({ ...place, sum });
-    if (winner === null || sum > windows[winner.index].sum) [winner, terms] = [{ index: i, ...place }, found];
+    window.push(found.reduce((total, term) => total + term.product, layer.bias ? layer.bias[channel] : 0));
+    if (winner === null || window[i] > window[winner.index]) [winner, terms] = [place, found];
   }
   let total = 0;
   const running = Int32Array.from(terms, (term) => (total += term.product));
-  const { sum } = windows[winner.index];
+  const sum = window[winner.index];
   const story = {
-    layer: layer.name, channel, row, column, windows, winner, terms, running,
+    layer: layer.name, channel, row, column, sums: window, winner, terms, running,
     bias: layer.bias ? layer.bias[channel] : 0, sum,
     multiplier: null, shift: null, product: null, shifted: null, scaled: null, qmax: layer.qmax, code: sum, real: null,
   };
@@ -395,7 +428,8 @@ function cell(network, index, codes, output) {
   const m = layer.multipliers[channel], k = layer.shifts[channel], wide = BigInt(sum) * BigInt(m);
   const shifted = (wide + (1n << BigInt(k - 1))) >> BigInt(k);
   const code = shifted < 0n ? 0 : shifted > BigInt(layer.qmax) ? layer.qmax : Number(shifted);
-  return { ...story, multiplier: m, shift: k, product: String(wide), shifted: String(shifted), scaled: (sum * m) / 2 ** k, code };
+  const scaled = (sum * m) / 2 ** k;
+  return { ...story, multiplier: m, shift: k, product: String(wide), shifted: String(shifted), scaled, code };
 }
 
 function termsOf(layer, codes, channel, row, column) {
@@ -410,11 +444,11 @@ function termsOf(layer, codes, channel, row, column) {
     for (let c = from; c < to; c++) for (let i = 0; i < height; i++) for (let j = 0; j < width; j++) visit(c, i, j);
   };
   if (layer.kind === "average") each(channel, channel + 1, (c, i, j) => term(c, i, j, null));
-  if (layer.kind === "linear") each(0, channels, (c, i, j) => term(c, i, j, channel * layer.shape[1] + (c * height + i) * width + j));
+  let weight = layer.kind === "average" ? 0 : channel * product(layer.shape.slice(1)); // the output's first one
+  if (layer.kind === "linear") each(0, channels, (c, i, j) => term(c, i, j, weight++));
   if (layer.kind === "conv") {
     const [outputs, inGroup, rows, columns] = layer.shape, [down, right] = layer.stride, [above, left] = layer.padding;
     const first = Math.floor((channel * layer.groups) / outputs) * inGroup;
-    let weight = channel * inGroup * rows * columns;
     for (let c = first; c < first + inGroup; c++) {
       for (let i = 0; i < rows; i++) {
         for (let j = 0; j < columns; j++) term(c, row * down - above + i, column * right - left + j, weight++);
@@ -448,17 +482,9 @@ function crc32(bytes) {
   return ~crc >>> 0;
 }
 
-/**
- * Whether a network computes what Python computed. images: Uint8Array, one after the other; logits: [[...], ...] per
- * image; hidden: [[CRC-32 of each hidden layer's codes], ...]. Returns {images, equal, differing: [image, ...]}.
- */
-function prove(network, images, logits, hidden) {
-  const size = product(network.inputShape), differing = [];
-  for (let n = 0; n < logits.length; n++) {
-    const found = run(network, images.subarray(n * size, (n + 1) * size));
-    const equal = found.logits.every((value, i) => value === logits[n][i]) && found.logits.length === logits[n].length
-      && found.hidden.every((codes, i) => crc32(codes) === hidden[n][i]) && found.hidden.length === hidden[n].length;
-    if (!equal) differing.push(n);
-  }
-  return { images: logits.length, equal: logits.length - differing.length, differing };
+/** Whether image i of a proof gives the logits, and hidden codes with the CRC-32s, that Python computed. */
+function check(network, image, expected, i) {
+  const { logits, hidden } = run(network, image);
+  const same = (one, other) => one.length === other.length && one.every((value, place) => value === other[place]);
+  return same(logits, expected.logits[i]) && same(hidden.map(crc32), expected.hidden[i]);
 }
