@@ -1,8 +1,9 @@
 "use strict";
 // Every network's answer, side by side: the row of cards, and the sentence that says who agrees with whom.
 
-/** What a network is called beside the others: "4 bits" where weights and codes have the same width, else "W4 A8". */
-function widthOf({ bits, actBits }) {
+/** What a network is called beside the others: "4 bits" where weights and codes have one width, "W4 A8", or its label. */
+function widthOf({ bits, actBits, label }) {
+  if (bits === null || actBits === null) return label;
   return bits === actBits ? `${bits} bit${bits === 1 ? "" : "s"}` : `W${bits} A${actBits}`;
 }
 
@@ -90,7 +91,7 @@ function makeRows(entries, choose) {
       card.button.setAttribute("aria-pressed", String(i === shown));
       const result = results && results[i], differs = result !== null && result.answer !== usual;
       card.button.classList.toggle("differs", differs);
-      card.tag.textContent = [differs ? "differs" : "", i === shown ? "shown below" : ""].filter(Boolean).join(", ");
+      card.tag.textContent = [differs ? "differs" : "", i === shown && entries.length > 1 ? "shown below" : ""].filter(Boolean).join(", ");
       const answer = result === null ? "\u2013" : classNames[result.answer];
       card.digit.textContent = answer;
       card.digit.classList.toggle("long", answer.length > 2);
@@ -103,8 +104,9 @@ function makeRows(entries, choose) {
       });
     });
     if (results === null) return "Draw something: every stroke is answered at once.";
-    const areWidths = visible.every((i) => entries[i].bits === entries[i].actBits) && new Set(visible.map((i) => entries[i].bits)).size === visible.length;
-    return agreement(visible.map((i) => ({ ...entries[i], answer: results[i].answer })), classNames, areWidths);
+    const named = visible.map((i) => ({ ...entries[i], answer: results[i].answer }));
+    const areWidths = new Set(named.map((entry) => entry.bits)).size === named.length && named.every(({ bits, actBits }) => bits !== null && bits === actBits);
+    return agreement(named, classNames, areWidths);
   };
 }
 
@@ -115,7 +117,7 @@ const hasMethods = (entries) => new Set(entries.map((entry) => entry.method)).si
 function makeMethods(entries, choose) {
   const names = [...new Set(entries.map((entry) => entry.method))];
   byId("methods").hidden = names.length < 2;
-  const buttons = names.map((name) => make("button", { type: "button" }, METHODS[name] || name));
+  const buttons = names.map((name) => make("button", { type: "button" }, METHODS[name] || "Others"));
   buttons.forEach((button, i) => button.addEventListener("click", () => choose(names[i])));
   byId("methods").append(...buttons);
   return (method) => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(names[i] === method)));

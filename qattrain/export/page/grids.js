@@ -29,11 +29,15 @@ function listed(words) {
   return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 }
 
+/** Words as a sentence. */
+const sentence = (words) => (words ? `${words[0].toUpperCase()}${words.slice(1)}.` : "");
+
 // ---- colours: tables from the page's CSS variables, made again when the screen turns dark or light
 
-const PALETTE = {};
+const PALETTE = { version: 0 }; // version: counts up whenever colours or the width of the page change
 
 function readPalette() {
+  PALETTE.version++;
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(`--${name}`).trim();
   const parts = (name) => [1, 3, 5].map((at) => parseInt(color(name).slice(at, at + 2), 16));
@@ -48,9 +52,13 @@ function readPalette() {
   for (const name of ["ink", "soft", "paper", "raised", "accent", "differs", "rule"]) PALETTE[name] = color(name);
 }
 
-/** kind: "codes" or "bytes", 0..highest, or "signed", -highest..highest -> [red, green, blue]. */
+/**
+ * kind: "codes" or "bytes", 0..highest, or "signed", -highest..highest -> [red, green, blue]. Most codes of many bits are
+ * small: from 5 bits on, small ones get more of the colours, at 8 bits by a square root.
+ */
 function colorOf(kind, value, highest) {
-  const part = highest ? Math.min(255, Math.round((Math.abs(value) / highest) * 255)) : 0;
+  const share = highest ? Math.min(1, Math.abs(value) / highest) : 0, isWide = highest > 15 && kind !== "bytes";
+  const part = Math.round(255 * (isWide ? share ** Math.max(0.5, 4 / Math.log2(highest + 1)) : share));
   return (kind === "signed" ? (value < 0 ? PALETTE.minus : PALETTE.plus) : PALETTE[kind])[part];
 }
 
@@ -88,14 +96,14 @@ const SCRATCH = document.createElement("canvas");
 function drawGrid(context, { x, y, rows, columns, cell, values, kind, highest, text = null, size = 0 }) {
   [SCRATCH.width, SCRATCH.height] = [columns, rows];
   const small = SCRATCH.getContext("2d"), picture = small.createImageData(columns, rows), data = picture.data;
-  const empty = colorOf("codes", 0, 1), colors = [];
+  const isPicture = kind === "bytes", empty = isPicture ? [0, 0, 0] : colorOf("codes", 0, 1), colors = [];
   for (let i = 0; i < rows * columns; i++) {
     const value = values(i), color = value === null ? empty : colorOf(kind, value, highest);
     colors.push(color);
     data[4 * i] = color[0];
     data[4 * i + 1] = color[1];
     data[4 * i + 2] = color[2];
-    data[4 * i + 3] = value === null ? 90 : 255;
+    data[4 * i + 3] = value === null && !isPicture ? 90 : 255;
   }
   small.putImageData(picture, 0, 0);
   context.imageSmoothingEnabled = false;
@@ -172,7 +180,7 @@ function gridView(settings) {
   const canvas = make("canvas", { tabIndex: 0 });
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", settings.label);
-  let layout = null, current = null, shownValues = null, shownMarks = {};
+  let layout = null, current = null, shownValues = null, shownMarks = {}, available = 0, version = null;
 
   const placeOf = (index) => {
     const channel = Math.floor(index / (rows * columns)), inside = index % (rows * columns);
@@ -192,7 +200,10 @@ function gridView(settings) {
 
   const draw = (values, marks = {}) => {
     [shownValues, shownMarks] = [values, marks];
-    const available = settings.width || Math.max(120, canvas.parentElement.clientWidth - 8);
+    if (version !== PALETTE.version) { // measuring makes the browser lay out the page: not for every drawing
+      available = settings.width || Math.max(120, canvas.parentElement.clientWidth - 8);
+      version = PALETTE.version;
+    }
     const fixed = settings.fixed ? settings.fixed(available) : null;
     layout = layOut(shape, available, settings.tallest, settings.characters, fixed);
     const context = sized(canvas, layout.width + 2, layout.height + 2);

@@ -55,11 +55,13 @@ function start() {
   // image: the bytes fed, or null; result: what the shown network makes of them; example, chosen: null or what is open.
   const state = { shown: 0, image: null, logits: null, result: null, example: null, chosen: null, weights: null };
   let stages = null, drawer = null, verdict = "";
+  const rows = byId("rows");
 
   // ---- requests: at most one at a time and one a frame; what was drawn meanwhile is sent next, as it is by then
   let isBusy = false, isWaiting = false, isSpent = false, isChecking = false, ticket = 0, asked = 0, checks = 0, equal = 0;
   const ask = () => {
     isWaiting = true;
+    rows.setAttribute("aria-busy", "true");
     if (isBusy || isSpent) return;
     [isBusy, isSpent, isWaiting, asked] = [true, true, false, performance.now()];
     requestAnimationFrame(() => {
@@ -77,8 +79,9 @@ function start() {
     }
     isBusy = false;
     if (!isWaiting) showAnswer(message);
-    if (isWaiting) ask();
-    else if (!isChecking) proceed();
+    if (isWaiting) return ask();
+    rows.setAttribute("aria-busy", "false");
+    if (!isChecking) proceed();
   };
   const images = data.proof.images.map(fromBase64), badge = byId("check");
   const proceed = () => {
@@ -109,7 +112,7 @@ function start() {
     Object.assign(state, { image, logits, result: image && { hidden, ranges, logits: logits[shown] } });
     if (image && shown !== state.shown) state.result = run(entries[state.shown].network, image);
     showVerdict();
-    byId("fed-notes").textContent = notes.length ? `${notes.join("; ")}.` : "";
+    byId("fed-notes").textContent = sentence(notes.join("; "));
     document.documentElement.dataset.milliseconds = (performance.now() - asked).toFixed(1);
     paintSoon();
   };
@@ -299,9 +302,9 @@ function start() {
 /** What is shown, for the address. */
 function addressOf({ shown, example, chosen }, entries) {
   const { bits, method, network } = entries[shown];
-  const isUnique = entries.filter((entry) => entry.bits === bits && entry.method === method).length === 1;
+  const isUnique = bits !== null && entries.filter((entry) => entry.bits === bits && entry.method === method).length === 1;
   const parts = [isUnique ? `bits=${bits}` : `net=${shown}`];
-  if (isUnique && hasMethods(entries)) parts.push(`method=${encodeURIComponent(method)}`);
+  if (isUnique && hasMethods(entries)) parts.push(`method=${method}`);
   if (example !== null) parts.push(`example=${example}`);
   if (chosen) {
     const [, rows, columns] = network.layers[chosen.layer].outputShape, { index } = chosen;
@@ -315,7 +318,7 @@ function addressOf({ shown, example, chosen }, entries) {
 function readAddress(text, entries, examples) {
   const given = new URLSearchParams(text), whole = (word) => (/^\d{1,6}$/.test(word ?? "") ? Number(word) : null);
   const method = given.get("method"), net = whole(given.get("net"));
-  const index = net === null ? entries.findIndex((entry) => String(entry.bits) === given.get("bits") && (method === null || entry.method === method)) : net;
+  const index = net === null ? entries.findIndex((entry) => String(entry.bits) === given.get("bits") && (method === null || String(entry.method) === method)) : net;
   const shown = index >= 0 && index < entries.length ? index : null;
   const example = whole(given.get("example")), [name, ...place] = (given.get("cell") ?? "").split(".");
   const { layers } = entries[shown ?? 0].network, layer = layers.findIndex((one) => one.name === name);

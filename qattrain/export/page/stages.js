@@ -102,7 +102,7 @@ function makeStages(network, pick, weights) {
     line.append(head, about);
     if (layer.codes) about.append(make("span", {}, `${layer.bits}-bit weights ${say(layer.lowest)} to ${say(layer.highest)}`));
     if (!isLast) about.append(make("span", {}, `${layer.activationBits}-bit codes 0 to ${layer.qmax}`));
-    about.append(range, make("span", {}, gauge, `${layer.registerBits} of 32 register bits used`));
+    about.append(range, make("span", {}, "register ", gauge, `${layer.registerBits} of 32 bits`));
     if (button) {
       line.append(button);
       button.setAttribute("aria-expanded", "false");

@@ -49,7 +49,7 @@ function openWeights(item, layer, output) {
   const areAllShown = !isMap && layer.shape[1] === 1; // one kernel for each output: all of them fit side by side
   const shape = areAllShown ? [outputs, layer.shape[2], layer.shape[3]] : isMap ? layer.inputShape : layer.shape.slice(1);
   const centred = Int16Array.from(layer.codes, (code) => code - layer.zeroPoint);
-  let shown = output, chosen = null;
+  let shown = output, chosen = 0;
   const title = make("h4", {}, `Weights of ${layer.name}`), which = make("p", { className: "small" }), keys = make("div", { className: "pad-keys" });
   const bits = make("div", { className: "bits mono" }), words = make("p", { className: "small" });
   const base = () => (areAllShown ? 0 : shown * each);
@@ -70,7 +70,7 @@ function openWeights(item, layer, output) {
   const redraw = () => {
     which.textContent = areAllShown ? `All ${outputs} kernels, as codes.` : `The ${say(each)} weights of output ${shown} of ${outputs}, as codes.`;
     view.draw(areAllShown ? centred : centred.subarray(shown * each, (shown + 1) * each), { chosen });
-    const index = base() + (chosen ?? 0), code = layer.codes[index], number = (code - layer.lowest) / layer.step;
+    const index = base() + chosen, code = layer.codes[index], number = (code - layer.lowest) / layer.step;
     const pattern = number.toString(2).padStart(layer.bits, "0");
     const zero = layer.zeroPoint ? `, weight ${say(code - layer.zeroPoint)} after the zero point ${layer.zeroPoint}` : "";
     words.textContent = `Weight ${say(index)} has code ${say(code)}${zero}. It is number ${number} of the grid from ${say(layer.lowest)} to ${say(layer.highest)}: bits ${pattern}. In the packed file, with the highest bit of each byte first:`;
