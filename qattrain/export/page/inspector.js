@@ -52,10 +52,15 @@ function partsOf(layer, terms, isNarrow) {
       return { title: `inputs ${i * size} to ${i * size + part.length - 1}`, terms: part, columns: isNarrow ? 5 : 8 };
     });
   }
-  const across = layer.kind === "conv" ? layer.shape[3] : columns, parts = new Map();
-  for (const term of terms) parts.set(term.channel, [...(parts.get(term.channel) || []), term]);
-  const isPicture = layer.inputShape[0] === 1;
-  return [...parts].map(([channel, part]) => ({ title: isPicture ? "picture" : `map ${channel}`, terms: part, columns: across }));
+  const isPicture = layer.inputShape[0] === 1, name = (channel) => (isPicture ? "picture" : `map ${channel}`), parts = new Map();
+  const areRows = layer.kind === "linear" && columns > 8; // a whole map would be too wide: row by row
+  for (const term of terms) {
+    const title = areRows ? `${name(term.channel)}, row ${term.row}` : name(term.channel);
+    if (!parts.has(title)) parts.set(title, []);
+    parts.get(title).push(term);
+  }
+  const across = layer.kind === "conv" ? layer.shape[3] : areRows ? (isNarrow ? 5 : 8) : columns;
+  return [...parts].map(([title, part]) => ({ title, terms: part, columns: across }));
 }
 
 /** The running sum as a line. */

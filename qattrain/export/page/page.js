@@ -113,7 +113,9 @@ function start() {
     if (image && shown !== state.shown) state.result = run(entries[state.shown].network, image);
     showVerdict();
     byId("fed-notes").textContent = sentence(notes.join("; "));
-    document.documentElement.dataset.milliseconds = (performance.now() - asked).toFixed(1);
+    const taken = performance.now() - asked;
+    document.documentElement.dataset.milliseconds = taken.toFixed(1);
+    byId("taken").textContent = image ? `${entries.length === 1 ? "Answered" : `All ${entries.length} networks answered`} in ${Math.max(1, Math.round(taken))} ms.` : "";
     paintSoon();
   };
   const showVerdict = () => {
@@ -121,7 +123,7 @@ function start() {
     byId("verdict").textContent = verdict;
     const label = state.example === null ? null : examples[state.example].label;
     const known = label === null ? "" : `This image is labelled ${classNames[label]}.`;
-    byId("truth").textContent = known || (state.logits ? "Choose a network to look inside it." : "");
+    byId("truth").textContent = known;
     announce(`${verdict} ${known}`);
   };
 
@@ -291,7 +293,8 @@ function start() {
   const { executed } = data;
   byId("executed").textContent = executed
     ? `Before this file was written, its own script was executed by ${executed.by} on ${say(executed.images)} images, and every logit and code equalled those of the integer model.`
-    : "This file was written without its script having been executed: no Node.js or browser was at hand. What vouches for it is the check above, which it made when you opened it.";
+    : "This file was written without its script having been executed: no Node.js or browser was at hand. What vouches for it is its check of itself.";
+  byId("checked").textContent = `Opening it, it computed ${images.length} ${data.proof.from} again with every network, and compared all logits and hidden codes with those that Python had computed.`;
   readPalette();
   if (!/(^|&)bits=|net=/.test(location.hash)) state.shown = Math.max(0, entries.findIndex((entry) => entry.bits === 4));
   if (examples.length) take(Math.min(data.first, examples.length - 1));
