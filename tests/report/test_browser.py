@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from browser import Page, browser_page, find_browser
 
+from qattrain.export.browser import Page, browser_page, find_browser
 from qattrain.report.page import TEMPLATES
 
 # For every visible element with text of its own: the contrast of that text to its background, by WCAG 2.1.
