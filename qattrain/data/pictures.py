@@ -234,8 +234,10 @@ def normalized(ink: Floats) -> NDArray[np.uint8]:
 
 
 def _resized(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """By Pillow's bilinear filter, rows first and then columns: Pillow 13 would resize tall pictures the other way round,
-    and what is rounded in between would differ from that of earlier releases."""
+    """By Pillow's bilinear filter, first every row, then every column.
+
+    Pillow 13 by itself begins with the columns of tall pictures, and rounds in between what earlier releases do not.
+    """
     across = picture.resize((width, picture.height), Image.Resampling.BILINEAR)
     return across.resize((width, height), Image.Resampling.BILINEAR)
 
