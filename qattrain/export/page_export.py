@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qattrain
-from qattrain.errors import ExportError
-from qattrain.export.base import Exporter, Files, Proven, Runner, noise_images
+from qattrain.errors import ExportError, system_errors
+from qattrain.export.base import MARKED_BYTES, Exporter, Files, Proven, Runner, noise_images
 from qattrain.export.javascript import Machine, find_machine
+from qattrain.files import replace_files
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.packed import load_packed, write_packed
 
@@ -131,15 +132,13 @@ def build_page(
 
 
 def _network(entry: Entry, traced: Traced, proof: NDArray[np.int64]) -> dict[str, Any]:
-    products = entry.model.products
-    weight_bits = {layer.bits for layer in products}
-    act_bits = {layer.requantization.bits for layer in products if layer.requantization is not None}
+    bits = describe_bits(entry.model)
     crcs = [[zlib.crc32(codes[index].tobytes()) for codes in traced.hidden] for index in proof]
     return {
         "label": entry.label,
         "method": entry.method,
-        "bits": weight_bits.pop() if len(weight_bits) == 1 else None,
-        "actBits": act_bits.pop() if len(act_bits) == 1 else None,
+        "bits": bits["bits"],
+        "actBits": bits["act_bits"],
         "packed": _base64(entry.packed),
         "expected": {"logits": traced.logits[proof].tolist(), "hidden": crcs},
     }
@@ -243,19 +242,50 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def describe(model: IntegerModel, name: str) -> str:
-    """`lenet-small, 4 bits`."""
-    bits = sorted({layer.bits for layer in model.products})
-    widths = str(bits[0]) if len(bits) == 1 else f"{bits[0]} to {bits[-1]}"
-    return f"{name}, {widths} bit{'' if bits == [1] else 's'}"
+def headline(names: Sequence[str], models: Sequence[IntegerModel], facts: ModelFacts) -> str:
+    """`Draw a digit: lenet-small at 1 to 8 bits`. names: of the networks. facts: of one of them."""
+    bits = sorted({layer.bits for model in models for layer in model.products})
+    widths = f"{bits[0]} to {bits[-1]} bits" if len(bits) > 1 else f"{bits[0]} bit{'' if bits == [1] else 's'}"
+    what = names[0] if len(set(names)) == 1 else f"{len(names)} networks"
+    return f"{'Draw a digit' if all(name.isdecimal() for name in facts.class_names) else 'Draw'}: {what} at {widths}"
+
+
+def describe_bits(model: IntegerModel) -> dict[str, int | None]:
+    """Of weights and of activations the bits that all layers have, None if they differ; an average's do not count."""
+    weight_bits = {layer.bits for layer in model.products}
+    act_bits = {layer.requantization.bits for layer in model.products if layer.requantization is not None}
+    return {
+        "bits": weight_bits.pop() if len(weight_bits) == 1 else None,
+        "act_bits": act_bits.pop() if len(act_bits) == 1 else None,
+    }
+
+
+def check_page(path: Path, force: bool) -> None:
+    """Raises ExportError if no page can be written there or, without `force`, if another program's file lies there."""
+    if path.is_dir():
+        raise ExportError(f"--out {path} is a folder; name a file, for example {path / 'play.html'}")
+    if not path.parent.is_dir():
+        raise ExportError(f"--out {path}: there is no folder {path.parent}; make it, or name another file")
+    if force or not path.exists():
+        return
+    with system_errors(ExportError, f"--out {path}", "name another file"), path.open("rb") as file:
+        start = file.read(MARKED_BYTES)
+    if b'name="generator" content="qattrain ' not in start:
+        raise ExportError(f"--out {path} exists and is not a page of qattrain; name another file, or give --force")
+
+
+def write_html(path: Path, content: bytes) -> None:
+    """Write the whole page or nothing. Raises ExportError."""
+    with system_errors(ExportError, f"cannot write {path}", "name another file with --out"):
+        replace_files(path.parent, {path.name: content})
 
 
 def _prove(model: IntegerModel, facts: ModelFacts, pictures: Pictures | None) -> Proven:
     from qattrain.data import is_handwriting
 
     check_channels(model)
-    title = describe(model, facts.name)
-    entries = [Entry(title, None, model, write_packed(model, facts))]
+    title = headline([facts.name], [model], facts)
+    entries = [Entry(facts.name, None, model, write_packed(model, facts))]
     like_mnist = model.input_shape == (1, 28, 28) and is_handwriting(facts.dataset)
     if pictures is None:
         return Proven({FILE: build_page(entries, None, title, like_mnist, None)[0]}, 0, None)
