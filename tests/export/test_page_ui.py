@@ -68,8 +68,8 @@ UNNAMED = """[...document.querySelectorAll('button, input, canvas[tabindex], sec
 class Shown:
     """A page and what Python knows about it."""
 
-    def __init__(self, path: Path, models: Sequence[IntegerModel], images: NDArray[np.uint8]) -> None:
-        self.path, self.models, self.images = path, models, images
+    def __init__(self, path: Path, models: Sequence[IntegerModel]) -> None:
+        self.path, self.models = path, models
         self.data = page_data(path.read_bytes())
 
     @property
@@ -98,7 +98,7 @@ def write(path: Path, entries: Sequence[Entry], title: str = "Draw a digit") -> 
     models, images = [one.model for one in entries], random_images(40, seed=3)
     labels = models[-1].run(images).argmax(1)
     path.write_bytes(build_page(entries, Pictures(images, labels, "test images"), title, True, None)[0])
-    return Shown(path, models, images)
+    return Shown(path, models)
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +279,7 @@ def test_a_drawing_is_answered_as_predict_would(tab: Page, widths: Shown) -> Non
     np.testing.assert_array_equal(assert_answered(tab, widths), first)
     tab.run("document.getElementById('undo').click(); document.getElementById('undo').click()")  # the clearing, too
     np.testing.assert_array_equal(fed(tab), widths.example(widths.data["first"])[0])
+    assert tab.run("document.querySelectorAll('.draw [aria-pressed=true]').length") == 1
     tab.run("document.getElementById('undo').click()")
     tab.run(SETTLED)
     assert tab.run(ANSWERS) == [NO_ANSWER] * 4
@@ -449,7 +450,7 @@ def test_an_altered_page_says_so(tab: Page, widths: Shown, folder: Path) -> None
     data["networks"][2]["expected"]["hidden"][5][1] ^= 1
     path = folder / "altered.html"
     path.write_bytes(page(data, "altered"))
-    visit(tab, Shown(path, widths.models, widths.images))
+    visit(tab, Shown(path, widths.models))
     until(tab, f"{CHECK}.includes('equal')")
     assert tab.run(CHECK) == "✗ Do not trust this page. Its check of itself failed: 30 of 32 equal"
     assert tab.run("document.getElementById('check').classList.contains('unequal')")
@@ -466,7 +467,7 @@ def test_says_whether_it_was_executed(tab: Page, widths: Shown, folder: Path) ->
     data = widths.data | {"executed": {"by": "Node.js 20.1", "images": 10256}}
     path = folder / "executed.html"
     path.write_bytes(page(data, "executed"))
-    visit(tab, Shown(path, widths.models, widths.images))
+    visit(tab, Shown(path, widths.models))
     assert "executed by Node.js 20.1 on 10,256 images" in tab.run(executed)
 
 
@@ -504,15 +505,16 @@ def test_works_where_there_are_no_workers(tab: Page, widths: Shown) -> None:
 
 
 def test_other_images_are_drawn_in_their_own_size(tab: Page, folder: Path) -> None:
-    """8x8 pixels, no digits, a single layer: what is drawn is scaled, neither centred nor cropped."""
+    """8x8 pixels, a single layer, no examples: it starts empty; a drawing is scaled, neither centred nor cropped."""
     case = Case(ModelConfig(name="fc"), QuantConfig(bits=4), (1, 8, 8), 3)
-    model, images = lower(trained(case), (1, 8, 8)), random_images(8)[:, :, :8, :8]
+    model = lower(trained(case), (1, 8, 8))
     path = folder / "eight.html"
     names = ("a", "b", "long name")
     entries = [Entry("tiny", None, model, write_packed(model, ModelFacts("tiny", "npz", names, None)))]
-    path.write_bytes(build_page(entries, Pictures(images, None, "test images"), "Draw", False, None)[0])
-    visit(tab, Shown(path, [model], images), width=375)
-    tab.run("document.getElementById('clear').click()")
+    path.write_bytes(build_page(entries, None, "Draw", False, None)[0])
+    visit(tab, Shown(path, [model]), width=375)
+    assert tab.run(ANSWERS) == [NO_ANSWER]
+    assert not tab.run("document.getElementById('examples-heading').checkVisibility()")
     draw(tab, seven(0.4))
     picture = fed(tab, 8)
     np.testing.assert_array_equal(picture, read_picture(slate(tab), "the slate", (8, 8), color=False))

@@ -180,7 +180,8 @@ function gridView(settings) {
   const canvas = make("canvas", { tabIndex: 0 });
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", settings.label);
-  let layout = null, current = null, shownValues = null, shownMarks = {}, available = 0, version = null;
+  const at = { pointed: null, walked: null };
+  let layout = null, shownValues = null, shownMarks = {}, available = 0, version = null;
 
   const placeOf = (index) => {
     const channel = Math.floor(index / (rows * columns)), inside = index % (rows * columns);
@@ -211,11 +212,10 @@ function gridView(settings) {
     const { shown = Infinity, chosen = null, field = null } = marks, [wide, high] = layout.cell;
     PALETTE.ground = settings.ground ? PALETTE[settings.ground] : PALETTE.paper;
     for (let c = 0; c < channels; c++) {
-      const [x, y] = placeOf(c * rows * columns);
-      const at = c * rows * columns;
+      const first = c * rows * columns, [x, y] = placeOf(first);
       drawGrid(context, {
         x, y, rows, columns, cell: layout.cell, kind: settings.kind, highest: settings.highest,
-        values: (i) => (values === null || (isStrip ? c : i) >= shown ? null : values[at + i]),
+        values: (i) => (values === null || (isStrip ? c : i) >= shown ? null : values[first + i]),
         text: settings.titles ? null : settings.print || say, size: layout.size,
       });
       if (settings.titles && values !== null && c < shown) titled(context, settings, c, values[c], x, y, layout.cell);
@@ -233,30 +233,34 @@ function gridView(settings) {
       }
     }
     const outline = (index, color, thick) => index !== null && frame(context, ...placeOf(index), wide, high, color, thick);
-    outline(current, PALETTE.accent, 1.5);
+    outline(at.pointed, PALETTE.accent, 1.5);
+    outline(at.walked, PALETTE.accent, 2.5);
     outline(chosen, PALETTE.differs, 2.5);
   };
 
-  const pointTo = (index) => {
-    if (index === current) return;
-    current = index;
+  // The pointer and the arrow keys have a cell each: a page that scrolls below a resting mouse does not lose the other.
+  const goTo = (name, index) => {
+    if (at[name] === index) return;
+    at[name] = index;
     draw(shownValues, shownMarks);
     hover(index);
   };
-  canvas.addEventListener("pointermove", (event) => event.pointerType !== "touch" && pointTo(indexAt(event)));
-  canvas.addEventListener("pointerleave", () => pointTo(null));
-  canvas.addEventListener("blur", () => pointTo(null));
+  canvas.addEventListener("pointermove", (event) => event.pointerType !== "touch" && goTo("pointed", indexAt(event)));
+  canvas.addEventListener("pointerleave", () => goTo("pointed", null));
+  canvas.addEventListener("blur", () => goTo("walked", null));
   canvas.addEventListener("click", (event) => {
     const index = indexAt(event);
-    if (index !== null) pick(index);
+    if (index === null) return;
+    at.walked = null;
+    pick(index);
   });
   canvas.addEventListener("focus", () => {
-    if (canvas.matches(":focus-visible")) pointTo(current ?? shownMarks.chosen ?? 0);
+    if (canvas.matches(":focus-visible")) goTo("walked", shownMarks.chosen ?? 0);
   });
   canvas.addEventListener("keydown", (event) => {
-    const next = stepFrom(current ?? shownMarks.chosen ?? 0, event.key, shape, layout.across);
-    if (next !== null) pointTo(next);
-    else if ((event.key === "Enter" || event.key === " ") && current !== null) pick(current);
+    const walked = at.walked ?? shownMarks.chosen ?? 0, next = stepFrom(walked, event.key, shape, layout.across);
+    if (next !== null) goTo("walked", next);
+    else if (event.key === "Enter" || event.key === " ") pick(walked);
     else return;
     event.preventDefault();
   });

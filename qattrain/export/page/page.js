@@ -11,16 +11,16 @@ function serve(reply) {
       reply({ kind, index, isEqual: networks.every((network, n) => check(network, image, expected[n], index)) });
     }
     if (kind === "answer") {
-      const { ticket, shown, grey, side, handwriting } = request;
+      const { shown, grey, side, handwriting } = request;
       const { image, notes } = request.image ? { image: request.image, notes: [] } : prepare(grey, side, side, networks[0].inputShape, handwriting);
       const results = image ? networks.map((network) => run(network, image)) : null;
       const { hidden, ranges } = results ? results[shown] : {};
-      reply({ kind, ticket, image, notes, shown, hidden, ranges, logits: results && results.map((result) => result.logits) });
+      reply({ kind, image, notes, shown, hidden, ranges, logits: results && results.map((result) => result.logits) });
     }
   };
 }
 
-/** Something that answers `serve`'s requests: a worker, or this page itself where there can be none. */
+/** Something that answers `serve`'s requests: a worker, or this page itself where there is none, or it failed. */
 function makeServant(received, failed) {
   const here = () => {
     const handle = serve((message) => setTimeout(() => received(message)));
@@ -32,7 +32,7 @@ function makeServant(received, failed) {
     worker.onmessage = ({ data }) => received(data);
     worker.onerror = (event) => {
       event.preventDefault();
-      failed(event.message, here());
+      failed(here());
     };
     return (message) => worker.postMessage(message);
   } catch {
@@ -54,11 +54,11 @@ function start() {
   const { classNames, inputShape } = entries[0].network;
   // image: the bytes fed, or null; result: what the shown network makes of them; example, chosen: null or what is open.
   const state = { shown: 0, image: null, logits: null, result: null, example: null, chosen: null, weights: null };
-  let stages = null, drawer = null, verdict = "";
+  let stages = null, drawer = null;
   const rows = byId("rows");
 
   // ---- requests: at most one at a time and one a frame; what was drawn meanwhile is sent next, as it is by then
-  let isBusy = false, isWaiting = false, isSpent = false, isChecking = false, ticket = 0, asked = 0, checks = 0, equal = 0;
+  let isBusy = false, isWaiting = false, isSpent = false, isChecking = false, asked = 0, checks = 0, equal = 0;
   const ask = () => {
     isWaiting = true;
     rows.setAttribute("aria-busy", "true");
@@ -69,7 +69,7 @@ function start() {
       if (isWaiting) ask();
     });
     const image = slate.image(), grey = image ? null : slate.grey();
-    servant({ kind: "answer", ticket: ++ticket, shown: state.shown, image, grey, side: SLATE_SIDE, handwriting: data.handwriting });
+    servant({ kind: "answer", shown: state.shown, image, grey, side: SLATE_SIDE, handwriting: data.handwriting });
   };
   const received = (message) => {
     if (message.kind === "check") {
@@ -78,7 +78,7 @@ function start() {
       return proceed();
     }
     isBusy = false;
-    if (!isWaiting) showAnswer(message);
+    showAnswer(message);
     if (isWaiting) return ask();
     rows.setAttribute("aria-busy", "false");
     if (!isChecking) proceed();
@@ -94,10 +94,11 @@ function start() {
     const what = isGood ? "Checked itself just now: " : "Do not trust this page. Its check of itself failed: ";
     badge.replaceChildren(isGood ? "\u2713 " : "\u2717 ", what, make("strong", {}, text));
   };
-  let servant = makeServant(received, (problem, substitute) => {
+  let servant = makeServant(received, (substitute) => {
     [servant, isBusy] = [substitute, false];
     servant({ kind: "load", packed: entries.map((entry) => entry.bytes) });
     ask();
+    if (isChecking) proceed();
   });
   servant({ kind: "load", packed: entries.map((entry) => entry.bytes) });
 
@@ -115,11 +116,12 @@ function start() {
     byId("fed-notes").textContent = sentence(notes.join("; "));
     const taken = performance.now() - asked;
     document.documentElement.dataset.milliseconds = taken.toFixed(1);
-    byId("taken").textContent = image ? `${entries.length === 1 ? "Answered" : `All ${entries.length} networks answered`} in ${Math.max(1, Math.round(taken))} ms.` : "";
+    // Not of the first answer: the worker was only starting.
+    byId("taken").textContent = image && isChecking ? `${entries.length === 1 ? "Answered" : `All ${entries.length} networks answered`} in ${Math.max(1, Math.round(taken))} ms.` : "";
     paintSoon();
   };
   const showVerdict = () => {
-    verdict = showRows(state.logits, state.shown, method());
+    const verdict = showRows(state.logits, state.shown, method());
     byId("verdict").textContent = verdict;
     const label = state.example === null ? null : examples[state.example].label;
     const known = label === null ? "" : `This image is labelled ${classNames[label]}.`;
@@ -131,7 +133,7 @@ function start() {
   let painting = null;
   const paintSoon = () => (painting ??= requestAnimationFrame(paint));
   const player = makePlayer(paintSoon);
-  const picture = makePicture(inputShape, { touched: () => {} });
+  const picture = makePicture(inputShape);
   const paint = () => {
     painting = null;
     if (!stages) return;
@@ -226,7 +228,8 @@ function start() {
 
   // ---- examples and the slate
   const slate = makeSlate(() => {
-    if (slate.image() === null) state.example = null;
+    const index = examples.findIndex((example) => example.image === slate.image());
+    state.example = index < 0 ? null : index;
     markExamples();
     ask();
     keepAddress();
@@ -260,9 +263,9 @@ function start() {
     clearTimeout(keeping);
     keeping = setTimeout(() => history.replaceState(null, "", `#${addressOf(state, entries)}`), 150);
   };
-  const restore = () => {
+  const restore = (address) => {
     clearTimeout(keeping);
-    const wanted = readAddress(location.hash.slice(1), entries, examples.length);
+    const wanted = readAddress(new URL(address).hash.slice(1), entries, examples.length);
     const isClosing = state.chosen !== null && wanted.chosen === null;
     state.chosen = wanted.chosen;
     if (isClosing) inspector.panel.remove();
@@ -270,7 +273,8 @@ function start() {
     show(wanted.shown ?? state.shown);
     if (state.chosen) place();
   };
-  addEventListener("hashchange", restore);
+  // Not location.hash: the address may have been kept again before this event came.
+  addEventListener("hashchange", (event) => restore(event.newURL));
 
   const refresh = () => {
     readPalette();
@@ -294,12 +298,12 @@ function start() {
   byId("executed").textContent = executed
     ? `Before this file was written, its own script was executed by ${executed.by} on ${say(executed.images)} images, and every logit and code equalled those of the integer model.`
     : "This file was written without its script having been executed: no Node.js or browser was at hand. What vouches for it is its check of itself.";
-  byId("checked").textContent = `Opening it, it computed ${images.length} ${data.proof.from} again with every network, and compared all logits and hidden codes with those that Python had computed.`;
+  byId("checked").textContent = `Opened, it computes ${images.length} ${data.proof.from === "noise" ? "images of noise" : data.proof.from} again with every network and compares all logits and hidden codes with those that Python computed.`;
   readPalette();
   if (!/(^|&)bits=|net=/.test(location.hash)) state.shown = Math.max(0, entries.findIndex((entry) => entry.bits === 4));
   if (examples.length) take(Math.min(data.first, examples.length - 1));
   else ask();
-  restore();
+  restore(location.href);
 }
 
 /** What is shown, for the address. */

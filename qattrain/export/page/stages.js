@@ -43,7 +43,7 @@ function fieldOf(layer, index) {
 }
 
 /** The picture that is fed. Returned: a view as of `gridView`. */
-function makePicture(shape, handlers) {
+function makePicture(shape) {
   const [, rows, columns] = shape, readout = byId("fed-readout"), side = Math.max(1, Math.floor(140 / Math.max(rows, columns)));
   let values = null;
   const resting = "Point at a pixel to read its byte.";
@@ -61,14 +61,14 @@ function makePicture(shape, handlers) {
   byId("fed-title").textContent = `What the networks see: ${rows}\u00d7${columns} bytes.`;
   byId("fed-size").textContent = `${rows}\u00d7${columns}`;
   byId("fed").append(view.canvas);
-  view.canvas.addEventListener("pointerdown", handlers.touched);
   return { ...view, draw: (image, marks) => view.draw((values = image), marks) };
 }
 
 /**
  * Builds the lines of a network below its heading. pick(layer, index): a cell was chosen. weights(layer): its button.
- * Returned: draw(result, marks), with result {hidden, logits, ranges} or null and marks[stage] as of `gridView`;
- * items: the list items, to hang panels into; buttons: those of the weights; names: of the layers; views.
+ * Returned: stages, of each its item of the list, its view, the button of its weights and hovered, which is called with
+ * the cell under the pointer; and draw(result, marks), with result {hidden, logits, ranges} or null, marks[stage] as of
+ * `gridView`.
  */
 function makeStages(network, pick, weights) {
   const last = network.layers.length - 1;
