@@ -53,7 +53,7 @@ def playground(
 
             check_count(networks)
             paths = [find_checkpoint(name, runs_dir) for name in networks]
-            found = read_networks(paths, opt.data_folder(data_dir), console.status)
+            found = read_networks(paths, opt.data_folder(data_dir))
             for notice in found.notices:
                 console.notice(notice)
             entries, pictures, title = found.entries, found.pictures, found.title

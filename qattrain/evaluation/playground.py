@@ -1,6 +1,6 @@
 """Networks side by side in one page to draw on: read, checked to fit each other, with their dataset's test images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +33,17 @@ def check_count(names: Sequence[str]) -> None:
         raise ConfigError(f"{len(names)} networks: a page shows 1 to {MOST_NETWORKS}; name fewer")
 
 
-def read_networks(paths: Sequence[Path], data_dir: Path, tell: Callable[[str], object]) -> Playground:
+def read_networks(paths: Sequence[Path], data_dir: Path) -> Playground:
     """The networks in checkpoints and packed files, and all test images of their dataset.
 
-    tell: is given a line about what is read. Raises ConfigError if they differ in classes or image size; CheckpointError,
-    DataError, and ExportError for a float network and for one of images in colour.
+    Raises ConfigError if they differ in classes or image size, and CheckpointError, DataError, and ExportError for a
+    float network and for one of images in colour.
     """
     entries: list[Entry] = []
     networks: list[Network] = []
     loaded: dict[str, Dataset] = {}
     images, labels = None, None
     for path in paths:
-        tell(f"reading {path}")
         network = load_network(path)
         model = network.integers()
         check_channels(model)
@@ -55,11 +54,9 @@ def read_networks(paths: Sequence[Path], data_dir: Path, tell: Callable[[str], o
                 images, labels = test.images.numpy(), test.labels.numpy()
         label = _label(network, path)
         again = sum(entry.label.split(" (")[0] == label for entry in entries)
-        method = None
-        if isinstance(network, Trained):
-            method = "ptq" if network.checkpoint.config.method == "ptq" else "qat"
-        name = f"{label} ({again + 1})" if again else label
-        entries.append(Entry(name, method, model, write_packed(model, network.facts)))
+        name, packed = f"{label} ({again + 1})" if again else label, write_packed(model, network.facts)
+        is_ptq = isinstance(network, Trained) and network.checkpoint.config.method == "ptq"
+        entries.append(Entry(name, "ptq" if is_ptq else "qat" if isinstance(network, Trained) else None, model, packed))
         networks.append(network)
     facts, shape = networks[0].facts, networks[0].input_shape
     title = headline([network.facts.name for network in networks], [entry.model for entry in entries], facts)

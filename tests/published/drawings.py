@@ -2,13 +2,12 @@
 
     python tests/published/drawings.py
 
-Ten strokes of a pen, one a digit, are bent at random, drawn, and prepared as `qattrain predict` prepares pictures. Kept are
+The strokes of ten digits are bent at random, drawn, and prepared as `qattrain predict` prepares pictures. Kept are
 three of each digit as they come, and fourteen on which the shipped networks disagree. Deterministic.
 """
 
 import io
 import sys
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,8 @@ from PIL import Image, ImageDraw
 from scipy.interpolate import make_interp_spline
 
 from qattrain.data.pictures import read_image
-from qattrain.export.page_shipped import DRAWINGS, shipped_entries
 from qattrain.export.page_export import trace
+from qattrain.export.page_shipped import DRAWINGS, shipped_entries
 
 # Of every digit its strokes: points that the pen passes, x to the right and y down, in a box of side 1.
 STROKES = {
@@ -27,10 +26,12 @@ STROKES = {
         [(0.17, 0.93), (0.5, 0.91), (0.86, 0.93)]],
     3: [[(0.2, 0.15), (0.5, 0.05), (0.75, 0.2), (0.65, 0.4), (0.42, 0.47)],
         [(0.42, 0.47), (0.72, 0.53), (0.8, 0.74), (0.58, 0.95), (0.2, 0.87)]],
-    4: [[(0.34, 0.05), (0.24, 0.35), (0.18, 0.58)], [(0.18, 0.58), (0.5, 0.59), (0.86, 0.56)], [(0.66, 0.28), (0.64, 0.97)]],
+    4: [[(0.34, 0.05), (0.24, 0.35), (0.18, 0.58)], [(0.18, 0.58), (0.5, 0.59), (0.86, 0.56)],
+        [(0.66, 0.28), (0.64, 0.97)]],
     5: [[(0.76, 0.07), (0.3, 0.08)], [(0.3, 0.08), (0.25, 0.43)],
         [(0.25, 0.43), (0.55, 0.38), (0.8, 0.6), (0.72, 0.86), (0.45, 0.96), (0.18, 0.87)]],
-    6: [[(0.68, 0.05), (0.4, 0.25), (0.22, 0.6), (0.3, 0.88), (0.55, 0.95), (0.75, 0.78), (0.65, 0.57), (0.4, 0.57), (0.25, 0.73)]],
+    6: [[(0.68, 0.05), (0.4, 0.25), (0.22, 0.6), (0.3, 0.88), (0.55, 0.95), (0.75, 0.78), (0.65, 0.57), (0.4, 0.57),
+         (0.25, 0.73)]],
     7: [[(0.18, 0.1), (0.5, 0.09), (0.82, 0.08)], [(0.82, 0.08), (0.6, 0.45), (0.45, 0.95)]],
     8: [[(0.7, 0.2), (0.5, 0.05), (0.28, 0.18), (0.38, 0.4), (0.62, 0.55), (0.75, 0.78), (0.5, 0.95), (0.26, 0.8),
          (0.38, 0.55), (0.62, 0.4), (0.71, 0.2)]],
