@@ -21,7 +21,7 @@ from qattrain.config import ModelConfig, QuantConfig
 from qattrain.data.pictures import read_image, read_picture
 from qattrain.export.browser import Page, browser_page, find_browser
 from qattrain.export.page_export import Entry, Pictures, build_page, page, page_data
-from qattrain.integer import IntegerModel, ModelFacts
+from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 from qattrain.integer.lowering import lower
 from qattrain.integer.packed import write_packed
 
@@ -254,6 +254,7 @@ def span(part: str) -> range:
         ([3, 3, 8, 8, 8, 8, 8, 8], "1 and 2 bits say 3; 3 to 8 say 8."),
         ([3, 8, 8, 8, 8, 8, 8, 3], "1 and 8 bits say 3; 2 to 7 say 8."),
         ([3, 8, 8, 4, 8, 8, 8, 8], "1 bit says 3; 2, 3 and 5 to 8 say 8; 4 says 4."),
+        ([3, 3, 3, 8, 8, 8, 4, 4], "1 to 3 bits say 3; 4 to 6 say 8; 7 and 8 say 4."),
         ([8] * 8, "All 8 widths say 8."),
     ],
 )
@@ -312,8 +313,9 @@ def test_keyboard_alone_draws(tab: Page, widths: Shown) -> None:
 
 def test_choosing_a_network_shows_its_inside(tab: Page, widths: Shown) -> None:
     visit(tab, widths, "#bits=4&example=1")
-    image = widths.example(1)
     for index, model in enumerate(widths.models):
+        image = widths.example(index % 2)  # chosen at the same moment: the answer on its way is of another network
+        tab.run(f"document.querySelectorAll('.draw li button')[{index % 2}].click()")
         tab.run(f"document.querySelectorAll('.row')[{index}].click()")
         tab.run(SETTLED)
         assert tab.run(PRESSED) == index
@@ -329,12 +331,15 @@ def test_choosing_a_network_shows_its_inside(tab: Page, widths: Shown) -> None:
         assert top in lines[-1]  # the range of the logits
 
 
-def chosen_code(tab: Page) -> tuple[str, int, int]:
-    """What the inspector says: its title, the sum and the code."""
+def numbers(text: str) -> list[int]:
+    return [int(number.replace(",", "").replace(MINUS, "-")) for number in re.findall(rf"{MINUS}?\d[\d,]*", text)]
+
+
+def chosen_code(tab: Page) -> tuple[str, list[int]]:
+    """What the inspector says: its title, and the numbers of its formula, from the sum to the code."""
     title = tab.run("document.querySelector('#inspector h4').textContent")
-    formula = tab.run("document.querySelector('#inspector .formula').textContent")
-    numbers = [int(n.replace(",", "").replace(MINUS, "-")) for n in re.findall(rf"{MINUS}?[\d,]+", formula)]
-    return title, numbers[0], numbers[-1]
+    formula = tab.run("document.querySelector('#inspector .formula').innerHTML.replace('<sup>', '^')")
+    return title, numbers(formula)
 
 
 def test_inspector_adds_up_for_every_kind_of_layer(tab: Page, chain: Shown) -> None:
@@ -352,11 +357,32 @@ def test_inspector_adds_up_for_every_kind_of_layer(tab: Page, chain: Shown) -> N
             tab.run(f"location.hash = 'example=1&cell={layer.name}.{channel}.{row}.{column}'")
             until(tab, f"document.querySelector('#inspector h4')?.textContent.startsWith('{layer.name}, ')")
             tab.run(SETTLED)
-            title, total, code = chosen_code(tab)
-            assert (total, code) == (added[channel, inside], shaped[channel, inside]), title
+            title, formula = chosen_code(tab)
+            total, code, bias = int(added[channel, inside]), int(shaped[channel, inside]), 0
+            expected, steps = [total, code], [total]
+            if isinstance(layer, IntegerLayer):
+                bias = int(layer.bias[channel])
+                steps = [total - bias, total]
+            if (how := layer.requantization) is None:
+                steps.append(total)
+            else:
+                # an average has one multiplier for all channels
+                m, k = (int(np.resize(column, len(shaped))[channel]) for column in (how.multiplier, how.shift))
+                shifted = (total * m + 2 ** (k - 1)) >> k
+                expected = [total, total, m, 2, k - 1, k, shifted, code]
+                steps += [total * m, shifted, code]
+            assert formula == expected, title
+            told = tab.run(
+                "[...document.querySelectorAll('#inspector .steps strong')].map(e => e.textContent).join(' ')"
+            )
+            assert numbers(told) == steps, title
+            window = numbers(
+                tab.run("[...document.querySelectorAll('.window span')].map(e => e.textContent).join(' ')")
+            )
+            assert len(window) == (layer.pool**2 if isinstance(layer, IntegerLayer) and layer.pool > 1 else 0)
+            assert not window or max(window) == total
             assert title.endswith(f" {code}".replace("-", MINUS)), title
             text = tab.run("document.querySelector('#inspector .terms').textContent")
-            bias = 0 if layer.kind == "average" else layer.bias[channel]
             left, _, right = text.replace(MINUS, "-").replace(",", "").rpartition(" = ")
             terms = [[int(factor.strip("()")) for factor in term.split("·")] for term in left.split(" + ")]
             assert sum(map(math.prod, terms)) == int(right) == total - bias
