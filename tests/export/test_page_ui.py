@@ -415,6 +415,7 @@ def test_address_keeps_what_is_shown(tab: Page, widths: Shown) -> None:
     assert tab.run(PRESSED) == 1
     assert tab.run(ANSWERS) == widths.answers(widths.example(1))
     assert chosen_code(tab)[0].startswith("fc1, number 3: code ")
+    tab.call("Page.resetNavigationHistory")  # else it may be full
     history = tab.run("history.length")
     tab.run("document.querySelectorAll('.row')[2].click(); document.querySelectorAll('.draw li button')[0].click()")
     until(tab, "location.hash === '#bits=3&example=0&cell=fc1.3.0.0'")
