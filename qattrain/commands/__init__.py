@@ -12,6 +12,7 @@ from qattrain.commands.eval import evaluate
 from qattrain.commands.explain import explain
 from qattrain.commands.export import export
 from qattrain.commands.inspect import inspect
+from qattrain.commands.playground import playground
 from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
 from qattrain.commands.report import report
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "explain": explain,
     "export": export,
     "predict": predict,
+    "playground": playground,
     "report": report,
     "runs": runs,
     "bench": bench,

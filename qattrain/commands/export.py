@@ -35,17 +35,18 @@ def export(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Write the integers as a packed file, as ONNX or as C.
+    """Write the integers as a packed file, ONNX, C, or a page to draw on.
 
-    The files are model.safetensors, model.onnx, or model.c, model.h, main.c and README.md. With --prefix NAME the C
-    files are NAME.c and NAME.h, and their symbols begin with NAME_: two networks fit one program. Before anything is
-    written, the files are run on all test images and on 256 noise images. If a single logit differs from the integer
-    network's, nothing is written.
+    The files are model.safetensors, model.onnx, model.html, or model.c, model.h, main.c and README.md. With
+    --prefix NAME the C files are NAME.c and NAME.h, and their symbols begin with NAME_: two networks fit one program.
+    Before anything is written, the files are run on all test images and on 256 noise images. If a single logit differs
+    from the integer network's, nothing is written.
 
     \b
     Examples:
       qattrain export lenet-w4a4-lsq-mnist-s0 --to packed
       qattrain export lenet-w4a4-lsq-mnist-s0 --to onnx --out shipped
+      qattrain export lenet-w4a4-lsq-mnist-s0 --to page
       qattrain export lenet-w4a4-lsq-mnist-s0 --to c --layout int8
       qattrain export lenet-w4a4-lsq-mnist-s0 --to c --prefix digits --out fw
       qattrain export lenet-w4a4-lsq-mnist-s0 --to c --board --measure
@@ -77,6 +78,7 @@ def export(
             measure=measure,
         )
     console.notice(network.notice)
+    console.notice(exported.notice)
     measured = exported.measurement
     for line in measured.notices if measured else ():
         console.status(f"not measured: {line}")
@@ -97,7 +99,8 @@ def export(
             f"{NOISE_IMAGES} of them noise; 0 logits differ"
         )
     else:
-        console.text("NOT VERIFIED (--no-verify): the files were not compared with the integer network")
+        why = "--no-verify" if no_verify else "see above"
+        console.text(f"NOT VERIFIED ({why}): the files were not compared with the integer network")
     for row in measured.devices if measured else ():
         console.text(
             f"{row['core']}: {row['instructions']:,.0f} instructions per image, {row['flash_bytes']:,} bytes of flash, "

@@ -166,8 +166,10 @@ def export_network(
     check_folder(folder, force)
     network = load_network(path)
     integers = network.integers()
-    images = load_test_data(network, path, data_dir).test.head(verify_images).images.numpy() if verify else None
-    return network, write_verified(exporter, integers, network.facts, layout, images, folder, force, board, measure)
+    test = load_test_data(network, path, data_dir).test.head(verify_images) if verify else None
+    images, labels = (None, None) if test is None else (test.images.numpy(), test.labels.numpy())
+    facts = network.facts
+    return network, write_verified(exporter, integers, facts, layout, images, folder, force, board, measure, labels)
 
 
 def default_folder(path: Path) -> Path:
@@ -198,8 +200,9 @@ def export_model(
 ) -> ExportedModel:
     """Lower a trained `net`, verify the files, then write them into `folder`; `net` is put into evaluation mode.
 
-    net: a chain of layers that `lower` takes. to: packed, onnx or c. images: uint8 (N, C, H, W), tensor or array: every
-    logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is counted.
+    net: a chain of layers that `lower` takes. to: a key of EXPORTERS. images: uint8 (N, C, H, W), tensor or array:
+    every logit of the files is compared on them and on 256 images of noise, and what torch evaluates otherwise is
+    counted.
     input_shape: (C, H, W), needed without images. class_names: one per logit; None: "0", "1", ... name: of the network,
     for the files' documentation. dataset: what its images were, such as npz:FILE, so that `qattrain eval` finds them.
     layout: one of the exporter's; None: its default. prefix: of C symbols. force: write even into a folder that holds

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from qattrain.export.base import Exporter, Files, Runner
 from qattrain.export.c_export import C_EXPORTER
 from qattrain.export.onnx_export import ONNX_EXPORTER
+from qattrain.export.page_export import PAGE_EXPORTER
 from qattrain.integer import IntegerModel, ModelFacts
 from qattrain.integer.packed import FILE_NAME, load_packed, write_packed
 
@@ -27,4 +28,5 @@ EXPORTERS: dict[str, Exporter] = {
     "packed": Exporter(_write_packed, _run_packed),
     "onnx": ONNX_EXPORTER,
     "c": C_EXPORTER,
+    "page": PAGE_EXPORTER,
 }

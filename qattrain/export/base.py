@@ -16,6 +16,7 @@ from qattrain.files.locks import is_in_the_making
 from qattrain.integer import IntegerLayer, IntegerModel, ModelFacts
 
 Files = dict[str, bytes]  # name -> content, written into the target folder; a name may begin with a subfolder, sub/name
+Labels = NDArray[np.int64]  # the class of every image
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.int32]]  # images (N, C, H, W) -> logits (N, classes)
 
 NOISE_IMAGES = 256
@@ -31,7 +32,9 @@ class Exporter:
     with_prefix: the same exporter with another name before its C symbols (ConfigError if none may be so called); None
     if its files have no symbols. board: what --board adds, in subfolders: examples for boards, made from the files, the
     integers and an image (C, H, W) that they classify; None if there are none. measure: what --measure does: run the
-    files on microcontrollers' cores; None if they are not for these.
+    files on microcontrollers' cores; None if they are not for these. prove: writes and verifies in one, for files that
+    show the images (N, C, H, W) they were verified on, with labels (N,) if known, or may be written without having been
+    run; None: `verify` is enough.
     """
 
     write: Callable[[IntegerModel, ModelFacts, str], Files]
@@ -40,6 +43,16 @@ class Exporter:
     with_prefix: "Callable[[str], Exporter] | None" = None
     board: Callable[[Files, IntegerModel, NDArray[np.uint8]], Files] | None = None
     measure: "Callable[[Files, IntegerModel, NDArray[np.uint8]], Measurement] | None" = None
+    prove: "Callable[[IntegerModel, ModelFacts, NDArray[np.uint8], Labels | None], Proven] | None" = None
+
+
+@dataclass(frozen=True)
+class Proven:
+    """Files that were run. verified_images: on how many, noise included; 0: on none. notice: why, else None."""
+
+    files: Files
+    verified_images: int
+    notice: str | None
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,14 @@ class Measurement:
 class Exported:
     """What was written. verified_images: how many every logit was compared on, noise included; 0: none.
 
-    measurement: of microcontrollers; None if it was not asked for.
+    measurement: of microcontrollers; None if it was not asked for. notice: what the user must know about the files.
     """
 
     folder: Path
     sizes: dict[str, int]  # bytes by file name
     verified_images: int
     measurement: Measurement | None = field(default=None, kw_only=True)
+    notice: str | None = field(default=None, kw_only=True)
 
 
 def write_verified(
@@ -77,19 +91,26 @@ def write_verified(
     force: bool = False,
     board: bool = False,
     measure: bool = False,
+    labels: Labels | None = None,
 ) -> Exported:
     """Verify the files of `model`, then write them into `folder`, which is created if it does not exist.
 
     layout: one of the exporter's; None: its default. images: uint8 (N, C, H, W) to verify on, besides noise; None:
     verify nothing. force: write into a folder that holds other files, and overwrite them. board: add what the exporter
     has for boards, with the first image, or one of noise. measure: run the files on microcontrollers' cores, too.
+    labels: (N,), of the images, for files that show some.
     Raises ConfigError for an unknown layout, ExportError if a logit differs or a file cannot be written; nothing is
     left behind then.
     """
-    files = exporter.write(model, facts, settled_layout(exporter, layout))
-    check_folder(folder, force)
-    noise = noise_images(model.input_shape)
-    verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
+    layout, noise, notice = settled_layout(exporter, layout), noise_images(model.input_shape), None
+    if images is not None and exporter.prove is not None:
+        check_folder(folder, force)
+        proven = exporter.prove(model, facts, images, labels)
+        files, verified, notice = proven.files, proven.verified_images, proven.notice
+    else:
+        files = exporter.write(model, facts, layout)
+        check_folder(folder, force)
+        verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
     shown = noise[2:] if images is None or not len(images) else images
     if board:
         assert exporter.board is not None
@@ -102,7 +123,7 @@ def write_verified(
     assert all(MARK in content[:MARKED_BYTES] for content in files.values()), list(files)
     _write(folder, files)
     sizes = {name: len(content) for name, content in files.items()}
-    return Exported(folder, sizes, verified, measurement=measurement)
+    return Exported(folder, sizes, verified, measurement=measurement, notice=notice)
 
 
 def settled_layout(exporter: Exporter, layout: str | None) -> str:

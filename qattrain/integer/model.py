@@ -221,11 +221,16 @@ class IntegerModel:
             shapes.append(layer.output_shape(shapes[-1]))
         return shapes
 
+    @cached_property
+    def batch(self) -> int:
+        """How many images are computed at a time."""
+        largest = max(layer.working_set(inputs) for layer, inputs in zip(self.layers, self.shapes, strict=False))
+        return max(1, min(BATCH, WORKING_SET // largest))
+
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.int32]:
         """images: uint8 (N, *input_shape) -> logits int32 (N, classes)."""
-        largest = max(layer.working_set(inputs) for layer, inputs in zip(self.layers, self.shapes, strict=False))
-        batch = max(1, min(BATCH, WORKING_SET // largest))
-        logits = [self.trace(images[start : start + batch])[-1] for start in range(0, len(images), batch)]
+        starts = range(0, len(images), self.batch)
+        logits = [self.trace(images[start : start + self.batch])[-1] for start in starts]
         return np.concatenate(logits).astype(np.int32) if logits else np.zeros((0, self.classes), np.int32)
 
     def trace(self, images: NDArray[np.uint8]) -> list[IntArray]:

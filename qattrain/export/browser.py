@@ -1,4 +1,5 @@
-"""A real browser for the tests: headless Chromium, controlled by its DevTools protocol over a pair of pipes.
+"""A real browser: headless Chromium, controlled by its DevTools protocol over a pair of pipes. For the tests, and to
+prove the page where there is no Node.js.
 
 A message is JSON ended by a zero byte; Chromium reads them from file descriptor 3 and writes to 4. No port is opened.
 """
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qattrain.errors import ExportError
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 LONGEST_WAIT_SECONDS = 60
 ARGUMENTS = (
@@ -29,7 +32,7 @@ ARGUMENTS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-dev-shm-usage",
-    "--no-sandbox",  # it cannot be used as root or in most containers; only pages made by the tests are opened
+    "--no-sandbox",  # it cannot be used as root or in most containers; only pages made here are opened
 )
 # Makes the child's ends of the pipes its descriptors 3 and 4, whatever their numbers are here.
 LAUNCHER = (
@@ -38,9 +41,13 @@ LAUNCHER = (
 LAUNCHER += "; os.execv(sys.argv[3], sys.argv[3:])"
 
 
+class BrowserError(ExportError):
+    """The browser does not start, ended, is silent, or a script in it failed."""
+
+
 def find_browser() -> str | None:
-    """Path of an installed Chromium, or None."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    """Path of an installed Chromium, or None; None where a process cannot be given pipes by number."""
+    return next(filter(None, map(shutil.which, NAMES)), None) if os.name == "posix" else None
 
 
 class Page:
@@ -61,25 +68,33 @@ class Page:
         """Send a command and wait for its result."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters} | self._session
-        os.write(self._to, json.dumps(message).encode() + b"\0")
+        self._write(json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
             if answer.get("id") == number:
-                assert "error" not in answer, (method, answer["error"])
+                if "error" in answer:
+                    raise BrowserError(f"the browser refuses {method}: {answer['error']}")
                 result: dict[str, Any] = answer["result"]
                 return result
             self.events.append(answer)
 
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._to, data) :]
+        except BrokenPipeError:
+            raise BrowserError("the browser ended") from None
+
     def _next(self) -> dict[str, Any]:
         deadline = time.monotonic() + LONGEST_WAIT_SECONDS
-        while b"\0" not in self._buffer:
-            assert select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0], (
-                "the browser is silent"
-            )
-            chunk = os.read(self._from, 1 << 20)
-            assert chunk, "the browser ended"
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\0")
+        chunks = [self._buffer]
+        while b"\0" not in chunks[-1]:
+            if not select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise BrowserError(f"the browser is silent for {LONGEST_WAIT_SECONDS} s")
+            chunks.append(os.read(self._from, 1 << 20))
+            if not chunks[-1]:
+                raise BrowserError("the browser ended")
+        line, _, self._buffer = b"".join(chunks).partition(b"\0")
         message: dict[str, Any] = json.loads(line)
         return message
 
@@ -101,7 +116,8 @@ class Page:
     def run(self, javascript: str) -> Any:
         """The value of an expression, evaluated in the page."""
         done = self.call("Runtime.evaluate", expression=javascript, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in done, done
+        if "exceptionDetails" in done:
+            raise BrowserError(f"a script in the browser failed: {done}")
         return done["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
@@ -115,16 +131,17 @@ class Page:
         return [event for event in self.events if event["method"] in bad]
 
     def requests(self) -> list[str]:
-        """The addresses of all requests, except for data within the page."""
+        """The addresses of all requests, except for what lies within the page."""
         asked = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
-        return [url for url in asked if not url.startswith("data:")]
+        return [url for url in asked if not url.startswith(("data:", "blob:"))]
 
 
 @contextmanager
 def browser_page(profile: Path) -> Iterator[Page]:
     """A tab in a new browser whose files are in `profile`."""
     found = find_browser()
-    assert found is not None
+    if found is None:
+        raise BrowserError("no Chromium here")
     to_child, to_browser = os.pipe()
     from_browser, from_child = os.pipe()
     launcher = [sys.executable, "-c", LAUNCHER, str(to_child), str(from_child)]
