@@ -17,11 +17,8 @@ def sensitivity_figure(found: Sensitivity, title: str) -> Figure:
     rises = np.array([rise.rise for rise in found.rises]).reshape(len(names), len(BITS))
     worst = max((rise for rise in found.rises if rise.kind == "weight"), key=lambda rise: rise.rise)
     figure = Figure(figsize=(7, 1.9 + 0.42 * len(names)), layout="constrained")
-    finding(
-        figure,
-        f"Of all weights, those of {worst.name} raise the loss most: by {worst.rise:.2f} at {counted(worst.bits, 'bit')}"
-        f"\n({title})",
-    )
+    most = f"by {worst.rise:.2f} at {counted(worst.bits, 'bit')}"
+    finding(figure, f"Of all weights, those of {worst.name} raise the loss most: {most}\n({title})")
     axes = figure.subplots()
     largest = max(rises.max(), 10 * LEAST)
     image = axes.imshow(np.clip(rises, LEAST, None), cmap="Greys", norm=LogNorm(LEAST, largest), aspect="auto")
