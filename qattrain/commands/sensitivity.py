@@ -89,7 +89,7 @@ def sensitivity(
         "loss": found.loss,
         "accuracy": found.accuracy,
         "rises": [asdict(rise) for rise in found.rises],
-        "notes": found.notes,
+        "notes": list(found.notes),
         "pictures": [str(picture) for picture in written],
     }
     if chosen:

@@ -9,14 +9,14 @@ choosing bits by summed sensitivities: Dong et al. 2020, "HAWQ-V2", section 3.3.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from qattrain.config import ExperimentConfig
 from qattrain.data import Dataset, ImageSet, split_validation
@@ -63,7 +63,7 @@ class Sensitivity:
     images: int
     weights: dict[str, int]
     rises: list[Rise]
-    notes: list[str]
+    notes: Sequence[str] = ()
 
 
 def held_out_images(config: ExperimentConfig, dataset: Dataset, count: int) -> tuple[Tensor, ImageSet, list[str]]:
@@ -99,8 +99,20 @@ def measure(
     calibrate_one = pick(CALIBRATIONS, calibration, "--calibration")
     pick(QUANTIZERS, quantizer, "--quantizer")
     calibration_images, held_out, notes = held_out_images(network.checkpoint.config, dataset, images)
-    model = network.model.eval()
-    predict = torch_predictor(model)
+    found = measure_model(network.model, calibration_images, held_out, quantizer, calibrate_one, told)
+    return replace(found, notes=notes)
+
+
+def measure_model(
+    model: nn.Module,
+    calibration_images: Tensor,
+    held_out: ImageSet,
+    quantizer: str,
+    calibrate_one: Calibration,
+    told: Callable[[str], None] = lambda _line: None,
+) -> Sensitivity:
+    """As `measure`, for any network of this project's layers. calibration_images: uint8 (N, C, H, W)."""
+    predict = torch_predictor(model.eval())
     before, accuracy = _losses(predict, held_out)
     with torch.no_grad(), watched_activations(model) as seen:
         model(calibration_images)
@@ -119,7 +131,7 @@ def measure(
             margin = Z95 * rise.std().item() / math.sqrt(len(rise))
             rises.append(Rise(name, "weight" if name in layers else "activation", bits, rise.mean().item(), margin))
     weights = {name: layer.weight.numel() for name, layer in layers.items()}
-    return Sensitivity(before.mean().item(), accuracy, len(before), weights, rises, notes)
+    return Sensitivity(before.mean().item(), accuracy, len(before), weights, rises)
 
 
 def _losses(predict: Predictor, images: ImageSet) -> tuple[Tensor, float]:
@@ -166,6 +178,11 @@ def _activation_at(
         yield
     finally:
         activation.quantizer = kept
+
+
+def rise_of(found: Sensitivity, name: str, bits: int) -> Rise:
+    """What that tensor costs at that width."""
+    return next(rise for rise in found.rises if (rise.name, rise.bits) == (name, bits))
 
 
 def uniform_bytes(weights: Mapping[str, int], bits: int) -> int:

@@ -29,6 +29,7 @@ from qattrain.training.sensitivity import (
     assign_bits,
     held_out_images,
     measure,
+    rise_of,
     uniform_bytes,
 )
 
@@ -68,11 +69,6 @@ def loaded(path: Path) -> Trained:
     return network
 
 
-def alone(found: Sensitivity, name: str, bits: int) -> Rise:
-    (rise,) = (one for one in found.rises if (one.name, one.bits) == (name, bits))
-    return rise
-
-
 @pytest.mark.parametrize(("name", "bits"), [("conv1", 2), ("conv2", 3), ("fc2", 1), ("act1", 2), ("act3", 1)])
 def test_a_rise_is_that_of_a_network_with_that_one_exemption(
     name: str, bits: int, found: Sensitivity, trained: Callable[[int], Path], digits: Dataset
@@ -86,7 +82,7 @@ def test_a_rise_is_that_of_a_network_with_that_one_exemption(
     calibrate(model, network.model, images, minmax)
     before = evaluate(torch_predictor(network.model), held_out)
     after = evaluate(torch_predictor(model), held_out)
-    rise = alone(found, name, bits)
+    rise = rise_of(found, name, bits)
     assert rise.rise == pytest.approx(after.loss - before.loss, abs=1e-9)
     assert rise.kind == ("activation" if name.startswith("act") else "weight")
     assert (found.loss, found.accuracy) == (pytest.approx(before.loss, abs=1e-12), before.accuracy)
@@ -101,7 +97,7 @@ def test_every_tensor_is_measured_in_order_and_8_bits_cost_nothing(found: Sensit
         assert rise.margin > 0
     weights_at_1 = [rise for rise in found.rises if rise.kind == "weight" and rise.bits == 1]
     for rise in weights_at_1:
-        assert rise.rise > 10 * abs(alone(found, rise.name, 8).rise)
+        assert rise.rise > 10 * abs(rise_of(found, rise.name, 8).rise)
     assert max(rise.rise - rise.margin for rise in weights_at_1) > 0
     assert found.images == 300
     assert found.notes == [TRAINED_ON]
@@ -149,7 +145,7 @@ def test_the_chosen_bits_are_the_best_of_all(layers: list[tuple[int, list[float]
         for bits, rise in zip(BITS, costs, strict=True)
     ]
     most = uniform_bytes(weights, 1) + extra
-    chosen = assign_bits(Sensitivity(0.0, 1.0, 1, weights, measured, []), most)
+    chosen = assign_bits(Sensitivity(0.0, 1.0, 1, weights, measured), most)
 
     def judged(bits: tuple[int, ...]) -> tuple[float, int]:
         """The sum of rises, made to rise as bits fall; then the bytes left over."""
