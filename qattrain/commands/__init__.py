@@ -17,6 +17,7 @@ from qattrain.commands.predict import predict
 from qattrain.commands.ptq import ptq
 from qattrain.commands.report import report
 from qattrain.commands.runs import runs
+from qattrain.commands.sensitivity import sensitivity
 from qattrain.commands.sweep import sweep
 from qattrain.commands.train import train
 
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "sweep": sweep,
     "inspect": inspect,
+    "sensitivity": sensitivity,
     "explain": explain,
     "export": export,
     "predict": predict,

@@ -3,7 +3,7 @@
 To add one: write `qattrain/explain/<name>.py` with a function from a Lab to an Explanation, and add one line to TOPICS.
 """
 
-from qattrain.explain import affine, autograd, batchnorm, conv, granularity, integer, latent, ptq, scale, ste
+from qattrain.explain import affine, autograd, batchnorm, conv, granularity, integer, latent, mixed, ptq, scale, ste
 from qattrain.explain.lab import Explanation, Lab, Table, Topic
 
 TOPICS: dict[str, Topic] = {
@@ -21,6 +21,7 @@ TOPICS: dict[str, Topic] = {
     "latent": Topic("Why are weights still float in training, and how often do their codes flip?", latent.explain),
     "batchnorm": Topic("Batch norm: what does it hide, and where is it in a network of integers?", batchnorm.explain),
     "granularity": Topic("One weight scale per layer, or one per channel: which is better?", granularity.explain),
+    "mixed": Topic("Which layers can take few bits, and why are the first and the last touchier?", mixed.explain),
 }
 
 __all__ = ["TOPICS", "Explanation", "Lab", "Table", "Topic"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 
-from qattrain.explain import TOPICS, Explanation, Lab, batchnorm, granularity, latent, ptq, scale
+from qattrain.explain import TOPICS, Explanation, Lab, batchnorm, granularity, latent, mixed, ptq, scale
 from qattrain.explain.ste import BARE, HIGH, LOW
 from qattrain.quant import SURROGATES
 from qattrain.report.drawing import png, svg
@@ -33,6 +33,8 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setattr(batchnorm, "BITS", (4, 2))
         patch.setattr(granularity, "EPOCHS", 3)
         patch.setattr(granularity, "BITS", (4, 3))
+        patch.setattr(mixed, "EPOCHS", 4)
+        patch.setattr(mixed, "CALIBRATION", "minmax")
 
         @cache
         def explain(topic: str) -> Explanation:
@@ -232,6 +234,21 @@ def test_batchnorm_a_channel_is_the_same_written_out_and_in_integers(explained: 
     sums = np.arange(c["smallest_sum"], c["largest_sum"] + 1)
     real = np.clip(batchnorm.normalized(c, sums), 0, c["largest_code"])
     assert np.abs(batchnorm.integer_codes(c, sums) - real).max() < 0.51
+
+
+def test_mixed_bits_are_dearest_in_the_small_layers_at_both_ends(explained: Any) -> None:
+    numbers = explained("mixed").numbers
+    assert numbers["weights"] == {"conv1": 200, "conv2": 3200, "fc1": 8192, "fc2": 320}
+    price = numbers["rise_per_kb_saved"]
+    for end in mixed.ENDS:
+        assert price[end] > 2 * max(price["conv2"], price["fc1"])
+    for rises in numbers["rises"].values():
+        assert abs(rises["8"]) < 0.01
+        assert rises["1"] > 3 * abs(rises["8"])
+    sizes = [one["bytes"] for one in numbers["trained"].values()]
+    assert sizes == [2978, 2978 + 6 * 520 // 8, 11912 - 6 * 520 // 8, 11912]
+    for one in numbers["trained"].values():
+        assert one["test_accuracy"] > 0.85
 
 
 def test_granularity_a_scale_per_channel_rounds_better_in_every_layer_most_after_training(explained: Any) -> None:
