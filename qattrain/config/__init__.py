@@ -20,7 +20,8 @@ COMMAND_LINE = "configuration"  # the source of values that come from no file
 FLOAT_BITS = 32  # "32 bits" means: not quantized
 AVERAGE_BITS = 8  # of the codes after an average, unless `layer_bits` names it
 # Beyond what anybody needs, and far below where memory, threads or 64-bit numbers end.
-MOST_EPOCHS, MOST_BATCH, MOST_IMAGES, MOST_THREADS = 1_000_000, 1_000_000, 1_000_000_000, 1024
+MOST_BATCH, MOST_IMAGES, MOST_THREADS = 1_000_000, 1_000_000_000, 1024
+MOST_EPOCHS = 20_000  # each is a record in the run's checkpoint
 
 Auto = Literal["auto"]
 

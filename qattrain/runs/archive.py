@@ -6,9 +6,12 @@ that the file does not hold, the pickle has few steps, and these build only tens
 """
 
 import io
+import itertools
+import pickletools
 import zipfile
 
 from qattrain.config.chain import MOST_WEIGHTS
+from qattrain.errors import reason
 
 # A checkpoint holds each weight and up to two numbers of the optimizer for it, 4 bytes each, and little else.
 MOST_BYTES = 12 * MOST_WEIGHTS + 2**24
@@ -17,30 +20,17 @@ MOST_STEPS = 2**19  # of the pickle; an epoch of a run's history takes about 20 
 PICKLE = "data.pkl"
 ENTRY = b"PK\x01\x02"  # before each entry of a zip's directory
 
-# The steps that torch.save writes: how many bytes follow each; of those below, how many bytes the length of it takes.
-_FIXED = {
-    b"(": 0,
-    b")": 0,
-    b"}": 0,
-    b"]": 0,
-    b"t": 0,
-    b"a": 0,
-    b"e": 0,
-    b"s": 0,
-    b"u": 0,
-    b"N": 0,
-    b"Q": 0,
-    b"R": 0,
-    b"b": 0,
-}
-_FIXED |= {b"\x85": 0, b"\x86": 0, b"\x87": 0, b"\x88": 0, b"\x89": 0, b"\x80": 1, b"K": 1, b"q": 1, b"h": 1}
-_FIXED |= {b"M": 2, b"J": 4, b"r": 4, b"j": 4, b"G": 8}
-_BYTES_AFTER = [_FIXED.get(bytes([code]), -1) for code in range(256)]
-_TEXT, _LONG, _GLOBAL, _STOP = ord("X"), 0x8A, ord("c"), ord(".")
-_BUILDERS = (b"torch._utils _rebuild_tensor_v2", b"collections OrderedDict")
-_STORAGES = tuple(
-    b"torch %sStorage" % kind for kind in (b"Float", b"Double", b"Long", b"Int", b"Byte", b"Bool", b"BFloat16")
-)
+# The steps that torch.save writes (those of protocol 2), by the names that `pickletools` gives them.
+# fmt: off
+STEPS = frozenset((
+    "PROTO", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
+    "LONG1", "BINFLOAT", "BINUNICODE", "GLOBAL", "BINPERSID", "REDUCE", "BUILD", "BINGET", "LONG_BINGET", "BINPUT",
+    "LONG_BINPUT"
+))
+# fmt: on
+STORAGES = ("Float", "Double", "Long", "Int", "Byte", "Bool", "BFloat16")
+GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", *(f"torch {kind}Storage" for kind in STORAGES)}
 
 
 def checked_archive(data: bytes) -> io.BytesIO:
@@ -72,34 +62,19 @@ def checked_archive(data: bytes) -> io.BytesIO:
     return copy
 
 
-def check_pickle(steps: bytes) -> None:
+def check_pickle(pickle: bytes) -> None:
     """Raises ValueError unless the pickle has few steps, and only such as build tensors and plain values."""
-    position, count, after = 0, 0, _BYTES_AFTER
-    try:
-        while (code := steps[position]) != _STOP:
-            count += 1
-            if count > MOST_STEPS:
-                raise ValueError(f"its pickle has more than {MOST_STEPS:,} steps")
-            position += 1
-            if (skipped := after[code]) >= 0:
-                position += skipped
-            elif code == _TEXT:
-                position += 4 + int.from_bytes(steps[position : position + 4], "little")
-            elif code == _LONG:
-                position += 1 + steps[position]
-            elif code == _GLOBAL:
-                position = _after_name(steps, position)
-            else:
-                raise ValueError(f"its pickle has the step {bytes([code])!r}")
-    except IndexError:
-        raise ValueError("its pickle does not end") from None
-
-
-def _after_name(steps: bytes, position: int) -> int:
-    """Where the step ends that names a class or function: two lines, which must be those of something allowed."""
-    end = steps.find(b"\n", steps.find(b"\n", position) + 1)
-    name = steps[position:end].replace(b"\n", b" ")
-    if name not in _BUILDERS and name not in _STORAGES:
-        shown = name[:60].decode("ascii", "backslashreplace").replace(" ", ".")
-        raise ValueError(f"its pickle asks for {shown}")
-    return end + 1
+    steps = pickletools.genops(pickle)
+    for number in itertools.count(1):
+        try:
+            step, argument, _ = next(steps)
+        except StopIteration:
+            return
+        except (ValueError, UnicodeError) as error:
+            raise ValueError(f"its pickle cannot be read: {reason(error)[:100]}") from None
+        if number > MOST_STEPS:
+            raise ValueError(f"its pickle has more than {MOST_STEPS:,} steps")
+        if step.name not in STEPS:
+            raise ValueError(f"its pickle has the step {step.name}")
+        if step.name == "GLOBAL" and argument not in GLOBALS:
+            raise ValueError(f"its pickle asks for {str(argument)[:60].replace(' ', '.')}")

@@ -37,8 +37,6 @@ from qattrain.runs.fields import (
 )
 
 FORMAT_VERSION = 1
-MOST_THREADS = 1024
-MOST_EPOCHS = 20_000  # of a run, because each is a record in the checkpoint
 MAGIC = b"QATTRAIN"
 ZIP_MAGIC = b"PK\x03\x04"
 DIGEST_BYTES = 32
@@ -111,9 +109,6 @@ def _check_size(path: Path, checkpoint: Checkpoint) -> None:
             f"cannot write {path}: a checkpoint of {model_bytes:,} bytes of weights would have more than "
             f"{MOST_BYTES:,} bytes, the most allowed; use a smaller network"
         )
-    epochs = checkpoint.config.train.epochs
-    if epochs > MOST_EPOCHS:
-        raise TrainingError(f"cannot write {path}: train.epochs = {epochs}; allowed: at most {MOST_EPOCHS:,}")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -171,8 +166,6 @@ def _check_settled(config: ExperimentConfig) -> None:
     for name, value in settled.items():
         if value in (None, "auto"):
             raise ValueError(f"its configuration leaves {name} open")
-    if (train.threads or 1) > MOST_THREADS:  # evaluating it starts as many
-        raise ValueError(f"its configuration has {train.threads} threads; allowed: {MOST_THREADS:,}")
 
 
 def _verified_fields(path: Path) -> tuple[dict[str, Any], int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qattrain.config import parse_config
+from qattrain.config import MOST_EPOCHS, parse_config
 from qattrain.config.sources import build_config, parse_assignment, parse_layer_bits, parse_values, read_config_file
 from qattrain.errors import ConfigError
 
@@ -111,14 +111,14 @@ def test_layer_bits_without_end_are_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "most"),
     [
-        ("train.epochs", 10**6),
+        ("train.epochs", 20_000),
         ("train.batch_size", 10**6),
         ("train.threads", 1024),
         ("data.val_split", 10**9),
         ("data.limit_train", 10**9),
         ("data.limit_test", 10**9),
         ("ptq.images", 10**9),
-        ("ptq.source_epochs", 10**6),
+        ("ptq.source_epochs", 20_000),
         ("model.widths", 2**25),
         ("seed", 2**63 - 1),
     ],
@@ -142,6 +142,7 @@ def test_every_whole_number_has_an_end(key: str, most: int) -> None:
         ("--batch-size", NINES[401]),
         ("--seed", NINES[401]),
         ("--threads", 1_000_000),
+        ("--epochs", MOST_EPOCHS + 1),
         ("--limit-train", NINES[401]),
         ("--val-split", NINES[401]),
         ("--set", "model.widths=[10000000,8,8]"),

@@ -5,8 +5,8 @@
     python tests/faults/run.py --random 200     also kills whole commands at random times
 
 Each injection runs the command in a process of its own, forked from this one, which has torch loaded already: a tenth
-of a second. Afterwards it asks: did the command end as it should (no traceback, one line of error)? Is every file whole?
-Does the next start give what an undisturbed run gives, bit for bit, and leave no file that the undisturbed has not?
+of a second. Afterwards it asks: did the command end as it should (no traceback, one line of error)? Is every file
+whole? Does the next start give what an undisturbed run gives, bit for bit, and leave no file that it does not leave?
 """
 
 import argparse

@@ -16,7 +16,7 @@ from torch import Tensor
 from qattrain.errors import CheckpointError, TrainingError
 from qattrain.evaluation import networks
 from qattrain.runs.archive import MOST_BYTES, MOST_STEPS, check_pickle
-from qattrain.runs.checkpoint import MOST_EPOCHS, load_checkpoint, save_checkpoint
+from qattrain.runs.checkpoint import load_checkpoint, save_checkpoint
 from qattrain.training import run as experiment
 
 NAN = float("nan")
@@ -113,7 +113,10 @@ WRONG: dict[str, tuple[Callable[[Fields], object], str]] = {
     "setting of 500 digits": (put("config", "seed", value=10**500), "more than 64 bits"),
     "open bits": (put("config", "quant", "bits", value=None), "leaves quant.bits open"),
     "open learning rate": (put("config", "train", "lr", value="auto"), "leaves train.lr open"),
-    "a billion threads": (put("config", "train", "threads", value=10**9), "threads; allowed: 1,024"),
+    "a billion threads": (
+        put("config", "train", "threads", value=10**9),
+        "train.threads = 1000000000: input should be",
+    ),
     "60 large layers": (
         put("config", "model", value={"name": "conv 2 1x1, " + "fc 4096, " * 60 + "fc"}),
         "conv1.weight has shape",
@@ -270,14 +273,8 @@ def test_refusing_costs_little(stopped: Path, tmp_path: Path) -> None:
 def test_a_run_whose_checkpoint_could_not_be_read_is_refused_at_once(stopped: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(stopped)
     weights = {"fc1.weight": torch.empty(MOST_BYTES // 8)}
-    epochs = checkpoint.config.train.model_copy(update={"epochs": MOST_EPOCHS + 1})
-    config = checkpoint.config.model_copy(update={"train": epochs})
-    for changed, text in (
-        (vars(checkpoint) | {"model": weights}, "bytes of weights"),
-        (vars(checkpoint) | {"config": config}, "epochs"),
-    ):
-        with pytest.raises(TrainingError, match=text):
-            save_checkpoint(tmp_path / "last.pt", type(checkpoint)(**changed))
+    with pytest.raises(TrainingError, match="bytes of weights"):
+        save_checkpoint(tmp_path / "last.pt", type(checkpoint)(**(vars(checkpoint) | {"model": weights})))
     assert not (tmp_path / "last.pt").exists()
 
 
