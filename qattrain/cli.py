@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from types import FrameType
@@ -60,6 +61,7 @@ def main() -> None:
     # What imports make lives to the end. Looking through it for garbage as often as by default takes a tenth of a
     # command of a few seconds.
     gc.set_threshold(100_000)
+    stopping.received.clear()
     try:
         with stopping.handled(_on_signal):
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -67,11 +69,11 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         code = _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        code = _stopped(stopping.number_of(error))
+    except (stopping.Stopped, KeyboardInterrupt, typer.Abort) as error:
+        code = _stopped(getattr(error, "number", signal.SIGINT))
     except OSError as error:
         if stopping.received:  # SIGHUP: the terminal is gone, nothing can be shown there
-            code = _stopped(stopping.received[0])
+            code = _stopped(stopping.received[-1])
         elif error.errno == errno.ENOSPC:
             _print_nowhere(sys.stdout)  # what is left to print
             code = _fail(f"cannot write: {error.strerror}; make room, or send the output elsewhere", 1)

@@ -104,8 +104,8 @@ def sweep(
     try:
         with sweep_display(console) as display:
             run_sweep(grid, folder, runs_dir, hire, display.update, console.status)
-    except KeyboardInterrupt as error:
-        number = stopping.number_of(error)
+    except (stopping.Stopped, KeyboardInterrupt) as error:
+        number = getattr(error, "number", stopping.SIGNALS[0])
         if folder.read_plan() is not None:
             _report(console, folder, points)
         console.text(f"{stopping.stopped_words(number)} and saved; run the same command again to resume")

@@ -15,7 +15,7 @@ from qattrain.evaluation.checkpoints import Outcome, evaluate_network
 from qattrain.evaluation.metrics import mcnemar_p
 from qattrain.evaluation.networks import Trained
 from qattrain.files import records, write_atomically
-from qattrain.files.stopping import Stopped
+from qattrain.files.stopping import SIGNALS, Stopped
 from qattrain.layers.network import plan_layers, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
@@ -112,7 +112,7 @@ class Comparer:
         with self.display() as display:
             result = train(config, self.data_dir, self.runs_dir, display)
         if result.interrupted:
-            raise Stopped(result.signal) if result.signal else KeyboardInterrupt
+            raise Stopped(result.signal or SIGNALS[0])
         return result.run_dir / runs.LAST_FILE
 
     def _quantized(self, source: Path) -> Path:

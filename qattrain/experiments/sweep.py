@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from qattrain.errors import ConfigError, QattrainError, TrainingError
 from qattrain.experiments.folder import Cell, Ledger, Plan, SweepFolder
 from qattrain.experiments.grid import Grid, Point, expand
+from qattrain.files.stopping import Stopped
 from qattrain.runs import folder as runs
 
 SECONDS_BETWEEN_LOOKS = 0.25  # at the folder
@@ -77,7 +78,7 @@ def run_sweep(
     """Run the unfinished cells of `grid` in `folder`; `hire` is called only if there is something to do.
 
     A cell that fails is recorded and does not end the sweep. Raises ConfigError, DataError, CheckpointError,
-    TrainingError; KeyboardInterrupt after the crew has stopped.
+    TrainingError; Stopped after the crew has stopped.
     """
     with contextlib.ExitStack() as stack:
         crew = functools.cache(lambda: stack.enter_context(contextlib.closing(hire())))
@@ -91,7 +92,7 @@ def run_sweep(
                 say(f"{line.partition(';')[0]}; it is written again")
             if sweep.ledger.open:
                 sweep.run(crew())
-        except KeyboardInterrupt:
+        except (Stopped, KeyboardInterrupt):
             with contextlib.suppress(OSError):  # the terminal may be gone
                 say("stopping and saving what is running; press Ctrl-C again to stop at once")
             raise
@@ -132,7 +133,7 @@ class Sweep:
         self.started = time.monotonic()
 
     def run(self, crew: Crew) -> None:
-        """Returns when nothing is left to do. Raises KeyboardInterrupt, and any error that is not one cell's."""
+        """Returns when nothing is left to do. Raises Stopped, and any error that is not one cell's."""
         while True:
             for cell in self.ledger.open.values():
                 if cell.source in self.ledger.failed:

@@ -15,21 +15,12 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 received: list[int] = []  # the numbers of the signals so far: where writing fails after SIGHUP, that is why
 
 
-class Stopped(KeyboardInterrupt):
-    """Raised by a signal. number: of the signal."""
+class Stopped(BaseException):
+    """Raised by a signal, whose number it has. It is no KeyboardInterrupt, which Typer takes for itself."""
 
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__()
         self.number = number
-
-
-def number_of(error: BaseException | None) -> int:
-    """The number of the signal that led to this error, SIGINT if none is known."""
-    while error is not None:
-        if isinstance(error, Stopped):
-            return error.number
-        error = error.__cause__ or error.__context__
-    return signal.SIGINT
 
 
 def exit_code(number: int) -> int:
@@ -62,9 +53,9 @@ def restore(handlers: dict[int, Any]) -> None:
 
 
 class FirstSignal:
-    """Within it the first signal only sets `stop`, to be looked at between two steps; the next one acts as before.
+    """Within it the first signal only sets `stop`, to be looked at between two steps. A Ctrl-C after it acts as before.
 
-    number: of that signal, None as long as none came.
+    Others after it change nothing: a terminal that closes may send SIGHUP twice. number: of the first, None before.
     """
 
     def __init__(self, stop: threading.Event) -> None:
@@ -74,10 +65,11 @@ class FirstSignal:
         self._before: dict[int, Any] = {}
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.number = number
-        received.append(number)
-        self.stop.set()
-        restore(self._before)
+        if self.number is None:
+            self.number = number
+            received.append(number)
+            self.stop.set()
+            restore({one: handler for one, handler in self._before.items() if one == signal.SIGINT})
 
     def __enter__(self) -> "FirstSignal":
         self._before = self._handled.__enter__()

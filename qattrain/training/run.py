@@ -91,6 +91,36 @@ class RunResult:
         }
 
 
+class _Shown:
+    """A display that, where it fails, only sets `stop`: if its terminal is gone, what is trained can still be saved.
+
+    error: what failed.
+    """
+
+    def __init__(self, display: Display, stop: threading.Event) -> None:
+        self.display, self.stop = display, stop
+        self.error: OSError | None = None
+
+    def _try(self, show: Callable[..., None], *arguments: Any) -> None:
+        try:
+            show(*arguments)
+        except OSError as error:
+            self.error = error
+            self.stop.set()
+
+    def on_start(self, *arguments: Any) -> None:
+        self._try(self.display.on_start, *arguments)
+
+    def on_step(self, *arguments: Any) -> None:
+        self._try(self.display.on_step, *arguments)
+
+    def on_epoch(self, *arguments: Any) -> None:
+        self._try(self.display.on_epoch, *arguments)
+
+    def on_warning(self, text: str) -> None:
+        self._try(self.display.on_warning, text)
+
+
 class Session:
     """A run in progress: model, data and trainer on their device, and the history so far."""
 
@@ -138,24 +168,18 @@ class Session:
         last = min(self.config.train.epochs, stop_after or self.config.train.epochs)
         interrupted = False
         with FirstSignal(stop or threading.Event()) as first:
+            shown = _Shown(display, first.stop)
             while self.trainer.epoch < last and not interrupted:
-                self._train_epoch(run_dir, display, first.stop)
+                result = self.trainer.train_epoch(shown, first.stop.is_set)
+                if result is not None:
+                    self._finish_epoch(run_dir, result)
+                    shown.on_epoch(self.history[-1], self.model)
+                    self._warn(shown)
                 self.save(run_dir)
                 interrupted = first.stop.is_set() and self.trainer.epoch < last
+        if shown.error is not None and first.number is None:
+            raise shown.error
         return RunResult(run_dir, self.checkpoint(), interrupted, first.number)
-
-    def _train_epoch(self, run_dir: Path, display: Display, stop: threading.Event) -> None:
-        """Train until the end of the epoch, and evaluate then, or until `stop` is set."""
-        try:
-            result = self.trainer.train_epoch(display, stop.is_set)
-            if result is not None:
-                self._finish_epoch(run_dir, result)
-                display.on_epoch(self.history[-1], self.model)
-                self._warn(display)
-        except OSError:
-            if not stop.is_set():
-                raise
-            # The terminal is gone, which SIGHUP said, so that nothing can be shown; but what is trained can be saved.
 
     def _finish_epoch(self, run_dir: Path, result: EpochResult) -> None:
         with watched_codes(self.model) as single:
@@ -182,7 +206,7 @@ class Session:
         if self.validation is not None and record["val_accuracy"] > best_before:
             save_checkpoint(run_dir / runs.BEST_FILE, self.checkpoint())
 
-    def _warn(self, display: Display) -> None:
+    def _warn(self, display: _Shown) -> None:
         """Show a warning when it appears, and after the last epoch; not after every epoch between."""
         is_new = "warnings" not in (self.history[-2] if len(self.history) > 1 else {})
         if is_new or self.trainer.epoch == self.config.train.epochs:
