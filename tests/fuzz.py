@@ -100,7 +100,7 @@ def main() -> None:
         fuzzer = Fuzzer(asked.target, target, folder, asked.findings.absolute(), time.monotonic() + 60 * asked.minutes)
         options = [
             f"-max_len={MOST_INPUT_BYTES}",
-            "-timeout=0",
+            "-timeout=3000",
             "-rss_limit_mb=4000",
             "-verbosity=0-close_fd_mask=3",
         ]

@@ -165,9 +165,8 @@ class SweepFolder:
             old = self.failures / cell.name  # older versions wrote the bare line
             if not old.is_file():
                 return None
-            return read_bounded(old, FAILURE_KIND.most_bytes, RecordError, str(old), "remove it").decode(
-                errors="replace"
-            )
+            data = read_bounded(old, FAILURE_KIND.most_bytes, RecordError, str(old), "remove it")
+            return data.decode(errors="replace").strip()
         except RecordError as error:
             return str(error)
 

@@ -53,9 +53,9 @@ def restore(handlers: dict[int, Any]) -> None:
 
 
 class FirstSignal:
-    """Within it the first signal only sets `stop`, to be looked at between two steps; the next one acts as before.
+    """Within it the first signal only sets `stop`, to be looked at between two steps. A Ctrl-C after it acts as before.
 
-    number: of that signal, None as long as none came.
+    Others after it change nothing: a terminal that closes may send SIGHUP twice. number: of the first, None before.
     """
 
     def __init__(self, stop: threading.Event) -> None:
@@ -65,10 +65,11 @@ class FirstSignal:
         self._before: dict[int, Any] = {}
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.number = number
-        received.append(number)
-        self.stop.set()
-        restore(self._before)
+        if self.number is None:
+            self.number = number
+            received.append(number)
+            self.stop.set()
+            restore({one: handler for one, handler in self._before.items() if one == signal.SIGINT})
 
     def __enter__(self) -> "FirstSignal":
         self._before = self._handled.__enter__()

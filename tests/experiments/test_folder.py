@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,3 +206,32 @@ def test_a_folder_that_is_a_run_or_cannot_be_made_is_refused(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match=r"file.*--runs-dir"):
         SweepFolder(tmp_path / "file").make()
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_one_line(folder: SweepFolder, config: dict[str, Any]) -> None:
+    ledger = Ledger(folder, [Cell("cell", config, None)])
+    shutil.rmtree(folder.path)
+    for look in (
+        lambda: list(ledger.ended()),
+        lambda: folder.read_claims(["cell"]),
+        lambda: folder.claimed("cell").__enter__(),
+        lambda: folder.set_failure("cell", "it failed"),
+        lambda: folder.write_plan(Plan("asked", [], [])),
+    ):
+        with pytest.raises(TrainingError, match=r"^cannot .*No such file or directory; its folder is not there"):
+            look()
+
+
+def test_the_record_of_a_failure_is_checked_and_older_ones_are_read(
+    folder: SweepFolder, config: dict[str, Any]
+) -> None:
+    cell = Cell("cell", config, None)
+    (folder.failures / "cell").write_bytes(b"the loss became \xff\n")  # as older versions wrote it
+    assert folder.failure(cell) == "the loss became \ufffd"
+    assert folder.failure_time("cell")
+    folder.set_failure("cell", "another")
+    assert [path.name for path in folder.failures.iterdir()] == ["cell.json"]
+    path = folder.failures / "cell.json"
+    path.write_text(path.read_text().replace("another", "nothing"))
+    assert "cell.json is damaged: its digest does not match" in str(folder.failure(cell))
+    assert folder.touched() == {"cell"}

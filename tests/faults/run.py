@@ -4,9 +4,9 @@
     python tests/faults/run.py --stories train --faults killed --most 20
     python tests/faults/run.py --random 200     also kills whole commands at random times
 
-Each injection runs the command in a process of its own, forked from this one, which has torch loaded already: a tenth
-of a second. Afterwards it asks: did the command end as it should (no traceback, one line of error)? Is every file
-whole? Does the next start give what an undisturbed run gives, bit for bit, and leave no file that it does not leave?
+Each injection runs the command in a process of its own, forked from this one, which has torch loaded: a tenth of a
+second. Afterwards it asks: did the command end as it should (no traceback, one line of error)? Is every file whole?
+Does the next start give what an undisturbed run gives, bit for bit, and leave no file that the undisturbed has not?
 """
 
 import argparse
@@ -374,17 +374,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stories", default=",".join(STORIES))
     parser.add_argument("--faults", default=",".join([*FAULTS, "second"]))
-    parser.add_argument("--most", type=int, help="points of each story and fault; all if left out")
+    parser.add_argument(
+        "--most", type=int, help="points of each story and fault; all if left out; or NAME:N in --stories"
+    )
     parser.add_argument("--random", type=int, default=0, metavar="N", help="also N kills at random times")
     parser.add_argument("--json", type=Path, help="write the counts there")
     asked = parser.parse_args()
     set_the_stage()
     table: dict[str, dict[str, Any]] = {}
     with theatre() as place:
-        stages = [prepare(name, place) for name in asked.stories.split(",")]
+        wanted = dict(f"{story}:".split(":")[:2] for story in asked.stories.split(","))
+        stages = [prepare(name, place) for name in wanted]
         for stage in stages:
+            most = int(wanted[stage.name] or 0) or asked.most
             started = time.monotonic()
-            counts = disturb(stage, [name for name in asked.faults.split(",") if name], asked.most, say)
+            counts = disturb(stage, [name for name in asked.faults.split(",") if name], most, say)
             if asked.random:
                 count = counts["killed at random"] = Count()
                 for seed in range(-(-asked.random // len(stages))):
