@@ -315,8 +315,8 @@ def test_choosing_a_network_shows_its_inside(tab: Page, widths: Shown) -> None:
     visit(tab, widths, "#bits=4&example=1")
     for index, model in enumerate(widths.models):
         image = widths.example(index % 2)  # chosen at the same moment: the answer on its way is of another network
-        tab.run(f"document.querySelectorAll('.draw li button')[{index % 2}].click()")
-        tab.run(f"document.querySelectorAll('.row')[{index}].click()")
+        example = f"document.querySelectorAll('.draw li button')[{index % 2}].click()"
+        tab.run(f"{example}; document.querySelectorAll('.row')[{index}].click()")
         tab.run(SETTLED)
         assert tab.run(PRESSED) == index
         assert tab.run("document.getElementById('inside-heading').textContent").startswith(
