@@ -148,7 +148,10 @@ def qattrain(tmp_path: Path) -> Callable[..., Finished]:
 
     def run(*arguments: object, cwd: Path = tmp_path) -> Finished:
         command = [sys.executable, "-m", "qattrain", *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+        # The environment as Python knows it: a C library may have added COLUMNS to the process's own.
+        done = subprocess.run(
+            command, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, timeout=120, check=False
+        )
         return Finished(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -45,7 +45,7 @@ def sensitivity(
     Examples:
       qattrain sensitivity lenet-w32a32-float-mnist-s0
       qattrain sensitivity lenet-w32a32-float-mnist-s0 --like-bits 3
-      qattrain sensitivity lenet-w32a32-float-mnist-s0 --bytes 150000 --plots pictures
+      qattrain sensitivity lenet-w32a32-float-mnist-s0 --bytes 150000
     """
     from qattrain.report.console import Console, percent
 

@@ -36,7 +36,8 @@ def _run_again(_path: Path) -> str:
 
 
 def _reported_again(path: Path) -> str:
-    name, runs_dir = shlex.quote(path.parent.name), shlex.quote(str(path.parent.parent))
+    folder = path.absolute().parent
+    name, runs_dir = shlex.quote(folder.name), shlex.quote(str(folder.parent))
     return f"make it again with: qattrain sweep --report-only --name {name} --runs-dir {runs_dir}"
 
 

@@ -186,7 +186,7 @@ def _opened(content: Any, place: str, path: Path, kind: Kind) -> tuple[Record, i
         )
     content.pop(VERSION, None)
     if (where := _misfit(content, kind.fields)) is not None:
-        raise damaged(path, kind, f"its {where} is missing or not what qattrain writes")
+        raise damaged(path, kind, f"its {where!r} is missing or not what qattrain writes")
     return content, version
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.errors import CheckpointError, ReportError, system_errors
+from qattrain.errors import CheckpointError, RecordError, ReportError, system_errors
 from qattrain.experiments.folder import JSON_FILE as SWEEP_FILE
 from qattrain.experiments.kinds import SWEEP_KIND
 from qattrain.files import read_bounded, records, replace_files
@@ -86,7 +86,10 @@ def _read_document(path: Path) -> list[Subject] | list[Sweep]:
     is_sweep = path.name != runs.COMPARISON_FILE and b'"groups"' in read_bounded(
         path, SWEEP_KIND.most_bytes, ReportError, str(path), "name the folder of a comparison or a sweep"
     )
-    document = records.read(path, SWEEP_KIND if is_sweep else runs.COMPARISON_KIND)
+    try:
+        document = records.read(path, SWEEP_KIND if is_sweep else runs.COMPARISON_KIND)
+    except RecordError as error:
+        raise ReportError(f"{error}; or name a folder that 'qattrain compare' or 'qattrain sweep' wrote") from None
     if document is None or not document["rows"]:
         raise ReportError(f"{path} has no rows; name the folder of a comparison or a sweep")
     if is_sweep:

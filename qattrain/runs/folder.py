@@ -34,7 +34,7 @@ def _rewritten_by_resume(path: Path) -> str:
 
 
 def _compared_again(_path: Path) -> str:
-    return "compare again"
+    return "make it again with: qattrain compare"
 
 
 _SECTION = {"*": object}

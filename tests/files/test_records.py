@@ -152,8 +152,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "20 digits": (b'{"a": 10000000000000000000}', "allowed: 64 bits"),
     "not finite": (b'{"a": 1e999}', "not finite"),
     "not a number": (b'{"a": NaN}', "not finite"),
-    "another type": (b'{"a": 1.0}', "its a is missing or not what qattrain writes"),
-    "a switch": (b'{"a": true}', "its a is missing"),
+    "another type": (b'{"a": 1.0}', "its 'a' is missing or not what qattrain writes"),
+    "a switch": (b'{"a": true}', "its 'a' is missing"),
     "no digest": (b'{"a": 1, "format_version": 1}', "its digest does not match"),
     "no version": (b'{"a": 1, "digest": "x"}', "its digest does not match"),
     "a digest of another kind": (b'{"a": 1, "format_version": 1, "digest": [3]}', "its digest does not match"),
@@ -214,4 +214,4 @@ def test_shapes() -> None:
     for content, name in zip(bad, ("b.x", "b", "a[0]", "a", "c", "d"), strict=True):
         with pytest.raises(RecordError) as caught:
             records._opened(dict(content), "", path, kind)
-        assert f"its {name} is missing" in str(caught.value)
+        assert f"its '{name}' is missing" in str(caught.value)

@@ -204,7 +204,7 @@ def test_what_cannot_be_reported_on_is_said_in_one_line(
     row = {"method": "a", "run_dir": "nowhere/run", "accuracy": 1.0}
     Path("gone.json").write_text(json.dumps({"test_images": 360, "rows": [row]}))
     Path("nothing.json").write_text(
-        json.dumps({"kind": "sweep", "groups": [], "rows": [], "notice": 0, "reference": []})
+        json.dumps({"kind": "sweep", "groups": [], "rows": [], "notice": None, "reference": []})
     )
     if what == "runs":
         Path("runs").symlink_to(networks.runs_dir)
