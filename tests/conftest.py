@@ -34,7 +34,7 @@ def pytest_sessionstart() -> None:
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting and no cached dataset of the user reaches a test, nor a subprocess it starts."""
-    for name in ("QATTRAIN_DATA_DIR", "QATTRAIN_RUNS_DIR"):
+    for name in ("QATTRAIN_DATA_DIR", "QATTRAIN_RUNS_DIR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR", str(USER_CACHE / "matplotlib")))  # its fonts stay
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
