@@ -16,7 +16,7 @@ import torch
 from qattrain.config import ExperimentConfig, parse_config
 from qattrain.config.sources import merge
 from qattrain.training import run as experiment
-from qattrain.training.run import RunResult
+from qattrain.training.session import RunResult
 
 REPOSITORY = Path(__file__).parents[1]
 ASKED_DATA_DIR = os.environ.get("QATTRAIN_DATA_DIR")  # read before the tests' own environment hides it

@@ -191,7 +191,7 @@ def checkpoint_sealed(body: bytes) -> bytes:
 def read_checkpoint(data: bytes, folder: Path) -> object:
     """Everything that is asked of a checkpoint before it is evaluated, and the integers."""
     from qattrain.evaluation.networks import Trained, load_network
-    from qattrain.training.run import RunResult
+    from qattrain.training.session import RunResult
 
     path = folder / "last.pt"
     path.write_bytes(data)

@@ -190,7 +190,7 @@ def test_ctrl_c_while_the_last_epoch_is_evaluated_exits_130_or_reports(
         signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("qattrain.training.run.evaluate", interrupted)
+    monkeypatch.setattr("qattrain.training.session.evaluate", interrupted)
     result = main("train", *SMALL, "--epochs", 1, "--runs-dir", tmp_path, "--json")
     assert result.rc == 130 or json.loads(result.stdout)["epochs"] == 1, result
 

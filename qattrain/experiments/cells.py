@@ -26,7 +26,8 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.runs.creation import written_by_us
 from qattrain.training.ptq import quantize, settle_ptq
-from qattrain.training.run import Loader, RunResult, continue_run, resolve, start
+from qattrain.training.run import Loader, continue_run, resolve, start
+from qattrain.training.session import RunResult
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_TRIES = 0.25  # to claim a cell, while others hold all that are left

@@ -20,7 +20,8 @@ from qattrain.layers.network import plan_layers, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
-from qattrain.training.run import Display, RunResult, resolve, train
+from qattrain.training.run import resolve, train
+from qattrain.training.session import Display, RunResult
 
 SEPARATOR = "vs"
 METHODS = ("fp32", "ptq", "qat")

@@ -3,18 +3,20 @@
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from qattrain.errors import QattrainError, TrainingError, system_errors, write_errors
 from qattrain.files.locks import remove_leftovers, temporary_file
 
 
-def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: str, remedy: str) -> bytes:
-    """The content of a regular file of at most `most_bytes` bytes.
+@contextlib.contextmanager
+def open_regular(path: Path, kind: type[QattrainError], what: str, remedy: str) -> Iterator[BinaryIO]:
+    """A file that a stranger may have named, to read a part of it; `read_bounded` reads all.
 
-    Never waits, as opening a pipe would, and never reads more than allowed, whatever the file claims or becomes while
-    it is read. what: names the file in errors, as in `the configuration run.toml`. Raises `kind`, with `remedy` at its
-    end, if it cannot be read, is a folder, a device or a pipe, or is larger.
+    Never waits, as opening a pipe would. what: names the file in errors, as in `the configuration run.toml`. Raises
+    `kind`, with `remedy` at its end, if it cannot be read, or is a folder, a device or a pipe.
     """
     if "\0" in str(path):
         raise kind(f"cannot read {what}: its name has a null character; {remedy}")
@@ -22,11 +24,20 @@ def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: s
         system_errors(kind, f"cannot read {what}", remedy),
         open(path, "rb", opener=open_at_once) as file,
     ):
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise kind(f"cannot read {what}: it is not a regular file; {remedy}")
-        data = file.read(most_bytes + 1) if status.st_size <= most_bytes else b""
-    if max(len(data), status.st_size) > most_bytes:
+        yield file
+
+
+def read_bounded(path: Path, most_bytes: int, kind: type[QattrainError], what: str, remedy: str) -> bytes:
+    """The content of a regular file of at most `most_bytes` bytes; as `open_regular`.
+
+    Never reads more than allowed, whatever the file claims or becomes while it is read. Raises `kind` if it is larger.
+    """
+    with open_regular(path, kind, what, remedy) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most_bytes + 1) if size <= most_bytes else b""
+    if max(len(data), size) > most_bytes:
         raise kind(f"cannot read {what}: it has more than {most_bytes:,} bytes, the most allowed; {remedy}")
     return data
 
@@ -45,11 +56,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         replace_files(path.parent, {path.name: data})
 
 
-def replace_files(folder: Path, files: dict[str, bytes]) -> None:
+def replace_files(folder: Path, files: dict[str, bytes], mode: int = 0o666) -> None:
     """Write `files` (name -> content) into `folder`; none gets its final name before all of them are on the disk.
 
     A name may begin with a subfolder, which must exist. Also removes what a process left behind that was killed while
-    it wrote the same files. Raises OSError and then leaves nothing behind.
+    it wrote the same files. mode: of the files, less the user's umask. Raises OSError and then leaves nothing behind.
     """
     staged: dict[str, Path] = {}
     try:
@@ -62,7 +73,7 @@ def replace_files(folder: Path, files: dict[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                staged[name].chmod(0o666 & ~umask())  # it was made private; others may read results
+                staged[name].chmod(mode & ~umask())  # it was made private; others may read results
             for name, path in staged.items():
                 path.replace(folder / name)
     finally:

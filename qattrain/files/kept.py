@@ -11,8 +11,7 @@ import stat
 from pathlib import Path
 
 from qattrain.errors import QattrainError
-from qattrain.files import read_bounded
-from qattrain.files.locks import remove_leftovers, temporary_file
+from qattrain.files import read_bounded, replace_files
 
 MARK = b"QATTRAIN"  # before the SHA-256, as in a checkpoint
 DIGEST_BYTES = 32
@@ -54,16 +53,7 @@ def _unsealed(content: bytes) -> bytes | None:
 
 def write_own_sealed(path: Path, data: bytes) -> None:
     """Write `sealed(data)` for the user alone: under a temporary name, flushed to the disk, renamed. Raises OSError."""
-    remove_leftovers(path.parent, {path.name})
-    handle, temporary = temporary_file(path.parent, path.name)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(sealed(data))
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # gone if the rename succeeded
+    replace_files(path.parent, {path.name: sealed(data)}, mode=0o600)
 
 
 def own_folder(path: Path) -> tuple[Path | None, str]:

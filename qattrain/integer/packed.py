@@ -76,9 +76,8 @@ from pydantic import Field, ValidationError
 from qattrain.config import StrictModel
 from qattrain.config.chain import MOST_WEIGHTS
 from qattrain.errors import CheckpointError, ExportError
-from qattrain.files import read_bounded
+from qattrain.files import open_regular, read_bounded
 from qattrain.files.escapes import visible
-from qattrain.files.regular import open_regular
 from qattrain.integer import packed_v1
 from qattrain.integer.model import INT32_MAX, AverageLayer, IntegerLayer, IntegerModel, Requantization, weight_grid
 
@@ -224,24 +223,17 @@ def write_packed(model: IntegerModel, facts: ModelFacts) -> bytes:
     }
     tensors = {name: _narrowed(np.concatenate(arrays)) for name, arrays in parts.items() if arrays}
     data = _signed({name: value for name, value in content.items() if value is not None}, tensors)
-    if int.from_bytes(data[:8], "little") > MOST_HEADER_BYTES or len(max(_texts(facts), key=len)) > LONGEST_TEXT:
+    texts = (facts.name, facts.dataset, *facts.class_names)
+    if int.from_bytes(data[:8], "little") > MOST_HEADER_BYTES or max(map(len, texts)) > LONGEST_TEXT:
         raise ExportError(
-            f"its names have {sum(map(len, _texts(facts))):,} letters; allowed: {LONGEST_TEXT:,} each, and "
+            f"its names have {sum(map(len, texts)):,} letters; allowed: {LONGEST_TEXT:,} each, and "
             f"{MOST_HEADER_BYTES:,} bytes in all; give shorter ones"
         )
     return data
 
 
-def _texts(facts: ModelFacts) -> tuple[str, ...]:
-    return facts.name, facts.dataset, *facts.class_names
-
-
 def _written(text: str) -> str:
-    return (
-        text
-        if text.isprintable()
-        else "".join(visible(each) if "\ud800" <= each <= "\udfff" else each for each in text)
-    )
+    return "".join(visible(each) if "\ud800" <= each <= "\udfff" else each for each in text)
 
 
 def load_packed(source: Path | bytes) -> tuple[IntegerModel, ModelFacts]:
@@ -344,6 +336,7 @@ def _network(header: Header, tensors: Tensors) -> IntegerModel:
     layers = _resolved(header.layers)
     _require(len({layer.name for layer in layers}) == len(layers), "two layers have the same name")
     weights = sum(prod(layer.shape) for layer in layers if layer.shape is not None)
+    _require(weights <= MOST_WEIGHTS, f"it has {weights} weights; allowed: {MOST_WEIGHTS}")
     counts = [_counts(layer) for layer in layers]
     totals = {name: sum(count.get(name, 0) for count in counts) for name in ("weights", *RANGES)}
     expected = [name for name, total in totals.items() if total]
@@ -352,7 +345,6 @@ def _network(header: Header, tensors: Tensors) -> IntegerModel:
     for name in expected:
         values = tensors[name]
         _require(values.shape == (totals[name],), f"{name} has shape {values.shape}, not ({totals[name]},)")
-        _require(weights <= MOST_WEIGHTS, f"it has {weights} weights; allowed: {MOST_WEIGHTS}")
         _require(values.dtype == np.uint8 or (name in RANGES and values.dtype.kind in "iu"), f"{name}: {values.dtype}")
         low, high = RANGES.get(name, (0, IMAGE_MAX))
         _require(low <= values.min() and values.max() <= high, f"{name} has values outside {low}..{high}")

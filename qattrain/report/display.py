@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qattrain.runs.checkpoint import Checkpoint
-    from qattrain.training.run import Display, RunResult
+    from qattrain.training.session import Display, RunResult
 
 DEFAULTS = ExperimentConfig()
 SECONDS_BETWEEN_UPDATES = 0.2

@@ -2,7 +2,7 @@
 
 `Trainer` holds the model, the optimizer and the position in the run, trains one epoch at a time, and can be saved
 between any two steps: on a CPU a resumed run equals the uninterrupted one tensor for tensor. Evaluating, saving and
-showing are left to `qattrain.training.run.Session`, between epochs.
+showing are left to `qattrain.training.session.Session`, between epochs.
 """
 
 import math

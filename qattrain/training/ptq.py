@@ -29,7 +29,8 @@ from qattrain.quant import Quantizer, dequantize
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model, save_checkpoint
 from qattrain.training.health import warnings_about, watched_codes
-from qattrain.training.run import RunResult, new_run, prepare_torch
+from qattrain.training.run import new_run, prepare_torch
+from qattrain.training.session import RunResult
 
 PERCENTILE = 99.9
 MSE_LARGEST_PERCENT = 150

@@ -71,7 +71,7 @@ def test_an_epoch_that_was_written_but_not_saved_stands_there_once_after_resumin
     with tensorboard_display(silent_display()) as display:
         experiment.train(config, tmp_path, tmp_path, display, stop_after=1)
     with monkeypatch.context() as patch, tensorboard_display(silent_display()) as display:
-        patch.setattr("qattrain.training.run.Session.save", killed)
+        patch.setattr("qattrain.training.session.Session.save", killed)
         with pytest.raises(RuntimeError, match="killed"):
             experiment.resume("run", tmp_path, tmp_path, display, {}, None)
     assert [step for step, _ in scalars(events(tmp_path / "run"))["test_loss"]] == [1, 2]

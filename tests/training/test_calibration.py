@@ -21,7 +21,7 @@ from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.runs.folder import LAST_FILE, list_runs
 from qattrain.training import run as experiment
 from qattrain.training.ptq import CALIBRATIONS, mse, percentile, quantize_after_training
-from qattrain.training.run import RunResult
+from qattrain.training.session import RunResult
 
 WEIGHT_LAYERS, ACTIVATION_LAYERS = ModelConfig().chain.weight_layers, ModelConfig().chain.activation_layers
 

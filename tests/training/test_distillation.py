@@ -23,7 +23,7 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model, save_checkpoint
 from qattrain.training import run as experiment
 from qattrain.training.distillation import ANSWERS_FOLDER, Teacher, distilled
-from qattrain.training.run import RunResult
+from qattrain.training.session import RunResult
 
 Tiny = Callable[..., RunResult]
 MEASURED = ("seconds", "epoch_seconds", "images_per_second")

@@ -21,7 +21,7 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, restore_model
 from qattrain.training import run as experiment
 from qattrain.training.optimization import OPTIMIZERS
-from qattrain.training.run import RunResult
+from qattrain.training.session import RunResult
 
 Tiny = Callable[..., RunResult]
 MEASURED = ("seconds", "epoch_seconds", "images_per_second")  # by the clock: differs between equal runs
@@ -163,7 +163,7 @@ def test_held_out_images_are_disjoint_and_choose_the_best_epoch(
         result = evaluate(predict, data)
         return dataclasses.replace(result, correct=next(scripted)) if len(data.labels) == 60 else result
 
-    monkeypatch.setattr("qattrain.training.run.evaluate", judged)
+    monkeypatch.setattr("qattrain.training.session.evaluate", judged)
     result = tiny({"data.val_split": 60, "train.epochs": 4})
     best = load_checkpoint(result.run_dir / runs.BEST_FILE)
     assert (len(best.history), len(result.checkpoint.history)) == (2, 4)

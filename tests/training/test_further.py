@@ -21,7 +21,8 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint, save_checkpoint
 from qattrain.training import run as experiment
 from qattrain.training.ptq import quantize_after_training
-from qattrain.training.run import RunResult, grid_differences
+from qattrain.training.run import grid_differences
+from qattrain.training.session import RunResult
 
 Tiny = Callable[..., RunResult]
 STILL = {"train.lr": 1e-30, "train.weight_decay": 0.0, "train.epochs": 1, "data.augment": "none"}  # nothing moves

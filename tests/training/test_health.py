@@ -27,7 +27,8 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import restore_model
 from qattrain.training.health import guessing_accuracy, warnings_about, watched_codes
 from qattrain.training.ptq import quantize_after_training
-from qattrain.training.run import RunResult, resolve
+from qattrain.training.run import resolve
+from qattrain.training.session import RunResult
 
 Tiny = Callable[..., RunResult]
 DEAD = {"quant.quantizer": "pow2", "quant.bits": 8, "quant.n": 0, "train.epochs": 3}
