@@ -26,7 +26,7 @@ def inspect(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Show each layer's grid, how well it is used and what it costs.
+    """Show each layer's grid, its use and what it costs.
 
     Its use: codes, entropy, clipping, noise and a histogram. Its cost: bytes of the weights, bytes with biases,
     multipliers and shifts, and multiply-accumulates for one image.

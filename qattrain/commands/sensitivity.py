@@ -35,9 +35,10 @@ def sensitivity(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Show how much the loss rises when the weights of one layer, or one activation, get 8, 4, 3, 2 or 1 bits.
+    """Show which layers can take few bits: how the loss rises.
 
-    Nothing is trained: one tensor is quantized after training, everything else stays as it is. The loss is measured on
+    The weights of one layer, or one activation, get 8, 4, 3, 2 and 1 bits, everything else stays as it is. Nothing is
+    trained: that tensor is quantized after training. The rise of the loss is measured on
     held-out training images, never on test images. With --bytes or --like-bits, bits are chosen for all layers so that
     the sum of the rises is the smallest for that many bytes.
 

@@ -336,7 +336,6 @@ def _network(header: Header, tensors: Tensors) -> IntegerModel:
     layers = _resolved(header.layers)
     _require(len({layer.name for layer in layers}) == len(layers), "two layers have the same name")
     weights = sum(prod(layer.shape) for layer in layers if layer.shape is not None)
-    _require(weights <= MOST_WEIGHTS, f"it has {weights} weights; allowed: {MOST_WEIGHTS}")
     counts = [_counts(layer) for layer in layers]
     totals = {name: sum(count.get(name, 0) for count in counts) for name in ("weights", *RANGES)}
     expected = [name for name, total in totals.items() if total]
@@ -345,6 +344,7 @@ def _network(header: Header, tensors: Tensors) -> IntegerModel:
     for name in expected:
         values = tensors[name]
         _require(values.shape == (totals[name],), f"{name} has shape {values.shape}, not ({totals[name]},)")
+        _require(weights <= MOST_WEIGHTS, f"it has {weights} weights; allowed: {MOST_WEIGHTS}")
         _require(values.dtype == np.uint8 or (name in RANGES and values.dtype.kind in "iu"), f"{name}: {values.dtype}")
         low, high = RANGES.get(name, (0, IMAGE_MAX))
         _require(low <= values.min() and values.max() <= high, f"{name} has values outside {low}..{high}")
