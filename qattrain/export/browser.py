@@ -21,7 +21,7 @@ from typing import Any
 from qattrain.errors import ExportError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-LONGEST_WAIT_SECONDS = 60
+LONGEST_WAIT_SECONDS = 300  # for one answer; machines can be very busy
 ARGUMENTS = (
     "--headless",
     "--remote-debugging-pipe",

@@ -173,7 +173,7 @@ def choose_examples(
     answers: (networks, N), the class that each network gives. First come up to ten images that all networks read alike,
     and rightly, each of another class where there are labels; then up to eight on which they disagree or are wrong, as
     far as possible of different classes. The page opens with the first of these: one that divides the networks into two
-    camps of which the last network's is right, as equal in size as there are.
+    camps of which the last network's is right, as undivided in their order and as equal in size as there are.
     """
     count = answers.shape[1]
     if not count:
@@ -186,9 +186,12 @@ def choose_examples(
         if len(easy) < EXAMPLES:
             easy.setdefault(int(kinds[index]), int(index))
     camps = np.array([len(set(column)) for column in answers.T])
+    changes = (answers[1:] != answers[:-1]).sum(0)
     minority = np.minimum((answers == truth).sum(0), (answers != truth).sum(0))
     is_hard = ~alike | ~right
-    order = sorted(np.flatnonzero(is_hard).tolist(), key=lambda n: (camps[n] != 2, not right[n], -minority[n], n))
+    order = sorted(
+        np.flatnonzero(is_hard).tolist(), key=lambda n: (camps[n] != 2, not right[n], changes[n], -minority[n], n)
+    )
     seen: dict[int, int] = {}
     turns = []  # the first of every class, then the second, ...
     for index in order:

@@ -17,6 +17,7 @@ from qattrain import export_model
 from qattrain.benchmark.inference import INFERENCE
 from qattrain.benchmark.training import TRAINING
 from qattrain.config.sources import build_config
+from qattrain.errors import ExportError
 from qattrain.experiments.grid import expand, read_grid
 from qattrain.export import EXPORTERS
 from qattrain.export.base import NOISE_IMAGES
@@ -203,8 +204,10 @@ def test_the_loop_of_the_readme_is_ten_lines_learns_and_ships_in_every_format(
     assert isinstance(losses, list)
     assert losses[-1] < losses[0] / 2
     assert (tmp_path / "export" / "model.c").is_file()
+    with pytest.raises(ExportError, match="networks of 1 channel; this one takes 3x14x14"):
+        export_model(names["net"], "page", tmp_path / "page", images=names["x"])
     for to, exporter in EXPORTERS.items():
-        for layout in exporter.layouts or (None,):
+        for layout in (exporter.layouts or (None,)) if to != "page" else ():
             done = export_model(names["net"], to, tmp_path / f"{to}-{layout}", images=names["x"], layout=layout)
             assert done.verified_images == 1000 + NOISE_IMAGES
             assert done.mismatches is not None
