@@ -1,6 +1,6 @@
 """The networks that come with the package, for `qattrain playground` without a run: lenet-small at 1 to 8 bits.
 
-Trained by `configs/published/playground.toml` on MNIST. What the page shows and is compared on are drawings made for
+Trained by `configs/playground.toml` on MNIST. What the page shows and is compared on are drawings made for
 it (`tests/published/drawings.py`), so that neither MNIST nor torch is needed.
 """
 
