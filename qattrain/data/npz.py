@@ -10,7 +10,6 @@ executed: arrays of Python objects are refused. The images are taken as they are
 
 import math
 import os
-import stat
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from qattrain.data.dataset import MAX_TOTAL_BYTES, Dataset, ImageSet, check_class_names, check_sides, own_dataset
-from qattrain.errors import DataError, reason, shortened, system_errors
-from qattrain.files import open_at_once
+from qattrain.errors import DataError, reason, shortened
+from qattrain.files import open_regular
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 NAMES = "class_names"
@@ -67,14 +66,7 @@ def load_npz(path: Path, name: str) -> Dataset:
 def _read(path: Path) -> dict[str, Array]:
     """The arrays of the file that a dataset has. Raises DataError."""
     remedy = "give a file that numpy.savez wrote, or use folder:PATH for pictures"
-    if "\0" in str(path):
-        raise DataError(f"{path}: a name has no null character; {remedy}")
-    with (
-        system_errors(DataError, f"{path}: cannot be read", remedy),
-        open(path, "rb", opener=open_at_once) as file,
-    ):
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DataError(f"{path}: is not a regular file; {remedy}")
+    with open_regular(path, DataError, str(path), remedy) as file:
         if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
             raise DataError(f"{path} is no .npz file; {HOW}")
         try:
