@@ -93,7 +93,7 @@ def settle_training(config: TrainConfig, plan: LayerPlan, images: int) -> TrainC
     return config.model_copy(update={key: value for key, value in settled.items() if getattr(config, key) == "auto"})
 
 
-def check_state(state: dict[str, Any], optimizer: torch.optim.Optimizer, keeps: tuple[str, ...], began: bool) -> None:
+def check_state(state: dict[int, Any], optimizer: torch.optim.Optimizer, keeps: tuple[str, ...], began: bool) -> None:
     """Raises ValueError unless `state`, of a state dict, is what such an optimizer keeps; torch does not look.
 
     keeps: as in OPTIMIZERS. began: whether it has taken a step.
