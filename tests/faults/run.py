@@ -288,6 +288,8 @@ def aftermath(stage: Stage, folder: Path) -> list[str]:
         again = stage.run(story.resume, folder)
     if again.code != 0:
         return [*found, f"the next start ended with {again.code}: {(again.complaint() or again.stderr)[-300:]}"]
+    for run_dir in {path.parent for path in folder.glob("runs/*/.*")}:  # a comparison trained anew what this run began
+        stage.run(("train", "--resume", run_dir.name), folder)
     there = contents(folder)
     for name in differing(stage.expected, there):
         if name.startswith(story.compared):
