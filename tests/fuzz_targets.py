@@ -235,7 +235,8 @@ def _as_tensors(value: Any, original: Any = None) -> Any:
                 if _plain(original) == value:
                     return original
                 count = int(np.prod(shape, dtype=float))
-                flat = torch.tensor((numbers * (count // max(1, len(numbers)) + 1))[: min(count, 10**6)])
+                assert 0 <= count <= 10**6, count  # no larger file is made
+                flat = torch.tensor((numbers * (count // max(1, len(numbers)) + 1))[:count])
                 return flat.to(getattr(torch, dtype)).reshape(shape)
         known = original if isinstance(original, dict) else {}
         return {key: _as_tensors(one, known.get(key)) for key, one in value.items()}

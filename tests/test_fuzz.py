@@ -1,7 +1,9 @@
 """Every reader against a few hundred altered inputs; `fuzz.py` tries millions, guided by coverage."""
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 import flips
 import fuzz_records
@@ -10,6 +12,8 @@ import pytest
 from fuzz_targets import TARGETS, Target, mutated, tried
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from qattrain.errors import QattrainError
 
 EVERY = TARGETS | fuzz_records.RECORDS
 SLOW = {"checkpoint_fields": 15, "arrays": 20, "records": 25, "records_sealed": 25, "image": 30, "settings": 30}
@@ -73,3 +77,47 @@ def test_flipped_bits_and_truncations_never_change_an_output_silently(
     assert sum(counts.values()) == 25
     if name not in ("npz images", "decoded pictures", "picture"):
         assert counts["noticed"] + counts[flips.AGAIN] == 25
+
+
+# --- what it found first: each ended in a traceback ------------------------------------------------------------------
+
+
+def sealed_record(name: str) -> Any:
+    """The JSON of a seed of `records_sealed`, to be altered."""
+    return next(found for seed in EVERY["records_sealed"].seeds() if (found := json.loads(seed))["file"] == name)
+
+
+def two_cells_of_one_name(record: Any) -> None:
+    record["content"]["cells"] *= 2
+
+
+def no_cells(record: Any) -> None:
+    record["content"]["cells"] = []
+
+
+def a_name_longer_than_a_folder_may_have(record: Any) -> None:
+    record["content"]["cells"][0]["name"] = "9" * 400
+
+
+def a_run_with_such_a_name(record: Any) -> None:
+    record["content"]["rows"][0]["run_dir"] = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("plan.json", two_cells_of_one_name, "two have one name"),
+        ("plan.json", no_cells, "its cells are none"),
+        ("plan.json", a_name_longer_than_a_folder_may_have, "too long"),
+        ("compare.json", a_run_with_such_a_name, "is neither there"),
+    ],
+)
+def test_a_sealed_record_of_nonsense_is_one_line(name: str, change: Any, text: str, tmp_path: Path) -> None:
+    record = sealed_record(name)
+    change(record)
+    with pytest.raises(QattrainError, match=text):
+        fuzz_records.read_sealed(json.dumps(record).encode(), tmp_path)
+
+
+def test_answers_that_are_several_arrays_are_made_again(tmp_path: Path) -> None:
+    assert fuzz_targets.read_answers(fuzz_targets._npz(), tmp_path) is None

@@ -38,6 +38,7 @@ from qattrain.runs import folder as runs
 
 PLAN_FILE, RESULT_FILE = "plan.json", "result.json"
 HASH_DIGITS = 10
+MOST_NAME_BYTES = 255  # of a file or folder
 FAILURE_SUFFIX = ".json"
 MOST_CLAIM_CHARACTERS = 10_000
 
@@ -82,6 +83,8 @@ def cell_name(config: dict[str, Any]) -> str:
 def _cell(recorded: dict[str, Any], names: set[str | None], axes: list[str]) -> Cell:
     """A cell of a plan. names: of all cells. Raises ConfigError, ValueError, KeyError, TypeError."""
     name, source = recorded["name"], recorded.get("source")
+    if len(os.fsencode(name)) > MOST_NAME_BYTES:
+        raise ValueError(f"the name of a cell, {name[:40]}..., is too long for a folder")
     config = parse_config(recorded["config"] | {"name": name}, name)  # a name is that of a folder
     values = config.model_dump(mode="json") | {"name": recorded["config"].get("name")}
     for axis in axes:

@@ -43,6 +43,7 @@ class Story:
 FLOAT = ("train", *TINY, "--bits", "32", "--name", "f")
 NET = ("train", *TINY, "--bits", "4", "--name", "net")
 RESUME = ("train", "--resume", "r")
+REPORT_ONLY = ("sweep", "--name", "s", "--report-only")  # a second sweep would wait for the cells of the first
 SWEPT = (
     *DIGITS[:-4],
     "--epochs",
@@ -98,7 +99,7 @@ STORIES = {
     "compare": Story(
         ("compare", "fp32", "vs", "ptq", "vs", "qat", *TINY, "--bits", "4"), "runs", compared="runs/compare-"
     ),
-    "sweep": Story(("sweep", *SWEPT, "--bits", "2,32", "--ptq", "4", "--name", "s"), "runs/s"),
+    "sweep": Story(("sweep", *SWEPT, "--bits", "2,32", "--ptq", "4", "--name", "s"), "runs/s", rival=REPORT_ONLY),
     "report": Story(("report", "net", "--out", "page.html"), "page.html", (NET,)),
     "inspect": Story(("inspect", "net", "--plots", "out"), "out", (NET,)),
     "pictures": Story(
