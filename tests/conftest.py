@@ -29,6 +29,9 @@ hypothesis.settings.load_profile("qattrain")
 
 def pytest_sessionstart() -> None:
     torch.set_num_threads(1)
+    # As in a terminal, also where the tests run in the background, or under nohup: subprocesses inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

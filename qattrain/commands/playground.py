@@ -27,7 +27,7 @@ def playground(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Write a page to draw on, and watch networks read it.
+    """Write a page to draw digits on, and watch networks read them.
 
     Every network runs in the page, with its own integers, side by side with the others. The page is a single file and
     works offline. Before it is written, its script is run on all test images and on 256 noise images, in Node.js or a

@@ -1,7 +1,7 @@
 """Being stopped by a signal: Ctrl-C, SIGTERM (`kill`, SLURM, systemd), SIGHUP (the terminal is gone).
 
-All three mean the same: save what is running and end, with 128 plus the signal's number as exit code. A signal that was
-ignored when the program started, as `nohup` does with SIGHUP, stays ignored.
+All three mean the same: save what is running and end, with 128 plus the signal's number as exit code. SIGTERM and SIGHUP
+stay ignored if they were when the program started, as `nohup` does with SIGHUP.
 """
 
 import signal
@@ -39,7 +39,9 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[dict[in
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            known = signal.getsignal(number)
+            is_nohup = known == signal.SIG_IGN and number != signal.SIGINT  # scripts start jobs without SIGINT
+            if known is not None and not is_nohup:
                 before[number] = signal.signal(number, handler)
     try:
         yield before

@@ -113,7 +113,7 @@ def test_the_counts_of_a_converted_batch_normalization_are_told(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"to": "tflite"}, r"^to = 'tflite': allowed: packed, onnx, c$"),
+        ({"to": "tflite"}, r"^to = 'tflite': allowed: packed, onnx, c, page$"),
         ({"images": images(2).float()}, r"images: float32 of shape \(2, 3, 14, 14\); allowed: uint8 \(N, C, H, W\)"),
         ({"images": images(2)[0]}, r"images: uint8 of shape \(3, 14, 14\); allowed: uint8 \(N, C, H, W\)"),
         ({"images": [[1, 2]]}, r"images: int64 of shape \(1, 2\); allowed: uint8"),
