@@ -35,11 +35,7 @@ def export(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-<<<<<<< HEAD
     """Write the integers as a packed file, ONNX, C or a page.
-=======
-    """Write the integers: as a packed file, ONNX, C or a page.
->>>>>>> page
 
     The files are model.safetensors, model.onnx, model.html, or model.c, model.h, main.c and README.md. With
     --prefix NAME the C files are NAME.c and NAME.h, and their symbols begin with NAME_: two networks fit one program.
