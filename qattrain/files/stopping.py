@@ -1,7 +1,7 @@
 """Being stopped by a signal: Ctrl-C, SIGTERM (`kill`, SLURM, systemd), SIGHUP (the terminal is gone).
 
-All three mean the same: save what is running and end, with 128 plus the signal's number as exit code. SIGTERM and SIGHUP
-stay ignored if they were when the program started, as `nohup` does with SIGHUP.
+All three mean the same: save what is running and end, with 128 plus the signal's number as exit code. SIGTERM and
+SIGHUP stay ignored if they were when the program started, as `nohup` does with SIGHUP.
 """
 
 import signal
