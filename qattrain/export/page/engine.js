@@ -1,6 +1,6 @@
 "use strict";
-// The integer network, in plain JavaScript: computes exactly what qattrain/integer/model.py defines. It touches no page:
-// the same text runs in the page, in its worker, in Node.js and in a headless browser.
+// The integer network, in plain JavaScript: computes exactly what qattrain/integer/model.py defines. It touches no
+// page: the same text runs in the page, in its worker, in Node.js and in a headless browser.
 //
 //   run(network, image) -> {logits, hidden, ranges}      image and codes are uint8 in the order (channel, row, column)
 //   check(network, image, expected, i) -> whether they are what Python computed
