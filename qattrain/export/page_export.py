@@ -1,11 +1,11 @@
 """The page exporter: networks as one HTML file in which one draws, and watches their integers.
 
-The file holds packed files (`qattrain/integer/packed.py`), the script that runs them (`page/engine.js`,
-`page/prepare.js`), and what people see (the rest of `page/`). It needs no network: the browser runs its two scripts and
-no other, because the page names their digests. Before it is written, the same script is run on all test images and on
-noise, in Node.js or in a browser, and compared with the integers: every logit and every hidden code. It is the one
-exporter whose file may be written without that, where there is neither; the file then says so. Opened, the page
-computes 32 images again and compares them with what Python computed.
+The file holds packed files (`qattrain/integer/packed.py`), the script that runs them (ENGINE), and what people see
+(SCRIPTS and the rest of `page/`). It needs no network: the browser runs these two scripts and no other, because the
+page names their digests. Before it is written, the same script is run on all test images and on noise, in Node.js or in a
+browser, and compared with the integers: every logit and every hidden code. It is the one exporter whose file may be
+written without that, where there is neither; the file then says so. Opened, the page computes 32 images again and
+compares them with what Python computed.
 """
 
 import base64
@@ -31,7 +31,7 @@ from qattrain.integer.packed import load_packed, write_packed
 
 FILE = "model.html"
 FOLDER = Path(__file__).parent / "page"
-ENGINE = ("engine.js", "prepare.js")
+ENGINE = ("packed.js", "engine.js", "cells.js", "prepare.js")
 SCRIPTS = ("grids.js", "drawing.js", "answers.js", "stages.js", "inspector.js", "weights.js", "page.js")
 PROOF_IMAGES = 32
 EXAMPLES, HARD_EXAMPLES = 10, 8

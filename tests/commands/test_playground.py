@@ -172,7 +172,7 @@ def test_one_wrong_code_is_told_and_nothing_is_written(
 ) -> None:
     broken = tmp_path / "engine.js"
     broken.write_text((FOLDER / "engine.js").read_text().replace("rest < 0.5 ? whole", "rest <= 0.51 ? whole"))
-    monkeypatch.setattr("qattrain.export.page_export.ENGINE", (str(broken), "prepare.js"))
+    monkeypatch.setattr("qattrain.export.page_export.ENGINE", ("packed.js", str(broken), "cells.js", "prepare.js"))
     for given in (("export", "four", "--to", "page"), ("playground", "four")):
         done = main(*given, "--runs-dir", runs_dir, "--out", tmp_path / "out", "--json")
         assert done.rc == 1

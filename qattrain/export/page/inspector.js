@@ -1,6 +1,6 @@
 "use strict";
 // One code, from its inputs to its value: the patch times the kernel, the running sum, the winner of the pool, the
-// multiplier and the shift, and the clip. All of it comes from `cell` in engine.js.
+// multiplier and the shift, and the clip. All of it comes from `cell` in cells.js.
 
 const FIRST_PARTS = 5;
 const ALWAYS = ["Left", "Right", "Close"]; // the keys of a layer without maps

@@ -1,7 +1,7 @@
 "use strict";
 // The page itself: its state, the worker that answers, the check of itself, and the address that keeps what is shown.
 
-/** What runs in the worker: keeps the networks and answers requests. It may use engine.js and prepare.js only. */
+/** What runs in the worker: keeps the networks and answers requests. It may use only the scripts of ENGINE in page_export.py. */
 function serve(reply) {
   const networks = [];
   return ({ kind, ...request }) => {

@@ -23,7 +23,7 @@ function prepare(grey, width, height, inputShape, handwriting) {
     return { image: resizeBytes(grey, width, height, inputShape[2], inputShape[1]), notes: [] };
   }
   const notes = [];
-  const whole = { pixels: Float64Array.from(grey), width, height };
+  const whole = { pixels: new Float64Array(grey), width, height };
   const inside = withoutEdge(whole);
   if (inside !== whole) notes.push("a frame along the edge was cut off");
   const ink = distances(inside, median(ring(inside, 0)));
@@ -38,7 +38,7 @@ function largest(values) {
 }
 
 function median(values) {
-  const sorted = Float64Array.from(values).sort(), middle = sorted.length >> 1;
+  const sorted = new Float64Array(values).sort(), middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
@@ -263,7 +263,7 @@ function resize(pixels, width, height, wide, high, weigh, made) {
 
 /** As Pillow resizes pictures of floats: stored as float32, added up as double. */
 function resizeFloats(pixels, width, height, wide, high) {
-  return resize(Float32Array.from(pixels), width, height, wide, high, (filter) => filter, (sum) => sum);
+  return resize(new Float32Array(pixels), width, height, wide, high, (filter) => filter, (sum) => sum);
 }
 
 /** As Pillow resizes bytes: weights are whole numbers of 2^-22. */
