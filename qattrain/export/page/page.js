@@ -129,14 +129,20 @@ function start() {
     announce(`${verdict} ${known}`);
   };
 
-  // Pictures come after the answer, in the next frame.
-  let painting = null;
-  const paintSoon = () => (painting ??= requestAnimationFrame(paint));
+  // Pictures come after the answer, in the next frame. Where one is awaited already, it comes first and they follow it;
+  // but in a long stroke on a slow machine they are drawn four times a second.
+  let painting = null, painted = 0;
+  const paintSoon = () => {
+    painting ??= requestAnimationFrame(() => {
+      painting = null;
+      if (!(isBusy || isWaiting) || performance.now() - painted > 250) paint();
+    });
+  };
   const player = makePlayer(paintSoon);
   const picture = makePicture(inputShape);
   const paint = () => {
-    painting = null;
     if (!stages) return;
+    painted = performance.now();
     const { layers } = entries[state.shown].network, shapes = [inputShape, ...layers.map((layer) => layer.outputShape)];
     const marks = shapes.map(([channels, rows, columns], stage) => ({ shown: player.shown(stage, rows * columns === 1 ? channels : rows * columns), chosen: null, field: null }));
     const scan = player.scanned();
