@@ -2,8 +2,8 @@
 
 The file holds packed files (`qattrain/integer/packed.py`), the script that runs them (ENGINE), and what people see
 (SCRIPTS and the rest of `page/`). It needs no network: the browser runs these two scripts and no other, because the
-page names their digests. Before it is written, the same script is run on all test images and on noise, in Node.js or in a
-browser, and compared with the integers: every logit and every hidden code. It is the one exporter whose file may be
+page names their digests. Before it is written, the same script is run on all test images and on noise, in Node.js or in
+a browser, and compared with the integers: every logit and every hidden code. It is the one exporter whose file may be
 written without that, where there is neither; the file then says so. Opened, the page computes 32 images again and
 compares them with what Python computed.
 """
