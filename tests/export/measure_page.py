@@ -2,8 +2,9 @@
 
     python tests/export/measure_page.py [CKPT or packed file ...]
 
-Strokes are drawn with real pointer events, half a second apart; a stroke is answered when every row of the page shows
-the answer to it. Without arguments: the page of the shipped networks, then a lenet of random weights at 4 bits.
+Strokes are drawn with real pointer events, 20 ms apart; a movement is answered when every row of the page shows the
+answer to it. Maps and other pictures are drawn in between, as for people. Without arguments: the page of the shipped
+networks, then a lenet of random weights at 4 bits.
 """
 
 import statistics
@@ -22,7 +23,8 @@ from qattrain.export.page_shipped import TITLE, shipped_entries, shipped_picture
 from qattrain.integer import ModelFacts
 from qattrain.integer.packed import load_packed, write_packed
 
-STROKES, WARM_UP = 60, 10
+STROKES, WARM_UP = 40, 8
+MOVES, SECONDS_PER_MOVE = 10, 0.02  # of a stroke, as a hand draws
 # Notes when a pointer's event arrives, and the next time the rows have been changed and are no longer busy.
 WATCH = """
 globalThis.times = [];
@@ -57,10 +59,12 @@ def measured(tab: Page, path: Path, content: bytes) -> list[float]:
         tab.call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **place)
 
     for number in range(STROKES + WARM_UP):
-        x = 0.3 + 0.4 * (number % 8) / 7
+        x, length = 0.3 + 0.4 * (number % 8) / 7, 0.1 + 0.5 * (number % 5) / 4
         mouse("mousePressed", x, 0.2)
-        mouse("mouseMoved", x + 0.05, 0.2 + 0.6 * (number % 5) / 4)
-        mouse("mouseReleased", x + 0.05, 0.2 + 0.6 * (number % 5) / 4)
+        for step in range(1, MOVES + 1):
+            time.sleep(SECONDS_PER_MOVE)
+            mouse("mouseMoved", x + 0.05 * step / MOVES, 0.2 + length * step / MOVES)
+        mouse("mouseReleased", x + 0.05, 0.2 + length)
         time.sleep(0.3)
         if number == WARM_UP - 1:
             tab.run("times.length = 0")

@@ -129,20 +129,21 @@ function start() {
     announce(`${verdict} ${known}`);
   };
 
-  // Pictures come after the answer, in the next frame. Where one is awaited already, it comes first and they follow it;
-  // but in a long stroke on a slow machine they are drawn four times a second.
-  let painting = null, painted = 0;
+  // Pictures come after the answer, in the next frame. Where the next answer is awaited by then, it comes first and they
+  // follow it; but in a long stroke on a slow machine they wait a quarter of a second at most.
+  let painting = null, postponed = null;
   const paintSoon = () => {
-    painting ??= requestAnimationFrame(() => {
+    painting ??= requestAnimationFrame((now) => {
       painting = null;
-      if (!(isBusy || isWaiting) || performance.now() - painted > 250) paint();
+      postponed ??= now;
+      if (!(isBusy || isWaiting) || now - postponed > 250) paint();
     });
   };
   const player = makePlayer(paintSoon);
   const picture = makePicture(inputShape);
   const paint = () => {
     if (!stages) return;
-    painted = performance.now();
+    postponed = null;
     const { layers } = entries[state.shown].network, shapes = [inputShape, ...layers.map((layer) => layer.outputShape)];
     const marks = shapes.map(([channels, rows, columns], stage) => ({ shown: player.shown(stage, rows * columns === 1 ? channels : rows * columns), chosen: null, field: null }));
     const scan = player.scanned();
