@@ -14,7 +14,8 @@ folder.make()
 cells = []
 for point in expand(grid):
     quant = point.config["quant"] | {"act_bits": point.config["quant"]["bits"]}
-    config = parse_config(point.config | {"quant": quant}, "thousand").model_dump(mode="json")
+    train = point.config["train"] | {"threads": 1}
+    config = parse_config(point.config | {"quant": quant, "train": train}, "thousand").model_dump(mode="json")
     cells.append(Cell(cell_name(config), config, None))
     run_dir = folder.cells / cells[-1].name
     run_dir.mkdir()
