@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.config import ExperimentConfig, model_label, parse_config, short_name
-from qattrain.errors import CheckpointError, ConfigError, RecordError, did_you_mean, reason
+from qattrain.errors import (
+    CheckpointError,
+    ConfigError,
+    RecordError,
+    TrainingError,
+    did_you_mean,
+    reason,
+    write_errors,
+)
 from qattrain.files import records
 from qattrain.files.locks import is_in_the_making
 
@@ -105,7 +113,8 @@ def write_metrics(run_dir: Path, history: list[dict[str, Any]]) -> None:
     if history:
         records.write_lines(run_dir / METRICS_FILE, METRICS_KIND, history)
     else:
-        (run_dir / METRICS_FILE).unlink(missing_ok=True)
+        with write_errors(TrainingError, f"cannot remove {run_dir / METRICS_FILE}", "choose another --runs-dir"):
+            (run_dir / METRICS_FILE).unlink(missing_ok=True)
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

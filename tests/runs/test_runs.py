@@ -1,5 +1,6 @@
 """Run folders: each gets a name of its own, is found by it again, and junk beside it does no harm."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -330,3 +331,14 @@ def test_two_processes_never_get_the_same_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"empty exists and is no run.*remove it, or choose another --name"):
         create_run_dir(tmp_path, "empty", "unused")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["default", "default-2", "empty", "mine"]
+
+
+def test_metrics_that_cannot_be_removed_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(
+        TrainingError, match=r"^cannot remove .*metrics.jsonl: Read-only .*; choose another --runs-dir$"
+    ):
+        runs.write_metrics(tmp_path, [])
