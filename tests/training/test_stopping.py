@@ -16,9 +16,9 @@ from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import load_checkpoint
 from qattrain.training import run as experiment
 
-SLOW = {"data.limit_train": 1000, "train.batch_size": 1, "train.epochs": 1}
+SLOW = {"data.limit_train": 1400, "train.batch_size": 1, "train.epochs": 1}
 ARGUMENTS = ["train", "--dataset", "digits", "--model", "lenet-nano", "--threads", "1", "--epochs", "1"]
-ARGUMENTS += ["--limit-train", "1000", "--batch-size", "1"]
+ARGUMENTS += ["--limit-train", "1400", "--batch-size", "1"]
 COMMAND = [sys.executable, "-m", "qattrain", *ARGUMENTS]
 
 
@@ -41,7 +41,7 @@ def assert_resumes(
     def check(run_dir: Path) -> None:
         state = load_checkpoint(run_dir / runs.LAST_FILE).trainer
         assert state is not None
-        assert 0 < state["step"] < 1000
+        assert 0 < state["step"] < 1400
         experiment.resume(str(run_dir), tmp_path, tmp_path, silent_display(), {}, None)
         whole = tiny(SLOW, runs_dir=tmp_path / "whole").run_dir
         one, other = (load_checkpoint(path / runs.LAST_FILE) for path in (whole, run_dir))
