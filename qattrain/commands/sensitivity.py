@@ -38,9 +38,9 @@ def sensitivity(
     """Show which layers can take few bits: how the loss rises.
 
     The weights of one layer, or one activation, get 8, 4, 3, 2 and 1 bits, everything else stays as it is. Nothing is
-    trained: that tensor is quantized after training. The rise of the loss is measured on
-    held-out training images, never on test images. With --bytes or --like-bits, bits are chosen for all layers so that
-    the sum of the rises is the smallest for that many bytes.
+    trained: that tensor is quantized after training. The rise of the loss is measured on held-out training images,
+    never on test images. With --bytes or --like-bits, bits are chosen for all layers so that the sum of the rises is
+    the smallest for that many bytes.
 
     \b
     Examples:
@@ -60,6 +60,7 @@ def sensitivity(
     with console.busy(f"measuring {path}"):
         from qattrain.evaluation.checkpoints import load_test_data
         from qattrain.evaluation.networks import Packed, load_network
+        from qattrain.layers.network import packed_bytes
         from qattrain.report.drawing import check_writable, write_pictures
         from qattrain.training.sensitivity import assign_bits, measure, uniform_bytes
 
@@ -76,11 +77,11 @@ def sensitivity(
         if plots is not None:
             from qattrain.report.sensitivity import sensitivity_figure
 
-            title = f"{path.parent.name}, {len(dataset.train.labels):,} images of {dataset.name}"
+            title = f"{path.parent.name}, {found.images:,} held-out images of {dataset.name}"
             written = write_pictures(plots, {"sensitivity": sensitivity_figure(found, title)})
     console.notice(network.notice)
     line = ",".join(f"{name}={bits}" for name, bits in chosen.items()) if chosen else None
-    taken = sum(uniform_bytes({name: found.weights[name]}, bits) for name, bits in (chosen or {}).items())
+    taken = sum(packed_bytes(found.weights[name], bits) for name, bits in (chosen or {}).items())
     result: dict[str, Any] = {
         "checkpoint": str(path),
         "dataset": dataset.name,

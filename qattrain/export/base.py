@@ -103,13 +103,12 @@ def write_verified(
     left behind then.
     """
     layout, noise, notice = settled_layout(exporter, layout), noise_images(model.input_shape), None
+    check_folder(folder, force)
     if images is not None and exporter.prove is not None:
-        check_folder(folder, force)
         proven = exporter.prove(model, facts, images, labels)
         files, verified, notice = proven.files, proven.verified_images, proven.notice
     else:
         files = exporter.write(model, facts, layout)
-        check_folder(folder, force)
         verified = 0 if images is None else verify(exporter, files, model, np.concatenate([images, noise]))
     shown = noise[2:] if images is None or not len(images) else images
     if board:

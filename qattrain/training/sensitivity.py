@@ -9,7 +9,7 @@ choosing bits by summed sensitivities: Dong et al. 2020, "HAWQ-V2", section 3.3.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -88,18 +88,17 @@ def measure(
     quantizer: str = "lsq",
     calibration: str = "mse",
     images: int = IMAGES,
-    told: Callable[[str], None] = lambda _line: None,
 ) -> Sensitivity:
     """Quantize each tensor of `network` alone, at 8, 4, 3, 2 and 1 bits, and measure by how much the loss rises.
 
     A network that is quantized already keeps its own bits everywhere else. quantizer, calibration: keys of QUANTIZERS
-    and CALIBRATIONS. images: how many held-out images, at most. told: called with the name of each tensor before it is
-    measured. The same arguments give the same numbers on the same machine. Raises ConfigError.
+    and CALIBRATIONS. images: how many held-out images, at most. The same arguments give the same numbers on the same
+    machine. Raises ConfigError.
     """
     calibrate_one = pick(CALIBRATIONS, calibration, "--calibration")
     pick(QUANTIZERS, quantizer, "--quantizer")
     calibration_images, held_out, notes = held_out_images(network.checkpoint.config, dataset, images)
-    found = measure_model(network.model, calibration_images, held_out, quantizer, calibrate_one, told)
+    found = measure_model(network.model, calibration_images, held_out, quantizer, calibrate_one)
     return replace(found, notes=notes)
 
 
@@ -109,7 +108,6 @@ def measure_model(
     held_out: ImageSet,
     quantizer: str,
     calibrate_one: Calibration,
-    told: Callable[[str], None] = lambda _line: None,
 ) -> Sensitivity:
     """As `measure`, for any network of this project's layers. calibration_images: uint8 (N, C, H, W)."""
     predict = torch_predictor(model.eval())
@@ -119,7 +117,6 @@ def measure_model(
     layers, activations = weight_layers(model), activation_layers(model)
     rises = []
     for name in (name for name, _ in model.named_modules() if name in layers or name in activations):
-        told(name)
         for bits in BITS:
             if name in layers:
                 change = _weights_at(layers[name], name == list(layers)[-1], quantizer, bits, calibrate_one)
