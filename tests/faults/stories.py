@@ -28,6 +28,7 @@ class Story:
     resume: what a person runs after it was disturbed, if the command itself is refused because its run exists.
     rival: what a second process does at the same time; the command itself if it is left out. environment: of all these.
     files: makes those that are needed besides. compared: files whose names begin so must be the same in the end.
+    spared: files whose names begin so save time and are no result, so they may be missing in the end.
     """
 
     command: tuple[str, ...]
@@ -38,6 +39,7 @@ class Story:
     environment: dict[str, str] = field(default_factory=dict)
     files: Callable[[Path], None] = lambda _folder: None
     compared: str = ""
+    spared: str | None = None
 
 
 FLOAT = ("train", *TINY, "--bits", "32", "--name", "f")
@@ -84,7 +86,11 @@ STORIES = {
     "resume": Story(RESUME, "runs/r", (("train", *TINY, "--bits", "4", "--name", "r", "--stop-after", "1"),)),
     "ptq": Story(("ptq", "f", "--bits", "4", "--name", "r"), "runs/r", (FLOAT,), resume=RESUME),
     "teacher": Story(
-        ("train", *TINY, "--bits", "4", "--teacher", "f", "--name", "r"), "runs/r", (FLOAT,), resume=RESUME
+        ("train", *TINY, "--bits", "4", "--teacher", "f", "--name", "r"),
+        "runs/r",
+        (FLOAT,),
+        resume=RESUME,
+        spared="runs/f/answers/",
     ),
     "kernels": Story(
         ("train", *TINY, "--bits", "4", "--set", "train.compile=on", "--name", "r"),
