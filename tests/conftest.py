@@ -92,6 +92,19 @@ def tiny_config() -> Callable[..., ExperimentConfig]:
     return make
 
 
+@pytest.fixture(scope="session")
+def settled_config(tiny_config: Callable[..., ExperimentConfig]) -> Callable[..., dict[str, Any]]:
+    """As plain values, with 4 bits, or others, and nothing left open, as runs record it."""
+    settled = {"train.lr": 0.05, "train.batch_size": 32, "train.weight_decay": 0.0}
+
+    def make(bits: int = 4, act_bits: int = 4) -> dict[str, Any]:
+        values = settled | {"quant.bits": bits, "quant.act_bits": act_bits}
+        found: dict[str, Any] = tiny_config(values).model_dump(mode="json")
+        return found
+
+    return make
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, tiny_config: Callable[..., ExperimentConfig]) -> Callable[..., RunResult]:
     """Trains `tiny_config(settings)` into `runs_dir`, by default `tmp_path / "runs"`."""

@@ -121,6 +121,7 @@ def _of_run(name: str) -> Kind:
 
 def _of_sweep(name: str) -> Kind:
     from qattrain.experiments import folder as sweeps
+    from qattrain.experiments.ledger import Ledger
     from qattrain.report.sources import find_sources
 
     def use(path: Path, folder: Path) -> Any:
@@ -129,7 +130,7 @@ def _of_sweep(name: str) -> Kind:
             return find_sources([str(path)], folder)
         plan = sweep.read_plan()
         assert plan is not None
-        ledger = sweeps.Ledger(sweep, plan.cells)
+        ledger = Ledger(sweep, plan.cells)
         return sweeps.sweep_document(plan, sweep, []), ledger.finished, ledger.damaged
 
     return Kind(

@@ -12,6 +12,7 @@ from fuzz_targets import CHAIN, SEEDS, Target, _config
 from qattrain.errors import QattrainError
 from qattrain.experiments import folder as sweeps
 from qattrain.experiments import kinds
+from qattrain.experiments.ledger import Ledger
 from qattrain.files import records
 from qattrain.runs import folder as runs
 
@@ -94,7 +95,7 @@ def read_sweep(name: str) -> Callable[[bytes, Path], object]:
             sweeps.list_sweeps(folder / "runs")
             document = sweeps.sweep_document(plan, sweep, [])
             sweeps.is_written(sweep, document, ())
-            return document, sweeps.csv_text(document["rows"]), sweeps.Ledger(sweep, plan.cells)
+            return document, sweeps.csv_text(document["rows"]), Ledger(sweep, plan.cells)
         finally:
             place.write_bytes(before)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qattrain.experiments.folder import RESULT_FILE, Ledger, SweepFolder
+from qattrain.experiments.folder import RESULT_FILE, SweepFolder
 from qattrain.experiments.kinds import RESULT_KIND
+from qattrain.experiments.ledger import Ledger
 from qattrain.experiments.sweep import MOST_DEATHS
 from qattrain.files import records
 from qattrain.runs import folder as runs

@@ -11,6 +11,7 @@ from qattrain.commands.compare import compare
 from qattrain.commands.eval import evaluate
 from qattrain.commands.explain import explain
 from qattrain.commands.export import export
+from qattrain.commands.fit import fit
 from qattrain.commands.inspect import inspect
 from qattrain.commands.playground import playground
 from qattrain.commands.predict import predict
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ptq": ptq,
     "compare": compare,
     "sweep": sweep,
+    "fit": fit,
     "inspect": inspect,
     "sensitivity": sensitivity,
     "explain": explain,

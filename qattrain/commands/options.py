@@ -5,9 +5,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+if TYPE_CHECKING:
+    from qattrain.experiments.folder import SweepFolder
+    from qattrain.experiments.sweep import Crew
 
 DEFAULT_RUNS = Path("runs")
 PACKAGE = Path(__file__).parents[1]
@@ -195,6 +199,36 @@ NetworkName = Annotated[
         show_default=False,
     ),
 ]
+
+
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine. [default: one per core, at most 8]")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="tcp://HOST:PORT", help="Train on the workers of this dask cluster instead."),
+]
+
+
+def hired(
+    folder: "SweepFolder",
+    context: typer.Context,
+    scheduler: str | None,
+    workers: int | None,
+    threads: int | None,
+    data_dir: Path | None,
+) -> "Crew":
+    """The workers that --workers or --scheduler ask for. Raises TrainingError."""
+    from qattrain.experiments.sweep import LocalCrew
+
+    if scheduler is None:
+        return LocalCrew(folder, data_folder(data_dir), workers, threads)
+    from qattrain.experiments.cluster import DaskCrew
+
+    # Unless --data-dir is given, each worker knows best where its data are.
+    source: Any = context.get_parameter_source("data_dir")
+    given = data_dir.absolute() if data_dir is not None and source.name == "COMMANDLINE" else None
+    return DaskCrew(scheduler, folder, given, threads or 1)
 
 
 def data_folder(given: Path | None) -> Path:

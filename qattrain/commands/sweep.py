@@ -9,6 +9,7 @@ from qattrain.commands import options as opt
 
 if TYPE_CHECKING:
     from qattrain.experiments.folder import SweepFolder
+    from qattrain.experiments.sweep import Crew
     from qattrain.report.console import Console
 
 
@@ -33,13 +34,8 @@ def sweep(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting; KEY=[A,B] for several values. Repeatable."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine. [default: one per core, at most 8]")
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="tcp://HOST:PORT", help="Run the cells on the workers of this dask cluster instead."),
-    ] = None,
+    workers: opt.Workers = None,
+    scheduler: opt.Scheduler = None,
     reference: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Other people's results to plot, CSV or TOML: name, weight_bytes, accuracy."),
@@ -69,7 +65,7 @@ def sweep(
     from qattrain.errors import ConfigError, TrainingError
     from qattrain.experiments.folder import find_sweep, list_sweeps, read_reference
     from qattrain.experiments.grid import PTQ_BITS, read_grid
-    from qattrain.experiments.sweep import Crew, LocalCrew, run_sweep
+    from qattrain.experiments.sweep import run_sweep
     from qattrain.files import stopping
     from qattrain.report.console import Console
 
@@ -89,15 +85,8 @@ def sweep(
         _report(console, folder, points, redraw=True)
         return
 
-    def hire() -> Crew:
-        if scheduler is not None:
-            from qattrain.experiments.cluster import DaskCrew
-
-            # Unless --data-dir is given, each worker knows best where its data are.
-            source: Any = context.get_parameter_source("data_dir")
-            given = data_dir.absolute() if data_dir is not None and source.name == "COMMANDLINE" else None
-            return DaskCrew(scheduler, folder, given, grid.threads or 1)
-        return LocalCrew(folder, opt.data_folder(data_dir), workers, grid.threads)
+    def hire() -> "Crew":
+        return opt.hired(folder, context, scheduler, workers, grid.threads, data_dir)
 
     from qattrain.report.display import sweep_display
 

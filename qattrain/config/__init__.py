@@ -302,6 +302,16 @@ def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
     return validated(ExperimentConfig, values, source)
 
 
+def recorded_config(values: dict[str, Any], source: str) -> ExperimentConfig:
+    """As `parse_config`, for a run that was begun: what every run settles is not open any more. Raises ConfigError."""
+    config = parse_config(values, source)
+    for section, keys in (("quant", ("bits", "act_bits")), ("train", ("lr", "batch_size", "weight_decay"))):
+        for key in keys:
+            if getattr(getattr(config, section), key) in (None, "auto"):
+                raise ConfigError(f"{source} leaves {section}.{key} open, which no run of qattrain does")
+    return config
+
+
 def validated(section: type[Section], values: dict[str, Any], source: str) -> Section:
     """Validate `values` into one section of the config, as `parse_config` does for the whole. Raises ConfigError."""
     try:

@@ -9,13 +9,15 @@
     fc D [bn]                                        fully connected layer with D outputs
     fc                                               the last layer: one output per class
 
-Options come in any order. A ReLU with activation codes comes after every product but the last. Names count by kind:
+Options come in any order. Where a search is to find a number of outputs there is a `?`, as in `conv ? 3x3`.
+A ReLU with activation codes comes after every product but the last. Names count by kind:
 conv1, dw1, fc1 for products, act1, act2, ... for their ReLUs, avg1 for averages. Chains only: no branches, no sums.
 """
 
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, NoReturn
@@ -217,6 +219,55 @@ def parse_chain(text: str) -> Chain:
     for number, part in enumerate(parts, start=1):
         _add(layers, names, _Part(part, number, is_last=number == len(parts)))
     return Chain(tuple(layers))
+
+
+OPEN = "?"
+
+
+@dataclass(frozen=True)
+class OpenChain:
+    """A chain of which some widths are open. chain: with 1 in these places. places: their positions in its `widths`."""
+
+    chain: Chain
+    places: tuple[int, ...]
+
+    def filled(self, widths: Sequence[int]) -> Chain:
+        """The chain with these widths in the open places."""
+        new = dict(zip(self.places, widths, strict=True))
+        return self.chain.with_widths(tuple(new.get(place, old) for place, old in enumerate(self.chain.widths)))
+
+    @property
+    def line(self) -> str:
+        """The chain with its open places."""
+        with_marks = self.chain.with_widths(
+            tuple(-1 if place in self.places else old for place, old in enumerate(self.chain.widths))
+        )
+        return with_marks.line.replace("-1", OPEN)
+
+
+def parse_open_chain(text: str) -> OpenChain:
+    """A chain with `?` for some numbers after conv and fc, or a preset, of which all are open. Raises ConfigError."""
+    if text in PRESETS:
+        chain = parse_chain(text)
+        return OpenChain(chain, tuple(range(len(chain.widths))))
+    parts, places = [part.split() for part in text.split(",")], []
+    with_width = [words for words in parts if len(words) > 1 and words[0] in ("conv", "fc")]
+    for place, words in enumerate(with_width):
+        if words[1] == OPEN:
+            words[1] = "1"
+            places.append(place)
+    for number, words in enumerate(parts, start=1):
+        if OPEN in words:
+            _Part(" ".join(words), number, is_last=False).fail(
+                f"a '{OPEN}' stands for a number of outputs, right after conv or fc", "conv ? 3x3 bn"
+            )
+    chain = parse_chain(", ".join(map(" ".join, parts)))
+    if not places:
+        raise ConfigError(
+            f"--model '{shortened(text)}' has no open place; write ? for each number of outputs to be found, for "
+            "example: conv ? 5x5 bn, pool 2, fc"
+        )
+    return OpenChain(chain, tuple(places))
 
 
 def is_chain(text: str) -> bool:

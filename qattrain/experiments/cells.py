@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from qattrain.config import FLOAT_BITS, ExperimentConfig, PtqConfig, QuantConfig, parse_config
-from qattrain.data import Dataset, load_dataset
+from qattrain.data import AUTO_NAME, Dataset, choose_dataset, load_dataset
 from qattrain.errors import CheckpointError, ConfigError, QattrainError, TrainingError
-from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, cell_name
+from qattrain.experiments.folder import RESULT_FILE, Cell, Report, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.experiments.kinds import RESULT_KIND
+from qattrain.experiments.ledger import Ledger
+from qattrain.experiments.sweep import Images
 from qattrain.files import records, stopping
 from qattrain.layers.network import build_model, weight_bytes
 from qattrain.runs import folder as runs
@@ -75,6 +77,15 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
     return sorted(cells.values(), key=lambda cell: cell.method != "fp32")
 
 
+def describe(data: dict[str, Any], data_dir: Path, load: Loader) -> Images:
+    """The images of a `data` section, `auto` settled. Raises ConfigError, DataError."""
+    config = parse_config({"data": data}, "data").data
+    name = choose_dataset(data_dir)[0] if config.dataset == AUTO_NAME else config.dataset
+    dataset = load(config.model_copy(update={"dataset": name}).spec, data_dir)
+    count = len(dataset.train.head(config.limit_train).labels)
+    return Images(name, dataset.shape, dataset.classes, count)
+
+
 class Watch:
     """A display that shows nothing and reports the share of the training that is done."""
 
@@ -97,15 +108,16 @@ class Watch:
 def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:
     """Run or resume a cell in `cells_dir`, which also holds a PTQ cell's source; the caller has claimed it.
 
-    False if `stop` was set before its end; its state is saved then. Raises any QattrainError.
+    Its end is the epoch `cell.until`, or the last. False if `stop` was set before; its state is saved then. Raises any
+    QattrainError.
     """
     run_dir = cells_dir / cell.name
     last = run_dir / runs.LAST_FILE
     config = parse_config(cell.config | {"name": cell.name}, cell.name)
-    watch = Watch(report, config.train.epochs)
+    watch = Watch(report, cell.until or config.train.epochs)
     if last.exists():
         with written_by_us(run_dir):
-            result = continue_run(last, _checkpoint_of(cell, last), data_dir, watch, stop=stop, load=load)
+            result = continue_run(last, _checkpoint_of(cell, last), data_dir, watch, cell.until, stop=stop, load=load)
     else:
         shutil.rmtree(run_dir, ignore_errors=True)  # of an older version, killed before its first checkpoint
         if cell.source is not None:
@@ -114,10 +126,12 @@ def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: th
             result, _ = quantize(load_checkpoint(path), path, config, dataset, cells_dir)
         else:
             config, dataset, _ = resolve(config, data_dir, load)
-            result = start(config, dataset, cell.notice, cells_dir, watch, stop=stop)
-    if result.checkpoint.finished:
+            result = start(config, dataset, cell.notice, cells_dir, watch, cell.until, stop=stop)
+    checkpoint = result.checkpoint
+    has_ended = checkpoint.finished or (cell.until is not None and len(checkpoint.history) >= cell.until)
+    if has_ended:
         records.write(run_dir / RESULT_FILE, RESULT_KIND, _outcome(result, cell))
-    return result.checkpoint.finished
+    return has_ended
 
 
 def _checkpoint_of(cell: Cell, path: Path) -> Checkpoint:
@@ -180,7 +194,7 @@ def claim_and_run(ledger: Ledger, run: Callable[[Cell, Report], None], stop: thr
     """
     while not stop.is_set():
         list(ledger.ended())
-        if not ledger.open:
+        if not ledger.open and not ledger.grows:
             return
         if not any(_attempt(ledger, cell, run) for cell in ledger.ready()):
             time.sleep(SECONDS_BETWEEN_TRIES)  # not stop.wait(): its lock and that of the signal handler are the same

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,10 @@ from qattrain.errors import (
     reason,
     write_errors,
 )
-from qattrain.experiments.folder import RESULT_FILE, Cell, Ledger, Report, SweepFolder
+from qattrain.experiments.folder import RESULT_FILE, Cell, Report, SweepFolder
 from qattrain.experiments.grid import Point
-from qattrain.experiments.sweep import SECONDS_BETWEEN_LOOKS
+from qattrain.experiments.ledger import Ledger
+from qattrain.experiments.sweep import SECONDS_BETWEEN_LOOKS, Images
 from qattrain.files import cache_dir, replace_files
 from qattrain.runs import folder as runs
 
@@ -89,12 +90,26 @@ class DaskCrew:
                     raise ConfigError(f"{what}: that file is here, not on the workers; leave out --scheduler")
         for dataset in {point.config["data"]["dataset"] for point in points}:
             self._check_data(dataset)
-        future = self.client.submit(settle_here, points, self.threads, self.data_dir, pure=False)
+        found: list[Cell] = self._ask(settle_here, points, self.threads, self.data_dir)
+        return found
+
+    @property
+    def size(self) -> int:
+        return len(self.client.nthreads())
+
+    def describe(self, data: dict[str, Any]) -> Images:
+        self._check_data(data["dataset"])
+        found: Images = self._ask(describe_here, data, self.data_dir)
+        return found
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns on one of the workers. Raises any QattrainError that it returns."""
+        future = self.client.submit(function, *arguments, pure=False)
         while not self._is_done(future):
             time.sleep(POLL_SECONDS)
         if future.status == "error":
             raise TrainingError(f"the workers of {self.address} failed: {future.exception()!r}")
-        found: list[Cell] | QattrainError = self.client.gather(future, direct=False)
+        found = self.client.gather(future, direct=False)
         if isinstance(found, QattrainError):
             raise found
         return found
@@ -278,6 +293,16 @@ def settle_here(points: list[Point], threads: int, data_dir: Path | None) -> lis
     try:
         with _busy:
             return settle(points, threads, worker_data_dir(data_dir), load_present)
+    except QattrainError as error:
+        return error
+
+
+def describe_here(data: dict[str, Any], data_dir: Path | None) -> Images | QattrainError:
+    """`cells.describe` on this worker, in the same way."""
+    from qattrain.experiments.cells import describe
+
+    try:
+        return describe(data, worker_data_dir(data_dir), load_present)
     except QattrainError as error:
         return error
 

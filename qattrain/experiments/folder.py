@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import qattrain
-from qattrain.config import parse_config
+from qattrain.config import parse_config, recorded_config
 from qattrain.config.sources import lookup
 from qattrain.errors import ConfigError, RecordError, TrainingError, reason, write_errors
 from qattrain.experiments.kinds import FAILURE_KIND, PLAN_KIND, RESULT_KIND, SWEEP_KIND
@@ -37,6 +37,7 @@ from qattrain.files.locks import try_lock
 from qattrain.runs import folder as runs
 
 PLAN_FILE, RESULT_FILE = "plan.json", "result.json"
+SEARCH_FILE, FIT_FILE = "search.json", "fit.json"  # instead of plan and results, in the folder of `qattrain fit`
 HASH_DIGITS = 10
 MOST_NAME_BYTES = 255  # of a file or folder
 FAILURE_SUFFIX = ".json"
@@ -49,12 +50,16 @@ Report = Callable[[float], None]  # takes the share of a cell's training that is
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. config: settled, as in config.json but for the name. source: a PTQ cell's float cell."""
+    """One run of a sweep. config: settled, as in config.json but for the name. source: a PTQ cell's float cell.
+
+    until: the epoch after which it counts as finished; None: its last.
+    """
 
     name: str
     config: dict[str, Any]
     notice: str | None
     source: str | None = None
+    until: int | None = None
 
     @property
     def method(self) -> str:
@@ -80,18 +85,18 @@ def cell_name(config: dict[str, Any]) -> str:
     return f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:HASH_DIGITS]}"
 
 
-def _cell(recorded: dict[str, Any], names: set[str | None], axes: list[str]) -> Cell:
+def recorded_cell(recorded: dict[str, Any], names: set[str | None], axes: list[str]) -> Cell:
     """A cell of a plan. names: of all cells. Raises ConfigError, ValueError, KeyError, TypeError."""
     name, source = recorded["name"], recorded.get("source")
     if len(os.fsencode(name)) > MOST_NAME_BYTES:
         raise ValueError(f"the name of a cell, {name[:40]}..., is too long for a folder")
-    config = parse_config(recorded["config"] | {"name": name}, name)  # a name is that of a folder
+    config = recorded_config(recorded["config"] | {"name": name}, name)  # a name is that of a folder
     values = config.model_dump(mode="json") | {"name": recorded["config"].get("name")}
     for axis in axes:
         lookup(values, axis.split("."))
-    if source not in names or None in (config.quant.bits, config.quant.act_bits, config.train.threads):
+    if source not in names or config.train.threads is None:
         raise ValueError(f"the cell {name} is not settled")
-    return Cell(name, values, recorded["notice"], source)
+    return Cell(name, values, recorded["notice"], source, recorded.get("until"))
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,10 @@ class SweepFolder:
         self.cells, self.claims, self.failures = path / runs.CELLS_FOLDER, path / "claims", path / "failures"
 
     def refuse_a_run(self) -> None:
-        """Raises ConfigError if a run has the name."""
-        if (self.path / runs.CONFIG_FILE).exists():
-            raise ConfigError(f"{self.path} is a run, not a sweep; choose another --name")
+        """Raises ConfigError if a run or a search has the name."""
+        for file, what in ((runs.CONFIG_FILE, "a run"), (SEARCH_FILE, "a search")):
+            if (self.path / file).exists():
+                raise ConfigError(f"{self.path} is {what}, not a sweep; choose another --name")
 
     def make(self) -> None:
         """Make the folder if it does not exist. Raises TrainingError."""
@@ -135,7 +141,7 @@ class SweepFolder:
         if not found["cells"] or len(names) <= len(found["cells"]):
             raise records.damaged(path, PLAN_KIND, "its cells are none, or two have one name")
         try:
-            cells = [_cell(one, names, found["axes"]) for one in found["cells"]]
+            cells = [recorded_cell(one, names, found["axes"]) for one in found["cells"]]
         except (ConfigError, ValueError, KeyError, TypeError) as error:
             raise records.damaged(path, PLAN_KIND, reason(error)) from None
         return Plan(found["asked"], found["axes"], cells, found["version"])
@@ -157,7 +163,9 @@ class SweepFolder:
         run_dir = self.cells / cell.name
         if not (run_dir / runs.LAST_FILE).is_file():
             return None
-        return records.read(run_dir / RESULT_FILE, RESULT_KIND)
+        found = records.read(run_dir / RESULT_FILE, RESULT_KIND)
+        is_reached = found is not None and found["epochs"] >= (cell.until or 0)
+        return found if is_reached else None
 
     def failure(self, cell: Cell) -> str | None:
         """The error line of the cell's last failure, or None."""
@@ -237,57 +245,6 @@ class SweepFolder:
                 held = try_lock(file.fileno(), shared=True) is False
                 found[name] = Claim(float(share), dead, owner, held)
         return found
-
-
-class Ledger:
-    """Which cells are finished, which failed and which are open, according to the files of the folder.
-
-    open: by name. finished: accuracies by name. failed: error lines by name; failures older than the ledger do not
-    count, because a sweep tries those cells again.
-    """
-
-    def __init__(self, folder: SweepFolder, cells: list[Cell]) -> None:
-        self.folder = folder
-        self.old_failures = {cell.name: folder.failure_time(cell.name) for cell in cells}
-        self.open = {cell.name: cell for cell in cells}
-        self.finished: dict[str, float] = {}
-        self.failed: dict[str, str] = {}
-        self.damaged: dict[str, str] = {}  # what is wrong with the results of open cells, by name
-        list(self._ended(cells))
-
-    def ended(self) -> Iterator[tuple[str, float | str]]:
-        """Name, and accuracy or error line, of every cell that ended since the last call."""
-        touched = self.folder.touched()  # not all cells of a large sweep
-        return self._ended([cell for name, cell in self.open.items() if name in touched])
-
-    def _ended(self, cells: list[Cell]) -> Iterator[tuple[str, float | str]]:
-        for cell in cells:
-            outcome = self.outcome(cell)
-            if outcome is not None:
-                del self.open[cell.name]
-                if isinstance(outcome, float):
-                    self.finished[cell.name] = outcome
-                else:
-                    self.failed[cell.name] = outcome
-                yield cell.name, outcome
-
-    def ready(self) -> list[Cell]:
-        """The open cells whose source, if any, is finished. Some may be claimed."""
-        return [cell for cell in self.open.values() if cell.source is None or cell.source in self.finished]
-
-    def outcome(self, cell: Cell) -> float | str | None:
-        """Accuracy or error line of the cell; None: it is open, as it is if its result is damaged.
-
-        Running a cell that has its last checkpoint only writes the result again.
-        """
-        try:
-            result = self.folder.result(cell)
-        except RecordError as error:
-            self.damaged[cell.name], result = str(error), None
-        if result is not None:
-            return float(result["accuracy"])
-        is_old = self.folder.failure_time(cell.name) == self.old_failures[cell.name]
-        return None if is_old else self.folder.failure(cell)
 
 
 def find_sweep(name: str | None, asked: str | None, runs_dir: Path) -> SweepFolder:

@@ -1,4 +1,4 @@
-"""What the JSON files of a sweep hold. No torch in here.
+"""What the JSON files of sweeps and searches hold. No torch in here.
 
 `sweep.json` holds, at the top level:
 
@@ -18,6 +18,19 @@
                  1), loss_mean, weight_bytes, images_per_second (mean; null for ptq)
     reference[]  other people's results, as given with --reference: name, weight_bytes, accuracy
 
+`fit.json` holds, at the top level: kind "fit"; name; version; notice; dataset; budget (weight_bytes, total_bytes, macs,
+flash_bytes, milliseconds, core, mhz; null where none was set); families (chains with open places, by name); sampler;
+held_out (number of images that candidates were ranked on); rungs (epochs after which some were passed over); epochs (of
+the winner's trainings); seconds (of the whole search); winner (run_dir; null if there is none yet); accuracy_mean and
+accuracy_std of the finals; and
+
+    rows[]       one per candidate: run_dir, batch (from 1), model (a chain), bits, act_bits, layer_bits, what it costs
+                 (weight_bytes, total_bytes, macs; flash_bytes and milliseconds, null without a core), epochs it was
+                 trained for, loss and accuracy on the held-out images (null if it failed), status ("complete", "passed
+                 over" or "failed"), error
+    finals[]     one per training of the winner: run_dir, seed, accuracy and loss on the test images, and flash_bytes
+                 and milliseconds of the trained network
+
 Accuracies are fractions. Values that an unfinished row does not have yet are null. `sweep.csv` has the same rows.
 """
 
@@ -31,6 +44,14 @@ def _planned_again(path: Path) -> str:
     return f"remove it and run the sweep's command again, which keeps what is finished: rm {shlex.quote(str(path))}"
 
 
+def _searched_again(path: Path) -> str:
+    return f"remove its folder and search again: rm -r {shlex.quote(str(path.parent))}"
+
+
+def _fitted_again(_path: Path) -> str:
+    return "make it again with the same 'qattrain fit' command, which keeps what is trained"
+
+
 def _run_again(_path: Path) -> str:
     return "run the sweep's command again, which makes it anew"
 
@@ -42,7 +63,13 @@ def _reported_again(path: Path) -> str:
 
 
 MOST_BYTES = 64 << 20  # of the files that tell of every cell: more than 10,000
-_CELL = {"name": str, "config": {"*": object}, "notice": (str, None), "source?": (str, None)}
+_CELL = {
+    "name": str,
+    "config": {"*": object},
+    "notice": (str, None),
+    "source?": (str, None),
+    "until?": (records.count, None),
+}
 PLAN_KIND = records.Kind(
     {"asked": str, "axes": [str], "cells": [_CELL], "version": str}, _planned_again, MOST_BYTES, indent=1
 )
@@ -57,6 +84,79 @@ RESULT_KIND = records.Kind(
         "warnings?": [str],
     },
     _run_again,
+)
+_COSTS = {
+    "weight_bytes": records.count,
+    "total_bytes": records.count,
+    "macs": records.count,
+    "flash_bytes": (records.count, None),
+    "milliseconds": (float, None),
+}
+SEARCH_KIND = records.Kind(
+    {
+        "asked": {"*": object},
+        "version": str,
+        "seconds": float,
+        "open": [_CELL],
+        "trials": [
+            {
+                "batch": records.count,
+                "candidate": {"params": {"*": object}, "model": str, "quant": {"*": object}, "costs": _COSTS},
+                "cell": _CELL,
+            }
+        ],
+    },
+    _searched_again,
+    MOST_BYTES,
+    indent=1,
+)
+FIT_KIND = records.Kind(
+    {
+        "kind": str,
+        "name": str,
+        "version": str,
+        "notice": (str, None),
+        "dataset": str,
+        "budget": {"*": object},
+        "families": {"*": str},
+        "sampler": str,
+        "held_out": records.count,
+        "rungs": [records.count],
+        "epochs": records.count,
+        "seconds": float,
+        "winner": (str, None),
+        "accuracy_mean": (records.fraction, None),
+        "accuracy_std": (float, None),
+        "rows": [
+            {
+                "run_dir": str,
+                "batch": records.count,
+                "model": str,
+                "bits": int,
+                "act_bits": int,
+                "layer_bits": {"*": int},
+                **_COSTS,
+                "epochs": records.count,
+                "loss": (float, None),
+                "accuracy": (records.fraction, None),
+                "status": str,
+                "error": (str, None),
+            }
+        ],
+        "finals": [
+            {
+                "run_dir": str,
+                "seed": int,
+                "accuracy": records.fraction,
+                "loss": float,
+                "flash_bytes": (records.count, None),
+                "milliseconds": (float, None),
+            }
+        ],
+    },
+    _fitted_again,
+    MOST_BYTES,
+    indent=1,
 )
 FAILURE_KIND = records.Kind({"error": str}, _run_again)
 _ROW = {

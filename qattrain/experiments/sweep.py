@@ -19,9 +19,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
+from qattrain.config.chain import Shape
 from qattrain.errors import ConfigError, QattrainError, TrainingError
-from qattrain.experiments.folder import Cell, Ledger, Plan, SweepFolder
+from qattrain.experiments.folder import Cell, Plan, SweepFolder
 from qattrain.experiments.grid import Grid, Point, expand
+from qattrain.experiments.ledger import Ledger
 from qattrain.files.stopping import Stopped
 from qattrain.runs import folder as runs
 
@@ -49,10 +51,27 @@ class Status:
 Watcher = Callable[[Status, tuple[str, float | str] | None], None]
 
 
+@dataclass(frozen=True)
+class Images:
+    """What is known of a dataset without its images. dataset: its specification. train: how many training images."""
+
+    dataset: str
+    shape: Shape
+    classes: int
+    train: int
+
+
 class Crew(Protocol):
     """Workers: they claim cells, run them, and write result.json or a failure into the folder."""
 
     owners: Set[str]  # the names under which they claim cells
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def describe(self, data: dict[str, Any]) -> Images:
+        """The images of this `data` section, where the workers find them. Raises ConfigError, DataError."""
 
     def settle(self, points: list[Point]) -> list[Cell]:
         """The cells of the grid; `auto` is settled where they will run. Raises ConfigError, DataError."""
@@ -125,10 +144,12 @@ def _make_plan(grid: Grid, folder: SweepFolder, runs_dir: Path, crew: Callable[[
 class Sweep:
     """Watches the folder until every cell is finished or has failed."""
 
-    def __init__(self, folder: SweepFolder, cells: list[Cell], watch: Watcher) -> None:
+    def __init__(
+        self, folder: SweepFolder, cells: list[Cell], watch: Watcher, make_ledger: type[Ledger] = Ledger
+    ) -> None:
         self.folder, self.watch = folder, watch
         self.costs = {cell.name: cost(cell) for cell in cells}
-        self.ledger = Ledger(folder, cells)
+        self.ledger = make_ledger(folder, cells)
         self.kept = set(self.ledger.finished)
         self.started = time.monotonic()
 
@@ -170,7 +191,7 @@ class Sweep:
 
 def cost(cell: Cell) -> float:
     """Roughly how long the cell takes, in epochs."""
-    epochs: int = cell.config["train"]["epochs"]
+    epochs: int = cell.until or cell.config["train"]["epochs"]
     return PTQ_COST if cell.config["ptq"] else epochs
 
 
@@ -188,7 +209,7 @@ class LocalCrew:
 
     def __init__(self, folder: SweepFolder, data_dir: Path, workers: int | None, threads: int | None) -> None:
         self.folder, self.data_dir = folder, data_dir
-        self.workers = workers or min(cores(), MOST_WORKERS)
+        self.workers = self.size = workers or min(cores(), MOST_WORKERS)
         self.threads = threads or max(1, cores() // self.workers)
         self.alive: dict[str, BaseProcess] = {}  # by the name under which it claims cells
         self.owners: Set[str] = self.alive.keys()
@@ -196,11 +217,20 @@ class LocalCrew:
         self.deaths_in_vain = 0  # without a cell, since a worker last held one
 
     def settle(self, points: list[Point]) -> list[Cell]:
+        answer: list[Cell] = self._ask(settle_and_send, points, self.threads, self.data_dir)
+        return answer
+
+    def describe(self, data: dict[str, Any]) -> Images:
+        answer: Images = self._ask(describe_and_send, data, self.data_dir)
+        return answer
+
+    def _ask(self, target: Callable[..., None], *arguments: Any) -> Any:
+        """What the function sends, run in a process of its own. Raises any QattrainError that it sends."""
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = _start(settle_and_send, sender, points, self.threads, self.data_dir)
+        process = _start(target, sender, *arguments)
         sender.close()  # so that receiving fails if the process dies
         try:
-            answer: list[Cell] | QattrainError = receiver.recv()
+            answer = receiver.recv()
         except EOFError:
             process.join()
             raise TrainingError(f"the worker process {_death(process)}; free some memory and start again") from None
@@ -274,6 +304,16 @@ def settle_and_send(sender: Connection, points: list[Point], threads: int, data_
 
     try:
         sender.send(settle(points, threads, data_dir, cached_load))
+    except QattrainError as error:
+        sender.send(error)
+
+
+def describe_and_send(sender: Connection, data: dict[str, Any], data_dir: Path) -> None:
+    """Send what `cells.describe` says of these images, or the QattrainError that they cause."""
+    from qattrain.experiments.cells import cached_load, describe
+
+    try:
+        sender.send(describe(data, data_dir, cached_load))
     except QattrainError as error:
         sender.send(error)
 

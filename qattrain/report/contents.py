@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qattrain.config import short_name
 from qattrain.report.console import counted, percent
+from qattrain.report.fit import fit_section, found_sentence
 from qattrain.report.page import Section
 from qattrain.report.sources import Sweep
 from qattrain.report.sweeps import sweep_section
@@ -32,10 +33,13 @@ def page_contents(
     """Headline, lead and sections of a report on these sweeps and networks. flags: as in `report.sections`."""
     names = [*(sweep.folder.name for sweep in sweeps), *(finding.name for finding in findings)]
     listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
-    subjects = [counted(len(things), noun) for things, noun in ((sweeps, "sweep"), (findings, "network")) if things]
+    subjects = _counted_all(findings, sweeps)
     datasets = dict.fromkeys(finding.facts.dataset for finding in findings)
     trained_on = f" on {', '.join(datasets)}" if datasets else ""
-    sections = [sweep_section(sweep, f"sweep-{n}") for n, sweep in enumerate(sweeps, start=1)]
+    sections = [
+        fit_section(sweep, f"search-{n}") if sweep.is_search else sweep_section(sweep, f"sweep-{n}")
+        for n, sweep in enumerate(sweeps, start=1)
+    ]
     if findings:
         from qattrain.report.sections import network_sections
 
@@ -46,7 +50,7 @@ def page_contents(
 def headline(findings: Sequence["Finding"], sweeps: Sequence[Sweep]) -> str:
     """One sentence on these sweeps and networks."""
     if not findings and len(sweeps) == 1:
-        text = _of_sweep(sweeps[0])
+        text = found_sentence(sweeps[0].document) if sweeps[0].is_search else _of_sweep(sweeps[0])
     elif sweeps or any(finding.delta is None for finding in findings):  # not on the same images
         text = _of_anything(findings, sweeps)
     elif len(findings) == 1:
@@ -149,11 +153,17 @@ def _setting(group: dict[str, Any]) -> str:
     return f"{bits}-bit {group['method'].upper()} ({group['quantizer']})"
 
 
+def _counted_all(findings: Sequence["Finding"], sweeps: Sequence[Sweep]) -> list[str]:
+    """`2 sweeps`, `1 search`, `3 networks`: how much there is of each kind."""
+    searches = sum(sweep.is_search for sweep in sweeps)
+    kinds = [(len(sweeps) - searches, "sweep"), (searches, "search"), (len(findings), "network")]
+    return [counted(count, noun).replace("searchs", "searches") for count, noun in kinds if count]
+
+
 def _of_anything(findings: Sequence["Finding"], sweeps: Sequence[Sweep]) -> str:
     """Only how much there is, and the range of all accuracies."""
-    groups = [group for sweep in sweeps for group in sweep.document["groups"]]
-    things = [(sweeps, "sweep"), (findings, "network")]
-    what = " and ".join(counted(len(some), noun) for some, noun in things if some)
+    groups = [group for sweep in sweeps for group in sweep.groups]
+    what = " and ".join(_counted_all(findings, sweeps))
     datasets = dict.fromkeys([*(group["dataset"] for group in groups), *(f.facts.dataset for f in findings)])
     where = short_name(next(iter(datasets))) if len(datasets) == 1 else counted(len(datasets), "dataset")
     accuracies = [*(group["accuracy_mean"] for group in groups), *(f.evaluation.accuracy for f in findings)]

@@ -271,28 +271,38 @@ def tensorboard_display(shown: "Display") -> AbstractContextManager[TensorBoardD
 
 
 class PlainSweepDisplay:
-    """A line for every cell that finishes or fails."""
+    """A line for every cell that finishes or fails.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    ended_line: makes it from the status, the cell's name, and its accuracy or error line. status_line: see
+    `LiveSweepDisplay`.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        ended_line: Callable[[Status, str, float | str], str],
+        status_line: Callable[[Status], str],
+    ) -> None:
+        self.console, self.ended_line, self.status_line = console, ended_line, status_line
 
     def update(self, status: Status, ended: tuple[str, float | str] | None) -> None:
         """ended: of a cell that just ended, its name, and its accuracy or error line."""
-        if ended is None:
-            return
-        name, outcome = ended
-        what = f"test accuracy {percent(outcome)}" if isinstance(outcome, float) else f"failed: {outcome}"
-        number = status.finished + len(status.failed)
-        self.console.status(f"[{number} of {status.total}] {name}: {what}{_left(status)}")
+        if ended is not None:
+            self.console.status(self.ended_line(status, *ended))
 
     def close(self) -> None: ...
 
 
 class LiveSweepDisplay(PlainSweepDisplay):
-    """The same lines, above a table of the running cells and a line about the whole sweep."""
+    """The same lines, above a table of the running cells and a line about the whole."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(
+        self,
+        console: Console,
+        ended_line: Callable[[Status, str, float | str], str],
+        status_line: Callable[[Status], str],
+    ) -> None:
+        super().__init__(console, ended_line, status_line)
         self.since: dict[str, float] = {}
         self.live = Live(console=console.progress, refresh_per_second=4, transient=True, redirect_stdout=False)
         self.live.start()
@@ -306,28 +316,40 @@ class LiveSweepDisplay(PlainSweepDisplay):
         for name, share in status.running.items():
             bar = ProgressBar(total=1, completed=share, width=20, complete_style=CALM, finished_style=CALM)
             table.add_row(Text(visible(name)), f"{100 * share:.0f} %", bar, age(time.monotonic() - self.since[name]))
-        self.live.update(Group(table, Text(visible(describe_status(status) + _left(status)))))
+        self.live.update(Group(table, Text(visible(self.status_line(status)))))
 
     def close(self) -> None:
         self.live.stop()
 
 
-def describe_status(status: Status) -> str:
-    """`3 of 18 cells done, 2 running, 1 failed; best 98.89 %: lenet-...`."""
+def ended_line(status: Status, name: str, outcome: float | str) -> str:
+    """`[3 of 18] lenet-...: test accuracy 98.89 %; about 2 min left`, for a cell of a sweep that just ended."""
+    what = f"test accuracy {percent(outcome)}" if isinstance(outcome, float) else f"failed: {outcome}"
+    return f"[{status.finished + len(status.failed)} of {status.total}] {name}: {what}{time_left(status.seconds_left)}"
+
+
+def status_line(status: Status) -> str:
+    """`3 of 18 cells done, 2 running, 1 failed; best 98.89 %: lenet-...; about 2 min left`."""
     parts = [f"{status.finished} of {counted(status.total, 'cell')} done", f"{len(status.running)} running"]
     parts += [f"{len(status.failed)} failed"] if status.failed else []
     parts += [f"{status.elsewhere} with another sweep"] if status.elsewhere else []
     best = f"; best {percent(status.best[1])}: {status.best[0]}" if status.best else ""
-    return ", ".join(parts) + best
+    return ", ".join(parts) + best + time_left(status.seconds_left)
 
 
-def _left(status: Status) -> str:
-    return f"; about {age(status.seconds_left)} left" if status.seconds_left else ""
+def time_left(seconds: float | None) -> str:
+    """`; about 2 min left`; "" if nobody knows."""
+    return f"; about {age(seconds)} left" if seconds else ""
 
 
-def sweep_display(console: Console) -> AbstractContextManager[PlainSweepDisplay]:
+def sweep_display(
+    console: Console,
+    ended_line: Callable[[Status, str, float | str], str] = ended_line,
+    status_line: Callable[[Status], str] = status_line,
+) -> AbstractContextManager[PlainSweepDisplay]:
     """The display that suits the console; closed at the end, also after an error."""
-    return closing(LiveSweepDisplay(console) if console.is_live else PlainSweepDisplay(console))
+    kind = LiveSweepDisplay if console.is_live else PlainSweepDisplay
+    return closing(kind(console, ended_line, status_line))
 
 
 def show_results(console: Console, document: dict[str, Any]) -> None:

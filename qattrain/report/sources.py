@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qattrain.errors import CheckpointError, RecordError, ReportError, system_errors
+from qattrain.experiments.folder import FIT_FILE, SEARCH_FILE
 from qattrain.experiments.folder import JSON_FILE as SWEEP_FILE
-from qattrain.experiments.kinds import SWEEP_KIND
+from qattrain.experiments.kinds import FIT_KIND, SWEEP_KIND
 from qattrain.files import read_bounded, records, replace_files
 from qattrain.integer.packed import FILE_NAME as PACKED_FILE
 from qattrain.runs import folder as runs
@@ -33,10 +34,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder and its `sweep.json`, whose fields are described in `qattrain.experiments.folder`."""
+    """The folder of a sweep or a search, and its `sweep.json` or `fit.json` (`qattrain.experiments.kinds`)."""
 
     folder: Path
     document: dict[str, Any]
+
+    @property
+    def is_search(self) -> bool:
+        return "finals" in self.document
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Of a sweep; of a search its winner, if it has one."""
+        if not self.is_search:
+            return list(self.document["groups"])
+        return [self.document] if self.document["accuracy_mean"] is not None else []
 
     @property
     def finished(self) -> list[dict[str, Any]]:
@@ -57,7 +69,7 @@ def find_sources(texts: Sequence[str], runs_dir: Path) -> tuple[list[Subject], l
 
 def _locate(text: str, runs_dir: Path) -> Path:
     """The file meant by `text`: itself, or the one that shows what kind of folder it is."""
-    known = (SWEEP_FILE, runs.COMPARISON_FILE, runs.LAST_FILE, PACKED_FILE)
+    known = (SWEEP_FILE, FIT_FILE, runs.COMPARISON_FILE, runs.LAST_FILE, PACKED_FILE)
     try:
         for place in (Path(text), runs_dir / text):
             if place.is_file():
@@ -65,6 +77,8 @@ def _locate(text: str, runs_dir: Path) -> Path:
             for name in known:
                 if (place / name).is_file():
                     return place / name
+            if (place / SEARCH_FILE).is_file():
+                raise ReportError(f"{place} is a search that has not ended; run its 'qattrain fit' command again")
             if (place / runs.CELLS_FOLDER).is_dir():
                 raise ReportError(
                     f"{place} is a sweep without {SWEEP_FILE}; make it with: qattrain sweep --report-only --name "
@@ -82,12 +96,13 @@ def _locate(text: str, runs_dir: Path) -> Path:
 
 
 def _read_document(path: Path) -> list[Subject] | list[Sweep]:
-    """The networks of a comparison, or one sweep."""
-    is_sweep = path.name != runs.COMPARISON_FILE and b'"groups"' in read_bounded(
-        path, SWEEP_KIND.most_bytes, ReportError, str(path), "name the folder of a comparison or a sweep"
-    )
+    """The networks of a comparison, or one sweep or search."""
+    remedy = "name the folder of a comparison, a sweep or a search"
+    data = read_bounded(path, SWEEP_KIND.most_bytes, ReportError, str(path), remedy)
+    is_fit = path.name != runs.COMPARISON_FILE and b'"finals"' in data
+    is_sweep = is_fit or (path.name != runs.COMPARISON_FILE and b'"groups"' in data)
     try:
-        document = records.read(path, SWEEP_KIND if is_sweep else runs.COMPARISON_KIND)
+        document = records.read(path, FIT_KIND if is_fit else SWEEP_KIND if is_sweep else runs.COMPARISON_KIND)
     except RecordError as error:
         raise ReportError(f"{error}; or name a folder that 'qattrain compare' or 'qattrain sweep' wrote") from None
     if document is None or not document["rows"]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qattrain.config import ExperimentConfig, parse_config
+from qattrain.config import ExperimentConfig, recorded_config
 from qattrain.config.chain import MNIST_SHAPE, Shape
 from qattrain.errors import CheckpointError, ConfigError, TrainingError, reason
 from qattrain.files import read_bounded, write_atomically
@@ -137,11 +137,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         check_names(fields["class_names"], fields["notice"], tuple(fields["input_shape"]))
         check_tensors(fields["model"], file_bytes)
     try:
-        config = parse_config(fields["config"], str(path))
+        config = recorded_config(fields["config"], str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint's configuration is not valid in this version") from None
     with _refused(path):
-        _check_settled(config)
         check_history(fields["history"], config.ptq is not None, config.train.epochs)
         if fields["trainer"] is not None and fields["trainer"].get("epoch") != len(fields["history"]):
             raise ValueError("its training is at another epoch than its history")
@@ -156,16 +155,6 @@ def _refused(source: object) -> Iterator[None]:
         yield
     except ValueError as error:
         raise CheckpointError(f"{source} is not what qattrain writes: {error}; use a copy that is intact") from None
-
-
-def _check_settled(config: ExperimentConfig) -> None:
-    """Raises ValueError if a value is left open that every run settles."""
-    quant, train = config.quant, config.train
-    settled = {"quant.bits": quant.bits, "quant.act_bits": quant.act_bits, "train.lr": train.lr}
-    settled |= {"train.batch_size": train.batch_size, "train.weight_decay": train.weight_decay}
-    for name, value in settled.items():
-        if value in (None, "auto"):
-            raise ValueError(f"its configuration leaves {name} open")
 
 
 def _verified_fields(path: Path) -> tuple[dict[str, Any], int]:

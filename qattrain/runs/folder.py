@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qattrain.config import ExperimentConfig, model_label, parse_config, short_name
+from qattrain.config import ExperimentConfig, model_label, recorded_config, short_name
 from qattrain.errors import (
     CheckpointError,
     ConfigError,
@@ -297,17 +297,23 @@ def _written(path: Path) -> float | None:
     return about.st_mtime if about.st_size else None
 
 
+def _recorded(values: dict[str, Any], path: Path) -> ExperimentConfig:
+    """A run's configuration, from its file. Raises RecordError."""
+    try:
+        return recorded_config(values, "its configuration")
+    except ConfigError as error:
+        raise records.damaged(path, CONFIG_KIND, str(error)) from None
+
+
 def _summarize(run_dir: Path, age_seconds: float) -> RunSummary | None:
     """None if the folder is no run."""
     try:
         record = read_record(run_dir)
         if not record:
             raise RecordError(f"{run_dir / CONFIG_FILE} is missing; {_rewritten_by_resume(run_dir / CONFIG_FILE)}")
-        config = parse_config(record["config"], str(run_dir / CONFIG_FILE))
+        config = _recorded(record["config"], run_dir / CONFIG_FILE)
         history, quant, is_ptq = read_metrics(run_dir), config.quant, config.method == "ptq"
-        if quant.bits is None or quant.act_bits is None:
-            raise ConfigError(f"{run_dir / CONFIG_FILE}: its bits are not settled")
-    except (RecordError, ConfigError) as error:
+    except RecordError as error:
         return (
             RunSummary(run_dir.name, age_seconds=age_seconds, damaged=str(error))
             if (run_dir / LAST_FILE).is_file()

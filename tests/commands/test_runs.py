@@ -18,8 +18,8 @@ MOST_SECONDS = 3.0  # of the processor
 
 
 @pytest.fixture(scope="module")
-def config(tiny_config: Callable[..., Any]) -> dict[str, Any]:
-    found: dict[str, Any] = tiny_config({"quant.bits": 4, "quant.act_bits": 4}).model_dump(mode="json")
+def config(settled_config: Callable[..., Any]) -> dict[str, Any]:
+    found: dict[str, Any] = settled_config()
     return found
 
 

@@ -21,19 +21,19 @@ from qattrain.experiments.folder import (
     RESULT_FILE,
     Cell,
     Claim,
-    Ledger,
     Plan,
     SweepFolder,
     cell_name,
     find_sweep,
     list_sweeps,
 )
+from qattrain.experiments.ledger import Ledger
 from qattrain.runs import folder as runs
 
 
 @pytest.fixture
-def config(tiny_config: Callable[..., Any]) -> dict[str, Any]:
-    found: dict[str, Any] = tiny_config({"quant.bits": 4, "quant.act_bits": 2}).model_dump(mode="json")
+def config(settled_config: Callable[..., Any]) -> dict[str, Any]:
+    found: dict[str, Any] = settled_config(4, 2)
     return found
 
 
@@ -71,7 +71,8 @@ def test_a_cell_is_named_by_all_of_its_configuration_but_name_and_threads(config
     assert ptq.startswith("lenet-nano-w4a2-lsq-ptq-digits-s0-")
 
 
-def test_settings_that_are_new_do_not_rename_the_cells_of_older_versions(config: dict[str, Any]) -> None:
+def test_settings_that_are_new_do_not_rename_the_cells_of_older_versions(tiny_config: Callable[..., Any]) -> None:
+    config = tiny_config({"quant.bits": 4, "quant.act_bits": 2}).model_dump(mode="json")
     assert cell_name(config) == "lenet-nano-w4a2-lsq-digits-s0-ea08075ab3"  # written by the version before chains
     old = {key: value for key, value in config["data"].items() if key not in runs.ADDED_DATA}
     assert cell_name(config | {"data": old}) == cell_name(config)

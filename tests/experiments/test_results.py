@@ -45,13 +45,13 @@ def document(tmp_path: Path, tiny_config: Callable[..., Any]) -> dict[str, Any]:
     folder = SweepFolder(tmp_path / "study")
     folder.make()
     cells = []
+    settled = {"quant.bits": 4, "quant.act_bits": 4, "train.batch_size": 32, "train.weight_decay": 0.0}
     for name, seed, rate, bits in [("a", 0, 0.1, 4), ("b", 1, 0.1, 4), ("c", 2, 0.1, 4), ("d", 0, 0.2, 4)]:
-        settings = {"seed": seed, "train.lr": rate, "quant.bits": bits, "quant.act_bits": bits}
+        settings = settled | {"seed": seed, "train.lr": rate, "quant.bits": bits, "quant.act_bits": bits}
         cells.append(Cell(name, tiny_config(settings).model_dump(mode="json"), None))
-    settled = {"quant.bits": 4, "quant.act_bits": 4}
     cells.append(Cell("failed", tiny_config({"train.lr": 0.3} | settled).model_dump(mode="json"), None))
     cells.append(Cell("waits", tiny_config({"train.lr": 0.4} | settled).model_dump(mode="json"), "no MNIST"))
-    float_config = tiny_config({"quant.bits": 32, "quant.act_bits": 32, "train.lr": 0.1})
+    float_config = tiny_config(settled | {"quant.bits": 32, "quant.act_bits": 32, "train.lr": 0.1})
     cells.append(Cell("float", float_config.model_dump(mode="json"), None))
     folder.set_failure("failed", "the loss became nan")
     for name, accuracy in [*zip("abc", ACCURACIES, strict=True), ("d", 0.8), ("float", 0.99)]:

@@ -14,8 +14,9 @@ from sweep_runs import doomed_worker, finish
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.experiments import sweep as sweeps
 from qattrain.experiments.cells import claim_and_run
-from qattrain.experiments.folder import Cell, Ledger, Report, SweepFolder
+from qattrain.experiments.folder import Cell, Report, SweepFolder
 from qattrain.experiments.grid import Point, read_grid
+from qattrain.experiments.ledger import Ledger
 from qattrain.experiments.sweep import MOST_DEATHS, LocalCrew, Status, Sweep, run_sweep
 
 
@@ -66,9 +67,9 @@ class ThreadCrew:
 
 
 @pytest.fixture
-def cells(tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
+def cells(settled_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     monkeypatch.setattr("qattrain.experiments.cells.SECONDS_BETWEEN_TRIES", 0.01)
-    config = tiny_config({"quant.bits": 4, "quant.act_bits": 4}).model_dump(mode="json")
+    config = settled_config()
     ptq = config | {"ptq": {"calibration": "minmax"}}
     return [Cell("p", ptq, None, "a"), Cell("a", config, None), Cell("b", config, None), Cell("c", config, None)]
 

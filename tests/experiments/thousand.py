@@ -14,7 +14,7 @@ folder.make()
 cells = []
 for point in expand(grid):
     quant = point.config["quant"] | {"act_bits": point.config["quant"]["bits"]}
-    train = point.config["train"] | {"threads": 1}
+    train = point.config["train"] | {"threads": 1, "lr": 0.05, "batch_size": 32, "weight_decay": 0.0}
     config = parse_config(point.config | {"quant": quant, "train": train}, "thousand").model_dump(mode="json")
     cells.append(Cell(cell_name(config), config, None))
     run_dir = folder.cells / cells[-1].name

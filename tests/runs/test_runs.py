@@ -16,8 +16,8 @@ from qattrain.runs.creation import new_folder
 
 
 @pytest.fixture(scope="module")
-def config(tiny_config: Callable[..., Any]) -> dict[str, Any]:
-    values: dict[str, Any] = tiny_config({"quant.bits": 4, "quant.act_bits": 4}).model_dump(mode="json")
+def config(settled_config: Callable[..., Any]) -> dict[str, Any]:
+    values: dict[str, Any] = settled_config()
     return values
 
 
@@ -238,6 +238,9 @@ def test_junk_in_the_runs_dir_is_left_out_unless_it_has_a_checkpoint(tmp_path: P
     junk = {"metrics are junk": "{", "metrics are numbers": "1\n2\n", "metrics are empty": ""}
     for name, metrics in junk.items():
         (make_run(tmp_path, name, changed(config, "train", epochs=9)) / runs.METRICS_FILE).write_text(metrics)
+    for key in ("bits", "act_bits"):  # a digest of its own, but no run of ours
+        junk[f"{key} are open"] = ""
+        make_run(tmp_path, f"{key} are open", changed(config, "quant", **{key: None}))
     make_run(tmp_path, "mine", config)
     found = runs.list_runs(tmp_path)
     assert [run.name for run in found if run.damaged is None] == ["mine"]
