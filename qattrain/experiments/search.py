@@ -251,10 +251,10 @@ class Search:
                 if not batch:
                     break
                 self._halve(number, batch)
+                if self.best() is None:  # at least a third of those that did not fail is trained to the end
+                    raise TrainingError(f"no candidate could be trained: {batch[0].failed}")
             best = self.best()
-            if best is None:
-                failed = next((trial.failed for trial in self.trials if trial.failed), "none was trained to the end")
-                raise TrainingError(f"no candidate could be trained: {failed}")
+            assert best is not None, self.folder
             self._train_winner(best)
         return best
 
