@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,3 +67,44 @@ def doomed_worker(ledger: Ledger, owner: str, _data_dir: Path) -> None:
                         os.kill(os.getpid(), signal.SIGKILL)
                     finish(folder, cell.name)
         time.sleep(0.01)
+
+
+class Cluster:
+    """A scheduler and workers, each a process, that listen on the loopback only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.workers = folder, list[subprocess.Popen[bytes]]()
+        self.environment = os.environ | {"XDG_CACHE_HOME": str(folder), "OMP_NUM_THREADS": "1"}
+        self.environment.pop("QATTRAIN_DATA_DIR", None)
+        place = folder / "scheduler.json"
+        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(place))
+        until(place.exists)
+        self.address: str = until(lambda: _address(place))
+
+    def _start(self, kind: str, *arguments: str) -> subprocess.Popen[bytes]:
+        local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
+        command = [sys.executable, "-m", "dask", kind, *arguments, *local]
+        with (self.folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+
+    def add_worker(self, preload: str = "") -> subprocess.Popen[bytes]:
+        """preload: Python code that the worker runs first."""
+        arguments = ["--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder)]
+        if preload:
+            (self.folder / "preload.py").write_text(preload)
+            arguments += ["--preload", str(self.folder / "preload.py")]
+        self.workers.append(self._start("worker", self.address, *arguments))
+        return self.workers[-1]
+
+    def close(self) -> None:
+        for process in [*self.workers, self.scheduler]:
+            process.kill()
+            process.wait()
+
+
+def _address(place: Path) -> str | None:
+    try:
+        found: str = json.loads(place.read_text())["address"]
+    except ValueError:  # half written
+        return None
+    return found

@@ -18,7 +18,7 @@ MINUTES = 60.0
 FLOAT_BITS = 32
 
 
-@opt.takes_settings
+@opt.takes_open
 def fit(
     settings: opt.Settings,
     context: typer.Context,
@@ -71,18 +71,19 @@ def fit(
     json: opt.Json = False,
     debug: opt.Debug = False,  # noqa: ARG001 read by cli.main
 ) -> None:
-    """Find the best network for a budget: widths, bits of every layer.
+    """Find the best network for a budget: its widths and its bits.
 
     --model is a chain with ? for each number of outputs to be found, or a preset, of which all are open; without it,
     all presets are tried. Bits are searched, too, unless --bits, --act-bits or --layer-bits give them. Candidates are
-    trained for 1 epoch, the best third for 3, the best third of those for 9, and ranked on held-out training images.
-    Then the winner is trained with all settings given here (--epochs) on three seeds, and evaluated on the test images.
-    Run the same command again to resume; more --minutes or --trials go on with the same search.
+    trained for 1 epoch, the best third for 3, the best third of those for 9 (or up to --epochs, if that is less), and
+    ranked on held-out training images. Then the winner is trained with all settings given here on three seeds, and
+    evaluated on the test images. Run the same command again to resume; more --minutes or --trials go on with the same
+    search. Needs qattrain[search].
 
     \b
     Examples:
       qattrain fit --bytes 3200 --macs 60000 --minutes 30
-      qattrain fit --bytes 4000 --model 'conv ? 5x5 stride 2 bn, dw 3x3 bn, conv ? 1x1 bn, avgpool, fc'
+      qattrain fit --bytes 4000 --model 'conv ? 5x5 bn, pool 2, dw 3x3 bn, fc'
       qattrain fit --flash 6000 --core cortex-m0 --time-ms 15 --trials 48
     """
     from qattrain.config import parse_config
@@ -149,6 +150,8 @@ def _families(recipe: dict[str, Any]) -> dict[str, str]:
     model, quant = recipe.setdefault("model", {}), recipe.get("quant", {})
     if not isinstance(model, dict) or not isinstance(quant, dict):
         raise ConfigError("model and quant are tables of settings, for example --set model.dropout=0.1")
+    if recipe.get("ptq") is not None:
+        raise ConfigError("ptq: a search trains networks quantized; leave the table out")
     if model.get("widths") is not None:
         raise ConfigError(f"model.widths = {model['widths']}: widths are what is searched; leave it out")
     for key in ("bits", "act_bits"):

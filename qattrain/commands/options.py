@@ -134,6 +134,23 @@ def takes_axes(command: Callable[..., None]) -> Callable[..., None]:
     return _with_options(command, options, several)
 
 
+def takes_open(command: Callable[..., None]) -> Callable[..., None]:
+    """The same as `takes_settings`, for a search: what is not given is found."""
+    words = {
+        "bits": "Weight bits of all layers, 1 to 8. [default: searched, layer by layer]",
+        "act_bits": "Activation bits, 1 to 8. [default: searched]",
+        "layer_bits": "Bits of single layers, kept as they are: conv1, dw1, fc1 (weights), act1, avg1 (activations).",
+        "model": f"A chain with ? for each number of outputs to be found, such as 'conv ? 3x3 bn, pool 2, fc'; or a "
+        f"preset, of which all are: {listed('config/chain.py', 'PRESETS')}. [default: all presets]",
+        "epochs": "Epochs of the winner's trainings. [default: 10]",
+        "seed": "Seed of the search; the winner is trained on this one and the next two. [default: 0]",
+        "val_split": "Training images held out to rank candidates on. [default: 5000, but at most a sixth]",
+        "threads": "CPU threads of each training. [default: shared among the workers]",
+    }
+    options = {name: one._replace(help=words.get(name, one.help)) for name, one in SETTINGS.items()}
+    return _with_options(command, options, several=())
+
+
 def _with_options(
     command: Callable[..., None], options: dict[str, Setting], several: tuple[str, ...]
 ) -> Callable[..., None]:

@@ -51,8 +51,8 @@ from qattrain.files import records
 from qattrain.runs import folder as runs
 from qattrain.runs.creation import written_by_us
 
-RUNGS = (1, 3, 9)  # epochs
-KEPT = 3  # one in so many goes on
+MOST_EPOCHS = 9  # of a candidate
+KEPT = 3  # one in so many goes on, for so many times the epochs
 BATCH = 12
 HELD_OUT, LEAST_SHARE = 5000, 6  # training images; at most one in so many
 SEEDS = 3  # of the winner
@@ -222,10 +222,13 @@ class Search:
         images = crew.describe(recipe.data.model_dump(mode="json"))
         self.images = images
         self.epochs = recipe.train.epochs
-        self.rungs = [rung for rung in RUNGS if rung < self.epochs] or [self.epochs]
+        self.rungs = rungs(min(MOST_EPOCHS, self.epochs))
         self.held_out = recipe.data.val_split or min(HELD_OUT, images.train // LEAST_SHARE)
-        if not self.held_out:
-            raise ConfigError(f"{images.train} training images are too few to hold some out; allowed: at least 6")
+        if not 0 < self.held_out < images.train:
+            raise ConfigError(
+                f"data.val_split = {self.held_out}: of {images.train:,} training images at least one must be held out, "
+                "and one left; choose another --val-split, or a larger --limit-train"
+            )
         # A preset by its name, because its own widths are where a search begins.
         families = {name: parse_open_chain(name if name in PRESETS else line) for name, line in asked.families.items()}
         on_core = measure(images) if measure is not None else None
@@ -359,9 +362,9 @@ class Search:
         return sweep.ledger.failed
 
     def _train_winner(self, best: Trial) -> None:
-        """By the full recipe, on SEEDS seeds."""
+        """By the full recipe, on all training images, on SEEDS seeds."""
         seed = self.asked.recipe.get("seed", 0)
-        values = _merged(self.asked.recipe, best.candidate.settings()) | {"name": None}
+        values = _merged(self.asked.recipe, best.candidate.settings() | {"data": {"val_split": 0}}) | {"name": None}
         points = [
             Point(f"seed {number}", parse_config(values | {"seed": number}, "fit").model_dump(mode="json"))
             for number in range(seed, seed + SEEDS)
@@ -381,6 +384,11 @@ class Search:
             "trials": [trial.record() for trial in [*self.trials, *self.recorded[len(self.trials) :]]],
         }
         records.write(self.folder.path / SEARCH_FILE, SEARCH_KIND, content)
+
+
+def rungs(last: int) -> list[int]:
+    """The epochs after which candidates are compared: 1, 3, 9 if the last is 9."""
+    return [*(rungs(last // KEPT) if last >= KEPT else []), last]
 
 
 def _merged(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_runs import GRID, MOST_SECONDS, figures
+from sweep_runs import GRID, MOST_SECONDS, Cluster, figures
 
 from qattrain.runs import folder as runs
 
@@ -61,3 +61,12 @@ def assert_same_sweep(undisturbed: Path, assert_same: Callable[..., None]) -> Ca
             assert other.finished
 
     return check
+
+
+@pytest.fixture
+def started_cluster(tmp_path: Path) -> Iterator[Cluster]:
+    pytest.importorskip("distributed", reason="the extra [distributed] is not installed")
+    (tmp_path / "cluster").mkdir()
+    found = Cluster(tmp_path / "cluster")
+    yield found
+    found.close()

@@ -20,7 +20,7 @@ from qattrain.experiments.folder import PLAN_FILE, RESULT_FILE, SEARCH_FILE, Cel
 from qattrain.experiments.grid import Point
 from qattrain.experiments.kinds import RESULT_KIND
 from qattrain.experiments.ledger import Ledger
-from qattrain.experiments.search import Asked, Progress, Search, SearchFolder
+from qattrain.experiments.search import Asked, Progress, Search, SearchFolder, rungs
 from qattrain.experiments.sweep import Images
 from qattrain.files import records
 from qattrain.runs import folder as runs
@@ -37,7 +37,9 @@ def healthy(_cell: Cell) -> bool:
 class Paper:
     """Workers on paper, one after the other. stop_at: interrupted before so many trainings; doomed: cells that fail."""
 
-    def __init__(self, folder: SweepFolder, stop_at: int | None = None, doomed: Callable[[Cell], bool] = healthy) -> None:
+    def __init__(
+        self, folder: SweepFolder, stop_at: int | None = None, doomed: Callable[[Cell], bool] = healthy
+    ) -> None:
         self.folder, self.stop_at, self.doomed, self.size = folder, stop_at, doomed, 2
         self.owners: Set[str] = {folder.owner}
         self.trained: list[tuple[str, int, int]] = []  # cell, from epoch, to epoch
@@ -98,7 +100,10 @@ def record(cell: Cell, epoch: int) -> dict[str, Any]:
 
 
 def asked(**others: Any) -> Asked:
-    recipe = {"train": {"epochs": 20}, "model": {"name": "conv 1 5x5 stride 2 bn, dw 3x3 bn, conv 1 1x1 bn, avgpool, fc"}}
+    recipe = {
+        "train": {"epochs": 20},
+        "model": {"name": "conv 1 5x5 stride 2 bn, dw 3x3 bn, conv 1 1x1 bn, avgpool, fc"},
+    }
     return replace(Asked(recipe, {"chain": LINE}, Budget(weight_bytes=800), trials=24), **others)
 
 
@@ -235,3 +240,7 @@ def test_its_name_follows_from_what_is_asked_for_but_not_from_the_time_it_may_ta
     assert asked(sampler="random").name not in names
     threads = asked(recipe=asked().recipe | {"name": "x", "train": {"epochs": 20, "threads": 3}})
     assert threads.name in names
+
+
+def test_the_epochs_of_candidates_are_thirds_of_each_other() -> None:
+    assert [rungs(last) for last in (1, 2, 3, 4, 8, 9)] == [[1], [2], [1, 3], [1, 4], [2, 8], [1, 3, 9]]

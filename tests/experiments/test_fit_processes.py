@@ -1,0 +1,145 @@
+"""`qattrain fit` in processes of its own, killed in the middle: here and on a cluster it ends as if undisturbed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sweep_runs import MOST_SECONDS, under_way, until
+
+from qattrain.runs import folder as runs
+
+pytest.importorskip("optuna", reason="the extra [search] is not installed")
+
+# Six candidates and three finals, with steps of one image, so that each can be killed in the middle.
+ASKED = ("--dataset", "digits", "--limit-train", "200", "--limit-test", "50", "--batch-size", "1", "--lr", "0.003")
+ASKED += ("--epochs", "3", "--bytes", "300", "--model", "conv ? 5x5 stride 3 bn, pool 2, fc", "--trials", "6")
+ASKED += ("--batch", "3", "--threads", "1", "--name", "study")
+
+
+def begin(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "qattrain", "fit", *ASKED, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def found(folder: Path) -> dict[str, Any]:
+    """What the search found, but for the time it took."""
+    document: dict[str, Any] = json.loads((folder / "runs" / "study" / "fit.json").read_text())
+    return {key: value for key, value in document.items() if key not in ("seconds", "digest")}
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the search that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("fit")
+    process = begin(folder, "--workers", 2)
+    _, stderr = process.communicate(timeout=MOST_SECONDS)
+    assert process.returncode == 0, stderr
+    return folder
+
+
+@pytest.fixture
+def assert_same_search(whole: Path, assert_same: Callable[..., None]) -> Callable[[Path], None]:
+    """Every figure, and every weight of every candidate, as in the undisturbed search."""
+
+    def check(folder: Path) -> None:
+        from qattrain.runs.checkpoint import load_checkpoint
+
+        assert found(folder) == found(whole)
+        names = sorted(path.name for path in (whole / "runs" / "study" / "cells").iterdir())
+        assert sorted(path.name for path in (folder / "runs" / "study" / "cells").iterdir()) == names
+        for name in names:
+            paths = [place / "runs" / "study" / "cells" / name / runs.LAST_FILE for place in (folder, whole)]
+            assert_same(*(load_checkpoint(path).model for path in paths))
+
+    return check
+
+
+def test_the_search_writes_what_it_found(whole: Path) -> None:
+    document = found(whole)
+    assert [row["batch"] for row in document["rows"]] == [1, 1, 1, 2, 2, 2]
+    assert {row["status"] for row in document["rows"]} == {"complete", "passed over"}
+    assert len(document["finals"]) == 3
+    folder = whole / "runs" / "study"
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
+        "search.json",
+        "fit.json",
+        "front.png",
+        "front.svg",
+    }
+    for row in document["rows"]:  # passed over after one epoch of three, and a run like any other
+        history = runs.read_metrics(folder / row["run_dir"])
+        assert len(history) == row["epochs"] == (3 if row["status"] == "complete" else 1)
+        assert history[-1]["val_loss"] == row["loss"]
+    assert len(runs.list_runs(folder / "cells")) == 9
+
+
+def test_kill_9_of_the_parent_and_of_a_worker_changes_nothing(
+    tmp_path: Path, assert_same_search: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "runs" / "study"
+    parent = begin(tmp_path, "--workers", 2)
+    until(lambda: under_way(folder))
+    parent.kill()
+    parent.communicate()
+    assert parent.returncode == -signal.SIGKILL
+
+    again = begin(tmp_path, "--workers", 2)
+    until(lambda: len(list(folder.glob("cells/*/result.json"))) >= 4)
+    worker = until(lambda: [p for p in psutil.Process(again.pid).children() if "spawn_main" in " ".join(p.cmdline())])
+    worker[-1].kill()
+    _, stderr = again.communicate(timeout=MOST_SECONDS)
+    assert again.returncode == 0, stderr
+    assert_same_search(tmp_path)
+
+
+def test_ctrl_c_saves_and_a_second_search_at_once_is_one_line(
+    tmp_path: Path, assert_same_search: Callable[[Path], None]
+) -> None:
+    first = begin(tmp_path, "--workers", 1)
+    until(lambda: under_way(tmp_path / "runs" / "study"))
+    second = begin(tmp_path, "--workers", 1)
+    _, stderr = second.communicate(timeout=MOST_SECONDS)
+    assert second.returncode == 1, stderr
+    assert stderr.splitlines()[-1].startswith("error: ")
+    assert "is being written by another process" in stderr
+    first.send_signal(signal.SIGINT)
+    stdout, stderr = first.communicate(timeout=MOST_SECONDS)
+    assert first.returncode == 130, stderr
+    assert "run the same command again to resume" in stdout
+    again = begin(tmp_path, "--workers", 2)
+    _, stderr = again.communicate(timeout=MOST_SECONDS)
+    assert again.returncode == 0, stderr
+    assert_same_search(tmp_path)
+
+
+def test_on_a_cluster_a_worker_and_the_parent_killed_in_the_middle_change_nothing(
+    tmp_path: Path, assert_same_search: Callable[[Path], None], started_cluster: Any
+) -> None:
+    doomed, _ = started_cluster.add_worker(), started_cluster.add_worker()
+    folder = tmp_path / "runs" / "study"
+    parent = begin(tmp_path, "--scheduler", started_cluster.address)
+    until(lambda: len(list(folder.glob("cells/*/result.json"))) >= 2)
+    parent.kill()
+    parent.communicate()
+    killer = threading.Thread(
+        target=lambda: (
+            until(lambda: len(list(folder.glob("cells/*/result.json"))) >= 4),
+            doomed.send_signal(signal.SIGKILL),
+        )
+    )
+    killer.start()
+    again = begin(tmp_path, "--scheduler", started_cluster.address)
+    _, stderr = again.communicate(timeout=MOST_SECONDS)
+    killer.join()
+    assert again.returncode == 0, stderr
+    assert_same_search(tmp_path)
