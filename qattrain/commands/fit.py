@@ -1,6 +1,6 @@
 """`qattrain fit`: the best network for a budget."""
 
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from qattrain.report.console import Console
 
 MINUTES = 60.0
-FLOAT_BITS = 32
 
 
 @opt.takes_open
@@ -45,13 +44,17 @@ def fit(
     mhz: Annotated[float, typer.Option(min=0.001, max=100_000, help="Clock of --core, for --time-ms.")] = 48.0,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0, metavar="M", help="About how long, the winner's trainings included. [default: 60]"),
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="About how long, the winner's trainings included; one batch at least. [default: 60]",
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Try K candidates, however long that takes.")
     ] = None,
     batch: Annotated[
-        int, typer.Option(min=3, max=1000, metavar="N", help="Candidates trained side by side; a third goes on.")
+        int, typer.Option(min=3, max=1000, metavar="N", help="Candidates that are chosen and compared together.")
     ] = 12,
     sampler: Annotated[
         str, typer.Option(help=f"Who proposes: {opt.listed('experiments/candidates.py', 'SAMPLERS')}.")
@@ -74,11 +77,11 @@ def fit(
     """Find the best network for a budget: its widths and its bits.
 
     --model is a chain with ? for each number of outputs to be found, or a preset, of which all are open; without it,
-    all presets are tried. Bits are searched, too, unless --bits, --act-bits or --layer-bits give them. Candidates are
-    trained for 1 epoch, the best third for 3, the best third of those for 9 (or up to --epochs, if that is less), and
-    ranked on held-out training images. Then the winner is trained with all settings given here on three seeds, and
-    evaluated on the test images. Run the same command again to resume; more --minutes or --trials go on with the same
-    search. Needs qattrain[search].
+    all presets are tried. Bits are searched, too, unless --bits, --act-bits or --layer-bits give them. Candidates come
+    in batches. They are trained for 1 epoch; those among the best third of all so far go on to 3, and then to 9 (with
+    fewer --epochs, up to that). They are ranked on held-out training images. Then the winner is trained with all
+    settings given here on three seeds, and evaluated on the test images. Run the same command again to resume; more
+    --minutes or --trials go on with the same search. Needs qattrain[search].
 
     \b
     Examples:
@@ -90,14 +93,15 @@ def fit(
     from qattrain.config.sources import collect_settings
     from qattrain.errors import ConfigError, optional_package, pick
     from qattrain.experiments.candidates import SAMPLERS, Budget
-    from qattrain.experiments.search import Asked, Progress, Search, SearchFolder
+    from qattrain.experiments.search import Search
+    from qattrain.experiments.search_folder import Asked, Progress, SearchFolder
     from qattrain.files import stopping
     from qattrain.report.console import Console
 
     console = Console(json)
     if minutes is not None and trials is not None:
         raise ConfigError(f"--minutes {minutes:g} with --trials {trials}: give only one of them")
-    budget = Budget(most_bytes, total_bytes, macs, flash, time_ms, core, mhz)
+    budget = Budget(most_bytes, total_bytes, macs, flash, time_ms, core, mhz if core is not None else Budget.mhz)
     _check(budget)
     pick(SAMPLERS, sampler, "--sampler")
     settings |= {("distill", "teacher"): teacher} if teacher is not None else {}
@@ -120,7 +124,7 @@ def fit(
     from qattrain.report.display import sweep_display
     from qattrain.report.fit import ended_line, status_line
 
-    progress = Progress(folder.cells)
+    progress, search = Progress(folder.cells), None
     console.status(f"{folder.path}: searching")
     try:
         with (
@@ -130,12 +134,24 @@ def fit(
             search = Search(
                 asked, folder, crew, display.update, console.status, progress, measure if core is not None else None
             )
-            search.run()
+            _run(search, console)
     except (stopping.Stopped, KeyboardInterrupt) as error:
         number = getattr(error, "number", stopping.SIGNALS[0])
+        if search is not None and search.best() is not None:
+            _report(console, search)
         console.text(f"{stopping.stopped_words(number)} and saved; run the same command again to resume")
         raise typer.Exit(stopping.exit_code(number)) from None
     _report(console, search)
+
+
+def _run(search: "Search", console: "Console") -> None:
+    try:
+        search.run()
+    except BaseException as error:
+        if not isinstance(error, Exception):  # a signal; the workers save what they do
+            with suppress(OSError):  # the terminal may be gone
+                console.status("stopping and saving what is running; press Ctrl-C again to stop at once")
+        raise
 
 
 def _families(recipe: dict[str, Any]) -> dict[str, str]:
@@ -143,6 +159,7 @@ def _families(recipe: dict[str, Any]) -> dict[str, str]:
 
     Raises ConfigError.
     """
+    from qattrain.config import FLOAT_BITS
     from qattrain.config.chain import PRESETS, parse_open_chain
     from qattrain.errors import ConfigError
     from qattrain.experiments.candidates import preset_families
@@ -158,6 +175,8 @@ def _families(recipe: dict[str, Any]) -> dict[str, str]:
         if quant.get(key) == FLOAT_BITS:
             raise ConfigError(f"quant.{key} = {FLOAT_BITS}: only quantized networks are searched; allowed: 1 to 8")
     line = model.get("name")
+    if not isinstance(line, str | None):
+        raise ConfigError(f"model.name = {line!r}: allowed: one chain with ?, or a preset")
     families = preset_families() if line is None else {"chain" if line not in PRESETS else line: parse_open_chain(line)}
     model["name"] = next(iter(families.values())).chain.line
     return {name: family.line for name, family in families.items()}
@@ -196,11 +215,12 @@ def _report(console: "Console", search: "Search") -> None:
     console.table(shown.trial_table(document, shown.MOST_ROWS))
     for line in chain_lines(row["model"] for row in shown.best_rows(document, shown.MOST_ROWS)):
         console.text(line)
-    console.table(shown.final_table(document))
     winner = shown.winner_of(document)
-    assert winner is not None, document["name"]
+    if document["finals"]:
+        console.table(shown.final_table(document))
     console.text(f"{shown.found_sentence(document)}: {winner['model']}, bits {shown.bits_words(winner)}")
     console.notice(shown.over_budget(document))
-    first = search.folder.path / document["finals"][0]["run_dir"]
-    console.command("to train it again", ["qattrain", "train", "--config", str(first / "config.json")])
+    if document["finals"]:
+        first = search.folder.path / document["finals"][0]["run_dir"]
+        console.command("to train it again", ["qattrain", "train", "--config", str(first / "config.json")])
     console.text(f"saved in {search.folder.path}: fit.json, front.png, front.svg")

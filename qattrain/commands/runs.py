@@ -23,19 +23,18 @@ def runs(
     Example:
       qattrain runs --runs-dir runs
     """
-    from qattrain.experiments.folder import list_sweeps
+    from qattrain.experiments.folder import SEARCH_FILE, list_sweeps
     from qattrain.report.console import UNKNOWN, Console, Table, age, percent
     from qattrain.runs.folder import newest_runs
 
     console, most = Console(json), None if all_ or json else MOST_SHOWN
     (found, total), sweeps = newest_runs(runs_dir, most), list_sweeps(runs_dir)
-    console.result(
-        {"runs_dir": str(runs_dir), "runs": [asdict(run) for run in found], "sweeps": sweeps, "total": total}
-    )
-    for name in sweeps:
+    searches, listed = list_sweeps(runs_dir, SEARCH_FILE), [asdict(run) for run in found]
+    console.result({"runs_dir": str(runs_dir), "runs": listed, "sweeps": sweeps, "searches": searches, "total": total})
+    for name in (*sweeps, *searches):
         cells = ["qattrain", "runs", "--runs-dir", str(runs_dir / name / "cells")]
-        console.command(f"sweep {name}; list its runs with", cells)
-    if not found and sweeps:
+        console.command(f"{'sweep' if name in sweeps else 'search'} {name}; list its runs with", cells)
+    if not found and (sweeps or searches):
         return
     if not found:
         console.command(

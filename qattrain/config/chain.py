@@ -267,6 +267,11 @@ def parse_open_chain(text: str) -> OpenChain:
             f"--model '{shortened(text)}' has no open place; write ? for each number of outputs to be found, for "
             "example: conv ? 5x5 bn, pool 2, fc"
         )
+    if any(layer.groups > 1 for layer in chain.layers):
+        raise ConfigError(
+            f"--model '{shortened(text)}': groups must divide the numbers of channels, so they cannot stand in a chain "
+            "with open places; use dw, or leave groups out"
+        )
     return OpenChain(chain, tuple(places))
 
 

@@ -7,13 +7,14 @@ Proposals come from Optuna: the tree-structured Parzen estimator, over all param
 2011, "Algorithms for Hyper-Parameter Optimization"; Akiba et al. 2019, "Optuna".
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import multimode
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qattrain.config import AVERAGE_BITS, QuantConfig
+from qattrain.config import AVERAGE_BITS, QuantConfig, check_layer_bits
 from qattrain.config.chain import LARGEST, PRESETS, OpenChain, PlacedLayer, Shape, parse_open_chain
 from qattrain.errors import ConfigError, optional_package, pick
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 WIDTH_BITS = range(1, 9)
 USUAL_BITS = 4  # of a candidate that nobody proposed: the first of each family
 USUAL_ACT_BITS = 8
+MACS_PER_CYCLE = 2  # at most, on every core we measure on
 RANGE = 4  # an open width is between a quarter and four times that of its family's first candidate
 STEPS = 14  # halvings of an interval of factors
 MOST_PROPOSALS = 300  # in vain, for one candidate
@@ -72,6 +74,14 @@ class Budget:
         values = {name: getattr(self, name) for name in Costs.__dataclass_fields__}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def bounds(self) -> "Budget":
+        """What follows from it without asking the core: weights lie in flash, and no core is faster than that."""
+        flash, cycles = self.flash_bytes, (self.milliseconds or math.inf) * self.mhz * 1000
+        weights = [most for most in (self.weight_bytes, flash) if most is not None]
+        macs = [most for most in (self.macs, MACS_PER_CYCLE * cycles) if most is not None and most < math.inf]
+        return replace(self, weight_bytes=min(weights, default=None), macs=int(min(macs)) if macs else None)
+
     def broken(self, costs: Costs) -> dict[str, float]:
         """The costs that are above their budgets; those not measured are not."""
         found = {name: getattr(costs, name) for name in self.limits}
@@ -94,7 +104,7 @@ class Candidate:
     @property
     def identity(self) -> str:
         """Equal for equal networks."""
-        return f"{self.model}; {self.quant.model_dump_json()}"
+        return identity(self.model, self.quant)
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -107,6 +117,12 @@ class Candidate:
         """From such a record."""
         quant = QuantConfig.model_validate(record["quant"])
         return cls(dict(record["params"]), record["model"], quant, Costs(**record["costs"]))
+
+
+def identity(line: str, quant: QuantConfig) -> str:
+    """Equal for equal networks. line: a chain's."""
+    bits = {layer: bits for layer, bits in sorted(quant.layer_bits.items()) if bits != quant.bits}
+    return f"{line}; {quant.model_copy(update={'layer_bits': bits}).model_dump_json()}"
 
 
 # What a chain with these bits takes on a device as well.
@@ -145,10 +161,10 @@ class Space:
         self.measure, self.measured = measure, dict[str, Costs]()
         self.bits = [bits for bits in WIDTH_BITS if _is_allowed(quant.quantizer, bits)]
         self.usual_bits = min(self.bits, key=lambda bits: abs(bits - USUAL_BITS))
-        smallest = {name: self._candidate(self._alike(name, 1, self.bits[0], WIDTH_BITS[0])) for name in families}
-        fitting = [name for name, one in smallest.items() if one is not None and not self._broken(one)]
+        self.smallest = {name: one for name in families if (one := self._smallest(name)) is not None}
+        fitting = [name for name, one in self.smallest.items() if not self._broken(one)]
         if not fitting:
-            raise ConfigError(self._nothing_fits([one for one in smallest.values() if one is not None]))
+            raise ConfigError(self._nothing_fits())
         self.families = {name: self.families[name] for name in fitting}
         self.usual_widths = {name: self._usual_widths(name) for name in fitting}
 
@@ -165,12 +181,15 @@ class Space:
         return found
 
     def first(self) -> list[Candidate]:
-        """Where nothing is known yet: each family in its own proportions, with 4-bit weights and 8-bit activations."""
+        """Where nothing is known yet: each family in its own proportions, with 4-bit weights and 8-bit activations.
+
+        If none of these keeps to the budgets, the smallest of the family.
+        """
         found = []
         for name, widths in self.usual_widths.items():
             usual = self._alike(name, 1, self.usual_bits, USUAL_ACT_BITS)
             candidate = self.fitted(usual | dict(zip(self._width_names(name), widths, strict=True)))
-            found += [candidate] if candidate is not None else []
+            found.append(candidate or self._measured(self.smallest[name]))
         return found
 
     def fitted(self, params: Params) -> Candidate | None:
@@ -199,7 +218,7 @@ class Space:
             widths = [max(1, round(factor * width)) for width in own]
             params = self._alike(family, 1, self.usual_bits, USUAL_ACT_BITS)
             candidate = self._candidate(params | dict(zip(self._width_names(family), widths, strict=True)))
-            fits = candidate is not None and not self.budget.broken(candidate.costs)
+            fits = candidate is not None and not self.budget.bounds.broken(candidate.costs)
             return [min(width, LARGEST["width"] // RANGE) for width in widths] if fits else None
 
         return largest(scaled, LARGEST["width"] / max(own)) or [1] * len(own)
@@ -242,7 +261,7 @@ class Space:
 
     def _broken(self, candidate: Candidate) -> dict[str, float]:
         """The budgets it breaks; a device is asked only if it keeps to all others."""
-        return self.budget.broken(candidate.costs) or self.budget.broken(self._measured(candidate).costs)
+        return self.budget.bounds.broken(candidate.costs) or self.budget.broken(self._measured(candidate).costs)
 
     def _measured(self, candidate: Candidate) -> Candidate:
         if self.measure is None:
@@ -251,16 +270,21 @@ class Space:
             self.measured[candidate.identity] = self.measure(candidate.model, candidate.quant, candidate.costs)
         return replace(candidate, costs=self.measured[candidate.identity])
 
-    def _nothing_fits(self, smallest: Sequence[Candidate]) -> str:
-        if not smallest:
-            return (
-                f"--model: images of {'x'.join(map(str, self.shape[1:]))} are too small for every chain there is; give "
-                "one of your own, with ? for the widths to be found"
-            )
-        candidate = min(smallest, key=lambda one: one.costs.weight_bytes)
-        broken = self._broken(candidate)
+    def _smallest(self, family: str) -> Candidate | None:
+        """One output in every open place and the fewest bits. None if the layers do not fit images of this size.
+
+        Raises ConfigError if that is so with the only family, or if bits are given for a layer that it has not.
+        """
+        check_layer_bits(self.quant, self.families[family].chain)
+        if len(self.families) == 1:
+            self.families[family].chain.place(self.shape, self.classes)
+        return self._candidate(self._alike(family, 1, self.bits[0], WIDTH_BITS[0]))
+
+    def _nothing_fits(self) -> str:
+        candidate = min(self.smallest.values(), key=lambda one: one.costs.weight_bytes)
+        broken = self.budget.broken(self._measured(candidate).costs)
         asked = ", ".join(f"{OPTIONS[name]} {self.budget.limits[name]:,}" for name in broken)
-        needed = ", ".join(f"{OPTIONS[name]} {cost:,}" for name, cost in broken.items())
+        needed = ", ".join(f"{OPTIONS[name]} {math.ceil(1000 * cost) / 1000:,g}" for name, cost in broken.items())
         return f"no network keeps to {asked}: the smallest, '{candidate.model}', needs {needed}; give at least that"
 
 

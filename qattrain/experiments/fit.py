@@ -1,5 +1,6 @@
 """What a search found, and what a network takes on a core under QEMU. The last needs torch."""
 
+import math
 import statistics
 import subprocess
 from dataclasses import asdict, replace
@@ -12,7 +13,8 @@ from qattrain.errors import ExportError, TrainingError, write_errors
 from qattrain.experiments.candidates import Budget, Costs
 from qattrain.experiments.folder import ELSEWHERE, FIT_FILE, Cell
 from qattrain.experiments.kinds import FIT_KIND
-from qattrain.experiments.search import Search, Trial
+from qattrain.experiments.search import Search
+from qattrain.experiments.search_folder import Trial
 from qattrain.experiments.sweep import Images
 from qattrain.files import records, replace_files
 from qattrain.runs import folder as runs
@@ -43,12 +45,16 @@ def on_device(budget: Budget, images: Images, model: str, quant: QuantConfig, co
         return replace(costs, **measured_on(budget, lower(network.eval(), images.shape)))
 
 
-def measured_on(budget: Budget, integers: "IntegerModel") -> dict[str, Any]:
-    """flash_bytes and, if the budget has a time, milliseconds of an integer network on the budget's core."""
+def measured_on(budget: Budget, integers: "IntegerModel", always: bool = False) -> dict[str, Any]:
+    """flash_bytes and, if the budget has a time, milliseconds of an integer network on the budget's core.
+
+    No time is measured of what needs too much flash already, unless it is asked for: always. It is infinite if the
+    machine has too little memory. Raises ExportError.
+    """
     import numpy as np
 
     from qattrain.export.c_compile import footprint
-    from qattrain.export.c_devices import DEVICES, broken, measure_device, missing_tools
+    from qattrain.export.c_devices import DEVICES, broken, fits_machine, measure_device, missing_tools
     from qattrain.export.c_export import c_sources
 
     assert budget.core is not None
@@ -56,10 +62,14 @@ def measured_on(budget: Budget, integers: "IntegerModel") -> dict[str, Any]:
     if device.missing:
         raise ExportError(missing_tools(device))
     try:
-        found: dict[str, Any] = {"flash_bytes": footprint(files, device.target).flash_bytes}
+        needs = footprint(files, device.target)
     except (OSError, subprocess.SubprocessError) as error:
         raise broken(error, device) from None
-    if budget.milliseconds is not None:
+    found: dict[str, Any] = {"flash_bytes": needs.flash_bytes, "milliseconds": None}
+    is_small = budget.flash_bytes is None or needs.flash_bytes <= budget.flash_bytes
+    if budget.milliseconds is not None and not fits_machine(needs, integers.input_shape, device):
+        found["milliseconds"] = math.inf
+    elif budget.milliseconds is not None and (is_small or always):
         noise = np.random.default_rng(0).integers(0, 256, (1, *integers.input_shape)).astype(np.uint8)
         cycles = measure_device(files, integers, noise, budget.core).profile.cycles_low
         found["milliseconds"] = cycles / budget.mhz / 1000
@@ -73,15 +83,17 @@ def write_fit(folder: Path, document: dict[str, Any], pictures: dict[str, bytes]
 
 
 def fit_document(search: Search) -> dict[str, Any]:
-    """What `fit.json` holds, as far as the search has come."""
+    """What `fit.json` holds, once a candidate was trained to the end."""
     best, budget = search.best(), search.asked.budget
-    finals = [_final_row(search, cell) for cell in search.finals]
+    assert best is not None, search.folder
+    cells = [cell for cell in search.state.finals if search.folder.result(cell) is not None]
+    finals = [_final_row(search, cell) for cell in cells]
     accuracies = [row["accuracy"] for row in finals]
     return {
         "kind": "fit",
         "name": search.folder.path.name,
         "version": qattrain.__version__,
-        "notice": next((trial.cell.notice for trial in search.trials if trial.cell.notice), None),
+        "notice": search.state.notice,
         "dataset": search.images.dataset,
         "budget": asdict(budget),
         "families": search.asked.families,
@@ -91,7 +103,7 @@ def fit_document(search: Search) -> dict[str, Any]:
         "epochs": search.epochs,
         "seconds": search.seconds,
         "rows": [_row(search, trial) for trial in search.trials],
-        "winner": f"{search.folder.cells.name}/{best.cell.name}" if best is not None else None,
+        "winner": f"{search.folder.cells.name}/{best.cell.name}",
         "finals": finals,
         "accuracy_mean": statistics.fmean(accuracies) if finals else None,
         "accuracy_std": statistics.stdev(accuracies) if len(finals) > 1 else None,
@@ -112,7 +124,7 @@ def _row(search: Search, trial: Trial) -> dict[str, Any]:
         "epochs": epochs,
         "loss": trial.losses.get(epochs),
         "accuracy": history[epochs - 1]["val_accuracy"] if epochs else None,
-        "status": "complete" if trial.is_complete else "failed" if trial.failed else "passed over",
+        "status": trial.state,
         "error": trial.failed,
     }
 
@@ -127,5 +139,5 @@ def _final_row(search: Search, cell: Cell) -> dict[str, Any]:
         from qattrain.evaluation.networks import load_network
 
         network = load_network(search.folder.cells / cell.name / runs.LAST_FILE)
-        row |= measured_on(search.asked.budget, network.integers())
+        row |= measured_on(search.asked.budget, network.integers(), always=True)
     return row

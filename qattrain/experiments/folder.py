@@ -254,12 +254,12 @@ def find_sweep(name: str | None, asked: str | None, runs_dir: Path) -> SweepFold
     return SweepFolder(runs_dir / (name or f"sweep-{digest}"))
 
 
-def list_sweeps(runs_dir: Path) -> list[str]:
-    """Names of the sweeps in `runs_dir`, newest first."""
+def list_sweeps(runs_dir: Path, file: str = PLAN_FILE) -> list[str]:
+    """Names of the sweeps in `runs_dir`, newest first. file: SEARCH_FILE lists the searches instead."""
     found = []
     for folder in runs.subfolders(runs_dir):
         with contextlib.suppress(OSError):
-            found.append(((folder / PLAN_FILE).stat().st_mtime, folder.name))
+            found.append(((folder / file).stat().st_mtime, folder.name))
     return [name for _, name in sorted(found, key=lambda one: -one[0])]
 
 
@@ -339,11 +339,13 @@ def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def pareto_front(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups that no other group beats in both weight bytes and mean accuracy, smallest first."""
+def pareto_front(
+    groups: list[dict[str, Any]], cost: str = "weight_bytes", accuracy: str = "accuracy_mean"
+) -> list[dict[str, Any]]:
+    """The groups that no other group beats in both cost and accuracy, cheapest first."""
     front: list[dict[str, Any]] = []
-    for group in sorted(groups, key=lambda group: (group["weight_bytes"], -group["accuracy_mean"])):
-        if not front or group["accuracy_mean"] > front[-1]["accuracy_mean"]:
+    for group in sorted(groups, key=lambda group: (group[cost], -group[accuracy])):
+        if not front or group[accuracy] > front[-1][accuracy]:
             front.append(group)
     return front
 

@@ -21,13 +21,13 @@
 `fit.json` holds, at the top level: kind "fit"; name; version; notice; dataset; budget (weight_bytes, total_bytes, macs,
 flash_bytes, milliseconds, core, mhz; null where none was set); families (chains with open places, by name); sampler;
 held_out (number of images that candidates were ranked on); rungs (epochs after which some were passed over); epochs (of
-the winner's trainings); seconds (of the whole search); winner (run_dir; null if there is none yet); accuracy_mean and
-accuracy_std of the finals; and
+the winner's trainings); seconds (of the whole search); winner (run_dir); accuracy_mean and accuracy_std of the finals
+(null if there are none yet); and
 
     rows[]       one per candidate: run_dir, batch (from 1), model (a chain), bits, act_bits, layer_bits, what it costs
                  (weight_bytes, total_bytes, macs; flash_bytes and milliseconds, null without a core), epochs it was
-                 trained for, loss and accuracy on the held-out images (null if it failed), status ("complete", "passed
-                 over" or "failed"), error
+                 was ranked after, loss and accuracy on the held-out images after those (null if it failed before the
+                 first), status ("complete", "passed over", "failed", or "open" if the search was stopped), error
     finals[]     one per training of the winner: run_dir, seed, accuracy and loss on the test images, and flash_bytes
                  and milliseconds of the trained network
 
@@ -97,12 +97,19 @@ SEARCH_KIND = records.Kind(
         "asked": {"*": object},
         "version": str,
         "seconds": float,
+        "settled": {"*": {"*": str}},
+        "notice": (str, None),
         "open": [_CELL],
+        "old_failures": {"*": (records.count, None)},
+        "finals": [_CELL],
         "trials": [
             {
                 "batch": records.count,
                 "candidate": {"params": {"*": object}, "model": str, "quant": {"*": object}, "costs": _COSTS},
                 "cell": _CELL,
+                "losses": {"*": float},
+                "state": str,
+                "failed": (str, None),
             }
         ],
     },
@@ -124,7 +131,7 @@ FIT_KIND = records.Kind(
         "rungs": [records.count],
         "epochs": records.count,
         "seconds": float,
-        "winner": (str, None),
+        "winner": str,
         "accuracy_mean": (records.fraction, None),
         "accuracy_std": (float, None),
         "rows": [

@@ -9,15 +9,19 @@ from qattrain.experiments.folder import Cell, SweepFolder
 class Ledger:
     """Which cells are finished, which failed and which are open, according to the files of the folder.
 
-    open: by name. finished: accuracies by name. failed: error lines by name; failures older than the ledger do not
-    count, because a sweep tries those cells again. grows: there may be more cells later.
+    open: by name. finished: accuracies by name. failed: error lines by name; old failures do not count, because a sweep
+    tries those cells again: those older than the ledger, or as given with their times. grows: there may be more cells
+    later.
     """
 
     grows = False
 
-    def __init__(self, folder: SweepFolder, cells: list[Cell]) -> None:
+    def __init__(
+        self, folder: SweepFolder, cells: list[Cell], old_failures: dict[str, int | None] | None = None
+    ) -> None:
         self.folder = folder
-        self.old_failures = {cell.name: folder.failure_time(cell.name) for cell in cells}
+        now = {cell.name: folder.failure_time(cell.name) for cell in cells}
+        self.old_failures = now if old_failures is None else old_failures
         self.open = {cell.name: cell for cell in cells}
         self.finished: dict[str, float] = {}
         self.failed: dict[str, str] = {}

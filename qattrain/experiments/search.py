@@ -6,204 +6,46 @@ applied batch by batch. Then the best of all is trained by the full recipe on th
 held-out training images; nothing is chosen on test images.
 
 A search keeps nothing but its folder, and each of its steps follows from what is there. So it goes on after a kill as
-if nothing had happened: the same candidates, the same runs, the same winner; only how many batches fit into a time
-depends on the machine.
-
-    search.json              what was asked for, all candidates, and which cells are being trained now
-    cells/ claims/ failures/ as of a sweep (`qattrain.experiments.folder`): every candidate is a run like any other
-    fit.json front.png .svg  the result (`qattrain.experiments.kinds`)
+if nothing had happened: the same candidates, the same runs, the same winner. Two things depend on the machine: how many
+batches fit into a time, and whether a candidate fails for want of memory or disk; the latter is recorded as failed once
+its rung is over, and not tried again.
 
 Source: Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization"; Li et al.
 2020, "A System for Massively Parallel Hyperparameter Tuning" (ASHA).
 """
 
-import contextlib
-import hashlib
 import itertools
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import qattrain
 from qattrain.config import parse_config
 from qattrain.config.chain import PRESETS, parse_open_chain
-from qattrain.config.sources import merge
 from qattrain.errors import ConfigError, TrainingError
-from qattrain.experiments.candidates import Budget, Candidate, Costs, Measure, Space, Tried, propose
+from qattrain.experiments.candidates import Candidate, Measure, Space, Tried, identity, propose
 from qattrain.experiments.folder import (
-    HASH_DIGITS,
-    PLAN_FILE,
-    SEARCH_FILE,
     Cell,
-    SweepFolder,
-    recorded_cell,
 )
 from qattrain.experiments.grid import Point
-from qattrain.experiments.kinds import SEARCH_KIND
 from qattrain.experiments.ledger import Ledger
-from qattrain.experiments.sweep import Crew, Images, Status, Sweep
-from qattrain.files import records
+from qattrain.experiments.search_folder import Asked, Progress, SearchFolder, SearchLedger, Trial
+from qattrain.experiments.sweep import Crew, Images, Sweep, Watcher
 from qattrain.runs import folder as runs
 from qattrain.runs.creation import written_by_us
 
 MOST_EPOCHS = 9  # of a candidate
 KEPT = 3  # one in so many goes on, for so many times the epochs
-BATCH = 12
 HELD_OUT, LEAST_SHARE = 5000, 6  # training images; at most one in so many
 SEEDS = 3  # of the winner
-HASHED = ("recipe", "families", "budget", "batch", "sampler")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is searched for. recipe: nested settings of the winner's trainings; candidates get fewer epochs of it.
-
-    families: chains with open places, by name. batch: candidates that are compared with each other first. sampler: a
-    key of SAMPLERS. minutes: of everything, the winner's trainings included; trials: how many candidates; None: no
-    limit.
-    """
-
-    recipe: dict[str, Any]
-    families: dict[str, str]
-    budget: Budget
-    batch: int = BATCH
-    sampler: str = "tpe"
-    minutes: float | None = None
-    trials: int | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """What makes it this search and no other: how long it may take does not."""
-        train = {key: value for key, value in self.recipe.get("train", {}).items() if key != "threads"}
-        values = asdict(replace(self, recipe=self.recipe | {"name": None, "train": train}))
-        found: dict[str, Any] = json.loads(json.dumps({key: values[key] for key in HASHED}))
-        return found
-
-    @property
-    def name(self) -> str:
-        """Of its folder, unless another is given."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return f"fit-{hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]}"
-
-
-@dataclass
-class Trial:
-    """A candidate, the batch it came in, its run, and its losses on the held-out images by epochs. failed: why."""
-
-    batch: int
-    candidate: Candidate
-    cell: Cell
-    losses: dict[int, float] = field(default_factory=dict)
-    failed: str | None = None
-    is_complete: bool = False
-
-    @property
-    def loss(self) -> float:
-        """After the last epoch it was ranked at."""
-        return self.losses[max(self.losses)]
-
-    def record(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"batch": self.batch, "candidate": self.candidate.record(), "cell": asdict(self.cell)}
-
-
-class SearchFolder(SweepFolder):
-    """The folder of a search."""
-
-    def refuse_others(self, asked: Asked) -> None:
-        """Raises ConfigError if a run, a sweep or another search has the name, RecordError if the file is damaged."""
-        for file, what in ((runs.CONFIG_FILE, "a run"), (PLAN_FILE, "a sweep"), (runs.COMPARISON_FILE, "a comparison")):
-            if (self.path / file).exists():
-                raise ConfigError(f"{self.path} is {what}, not a search; choose another --name")
-        found = records.read(self.path / SEARCH_FILE, SEARCH_KIND)
-        if found is None:
-            return
-        mine = asked.identity()
-        other = [key for key in HASHED if found["asked"].get(key) != mine[key]]
-        if other:
-            raise ConfigError(
-                f"{self.path} holds another search: {' and '.join(other)} differ from what is asked for now; choose "
-                "another --name"
-            )
-        if found["version"] != qattrain.__version__:
-            raise ConfigError(
-                f"{self.path} was begun by qattrain {found['version']}, this is {qattrain.__version__}, which may "
-                "propose other candidates; choose another --name"
-            )
-
-    def read_trials(self) -> tuple[list[Trial], float]:
-        """All candidates so far, and the seconds spent on them. Raises RecordError."""
-        path = self.path / SEARCH_FILE
-        found = records.read(path, SEARCH_KIND)
-        if found is None:
-            return [], 0.0
-        try:
-            trials = [
-                Trial(one["batch"], Candidate.of(one["candidate"]), _cell(one["cell"])) for one in found["trials"]
-            ]
-        except (ConfigError, ValueError, KeyError, TypeError) as error:
-            raise records.damaged(path, SEARCH_KIND, str(error)) from None
-        return trials, found["seconds"]
-
-    def open_cells(self) -> list[Cell]:
-        """The cells that are being trained now. Raises RecordError."""
-        found = records.read(self.path / SEARCH_FILE, SEARCH_KIND)
-        return [_cell(one) for one in found["open"]] if found is not None else []
-
-    def stamp(self) -> tuple[int, int] | None:
-        """Another one whenever the file was written anew."""
-        with contextlib.suppress(OSError):
-            about = (self.path / SEARCH_FILE).stat()
-            return about.st_mtime_ns, about.st_ino
-        return None
-
-
-def _cell(record: dict[str, Any]) -> Cell:
-    return recorded_cell(record, {None}, [])
-
-
-class SearchLedger(Ledger):
-    """A ledger for workers that stay: it follows the search's file from one rung to the next."""
-
-    grows = True
-
-    def __init__(self, folder: SearchFolder, cells: list[Cell]) -> None:
-        self.stamp = folder.stamp()
-        super().__init__(folder, cells)
-
-    def ended(self) -> Iterator[tuple[str, float | str]]:
-        """As of any ledger; first it takes over what was opened since."""
-        assert isinstance(self.folder, SearchFolder)
-        stamp = self.folder.stamp()
-        if stamp != self.stamp:
-            vars(self).update(vars(SearchLedger(self.folder, self.folder.open_cells())))
-            self.stamp = stamp  # of what was there before it was read
-        return super().ended()
-
-
-@dataclass
-class Progress:
-    """What a display says of a search. folder: of all cells. stage: what is being trained. cells: those, by name.
-
-    best: the smallest loss so far, of a candidate that was trained to the end. ends_at: when the minutes are over, by
-    time.monotonic.
-    """
-
-    folder: Path
-    stage: str = ""
-    cells: dict[str, Cell] = field(default_factory=dict)
-    best: float | None = None
-    ends_at: float | None = None
 
 
 class Search:
     """One search. crew: its workers. watch: called as that of a sweep. say: called with a line.
 
-    measure: see `Space`. progress: kept up to date for a display.
+    progress: kept up to date for a display. measure: makes, for images, what `Space` needs for a device.
     """
 
     def __init__(
@@ -211,19 +53,19 @@ class Search:
         asked: Asked,
         folder: SearchFolder,
         crew: Crew,
-        watch: Callable[[Status, tuple[str, float | str] | None], None],
+        watch: Watcher,
         say: Callable[[str], None],
         progress: Progress,
         measure: Callable[[Images], Measure] | None = None,
     ) -> None:
-        self.asked, self.folder, self.crew, self.say, self.progress = asked, folder, crew, say, progress
-        self.watch, self.recorded, self.seconds_before = watch, *folder.read_trials()
-        recipe = parse_config(asked.recipe, "fit")
-        images = crew.describe(recipe.data.model_dump(mode="json"))
-        self.images = images
-        self.epochs = recipe.train.epochs
+        self.asked, self.folder, self.crew = asked, folder, crew
+        self.watch, self.say, self.progress = watch, say, progress
+        self.started, self.state = time.monotonic(), folder.read_state()
+        self.recipe = parse_config(_merged(asked.recipe, self.state.settled), "fit")
+        self.images = images = crew.describe(self.recipe.data.model_dump(mode="json"))
+        self.epochs = self.recipe.train.epochs
         self.rungs = rungs(min(MOST_EPOCHS, self.epochs))
-        self.held_out = recipe.data.val_split or min(HELD_OUT, images.train // LEAST_SHARE)
+        self.held_out = self.recipe.data.val_split or min(HELD_OUT, images.train // LEAST_SHARE)
         if not 0 < self.held_out < images.train:
             raise ConfigError(
                 f"data.val_split = {self.held_out}: of {images.train:,} training images at least one must be held out, "
@@ -232,56 +74,64 @@ class Search:
         # A preset by its name, because its own widths are where a search begins.
         families = {name: parse_open_chain(name if name in PRESETS else line) for name, line in asked.families.items()}
         on_core = measure(images) if measure is not None else None
-        self.space = Space(families, recipe.quant, asked.budget, images.shape, images.classes, on_core)
-        self.trials: list[Trial] = []
-        self.started = time.monotonic()
-        if asked.minutes is not None:
-            progress.ends_at = self.started + 60 * asked.minutes - self.seconds_before
-        self.finals: list[Cell] = []
-        self.open: list[Cell] = []
+        self.space = Space(families, self.recipe.quant, asked.budget, images.shape, images.classes, on_core)
 
     @property
     def seconds(self) -> float:
         """Spent on it, by processes before this one, too."""
-        return self.seconds_before + time.monotonic() - self.started
+        return self.state.seconds + time.monotonic() - self.started
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All candidates so far."""
+        return self.state.trials
 
     def run(self) -> Trial:
-        """Search, and train the winner. Raises TrainingError if no candidate could be trained."""
+        """Search, and train the winner. Raises ConfigError, TrainingError, and whatever settling a run raises."""
+        first = self._batch(0) if not self.trials else []  # what is refused leaves no folder behind
         self.folder.make()
-        with written_by_us(self.folder.path):
+        with written_by_us(self.folder.path, "the search"):
+            self.folder.refuse_others(self.asked)
+            self.state = self.folder.read_state()  # another process may have gone on with it in between
+            self.trials.extend(first if not self.trials else [])
+            if not self.state.settled:
+                self._note_settled(self.trials[0].cell)
+            if self.asked.minutes is not None:
+                self.progress.ends_at = self.started + 60 * self.asked.minutes - self.state.seconds
             for number in itertools.count():
-                batch = self._batch(number)
+                batch = [trial for trial in self.trials if trial.batch == number]
+                if not batch:
+                    batch = self._batch(number)
+                    self.trials.extend(batch)
                 if not batch:
                     break
                 self._halve(number, batch)
-                if self.best() is None:  # at least a third of those that did not fail is trained to the end
+                if all(trial.failed for trial in self.trials):
                     raise TrainingError(f"no candidate could be trained: {batch[0].failed}")
             best = self.best()
-            assert best is not None, self.folder
+            if best is None:
+                failed = next(trial.failed for trial in self.trials if trial.failed)
+                raise TrainingError(f"no candidate could be trained to the end: {failed}")
             self._train_winner(best)
         return best
 
     def best(self) -> Trial | None:
         """The candidate with the smallest loss of those that were trained to the end."""
-        return min((trial for trial in self.trials if trial.is_complete), key=lambda trial: trial.loss, default=None)
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        return min(complete, key=lambda trial: trial.loss, default=None)
 
     def _batch(self, number: int) -> list[Trial]:
-        """The candidates of this batch, recorded ones or new ones; [] if the search is over."""
-        recorded = [trial for trial in self.recorded if trial.batch == number]
-        if recorded:
-            return recorded
+        """New candidates; [] if the search is over. Raises ConfigError if there is none at all."""
         left = self.asked.batch
         if self.asked.trials is not None:
             left = min(left, self.asked.trials - len(self.trials))
         if left <= 0 or not self._is_time_left(number):
             return []
-        known = {trial.candidate.identity for trial in self.trials}
-        self.say(f"batch {number + 1}: choosing {left} candidates")
-        first = self.space.first()[:left] if number == 0 else []
-        tried = [Tried(t.candidate, t.losses, t.is_complete) for t in self.trials if t.losses]
-        new = propose(self.space, tried, self.asked.sampler, _seed(self.asked.recipe, number))
-        candidates = []
-        for one in itertools.chain(first, new):
+        self.say(f"batch {number + 1}: choosing {_count(left, 'candidate')}")
+        tried = [Tried(one.candidate, one.losses, one.state == "complete") for one in self.trials if one.losses]
+        known, candidates = {trial.candidate.identity for trial in self.trials}, list[Candidate]()
+        new = propose(self.space, tried, self.asked.sampler, (1_000_003 * self.recipe.seed + number) % 2**32)
+        for one in itertools.chain(self.space.first() if number == 0 else [], new):
             if one.identity not in known:
                 known.add(one.identity)
                 candidates.append(one)
@@ -290,16 +140,36 @@ class Search:
         if not candidates:
             self.say("nothing new is proposed any more")
             return []
-        cells = self.crew.settle([self._point(one) for one in candidates])
-        by_identity = {_identity(cell.config): cell for cell in cells}
-        return [Trial(number, one, by_identity[one.identity]) for one in candidates]
+        cells = self._settled([self._point(one) for one in candidates])
+        by_network = {_identity(cell): cell for cell in cells}
+        return [Trial(number, one, by_network[one.identity]) for one in candidates]
 
     def _point(self, candidate: Candidate) -> Point:
         """What a candidate is trained with: the recipe, but for its epochs, and images held out."""
-        values = _merged(self.asked.recipe, candidate.settings())
-        merge(values, ["train", "epochs"], self.rungs[-1], "")
-        merge(values, ["data", "val_split"], self.held_out, "")
-        return Point(candidate.model, parse_config(values | {"name": None}, "fit").model_dump(mode="json"))
+        searched = {"train": {"epochs": self.rungs[-1]}, "data": {"val_split": self.held_out}}
+        return self._config(candidate, searched, self.recipe.seed)
+
+    def _config(self, candidate: Candidate, others: dict[str, dict[str, Any]], seed: int) -> Point:
+        """The recipe, with what is settled, for a candidate; `others` replace some of its settings."""
+        values = self.asked.recipe
+        for settings in (self.state.settled, candidate.settings(), others):
+            values = _merged(values, settings)
+        config = parse_config(values | {"name": None, "seed": seed}, "fit")
+        return Point(candidate.model, config.model_dump(mode="json"))
+
+    def _settled(self, points: list[Point]) -> list[Cell]:
+        """Their cells; a stand-in for MNIST is told of in all of them."""
+        cells = self.crew.settle(points)
+        return [replace(cell, notice=cell.notice or self.state.notice) for cell in cells]
+
+    def _note_settled(self, cell: Cell) -> None:
+        """Keep what `auto` became, so that all trainings have it in common, wherever the search goes on."""
+        data, train = cell.config["data"], cell.config["train"]
+        self.state.notice = cell.notice
+        self.state.settled = {
+            "data": {"dataset": data["dataset"]},
+            "train": {key: train[key] for key in ("device", "precision")},
+        }
 
     def _is_time_left(self, number: int) -> bool:
         """Whether another batch and the winner's trainings fit into the minutes; the first always does."""
@@ -318,72 +188,69 @@ class Search:
         return statistics.fmean(record["epoch_seconds"] for record in history) * self.epochs * rounds
 
     def _halve(self, number: int, batch: list[Trial]) -> None:
-        """Train the batch for the epochs of the first rung, then the best of it further."""
-        self.trials += batch
-        going = batch
+        """Train the batch for the epochs of the first rung, then the best of it further; rungs that are done stay."""
         for rung in self.rungs:
-            epochs = f"{rung} epoch{'s' if rung > 1 else ''}"
-            stage = f"batch {number + 1}, {len(going)} candidate{'s' if len(going) > 1 else ''} to {epochs}"
+            going = [trial for trial in batch if trial.state == "open" and rung not in trial.losses]
+            if not going:
+                continue
+            stage = f"batch {number + 1}, {_count(len(going), 'candidate')} to {_count(rung, 'epoch')}"
             failed = self._train([replace(trial.cell, until=rung) for trial in going], stage)
             for trial in going:
                 trial.failed = failed.get(trial.cell.name)
-                if trial.failed is None:
+                if trial.failed is not None:
+                    trial.state = "failed"
+                else:
                     trial.losses[rung] = self._loss(trial, rung)
-            going = [trial for trial in going if trial.failed is None]
-            if rung == self.rungs[-1]:
-                for trial in going:
-                    trial.is_complete = True
-            else:
-                ranked = sorted(trial.losses[rung] for trial in self.trials if rung in trial.losses)
-                going = [trial for trial in going if trial.losses[rung] <= ranked[math.ceil(len(ranked) / KEPT) - 1]]
-            self._note_best()
-            if not going:
-                break
+            ranked = sorted(trial.losses[rung] for trial in self.trials if rung in trial.losses)
+            worst = ranked[math.ceil(len(ranked) / KEPT) - 1] if ranked else 0.0  # that goes on
+            for trial in going:
+                if trial.state == "open" and rung == self.rungs[-1]:
+                    trial.state = "complete"
+                elif trial.state == "open" and trial.losses[rung] > worst:
+                    trial.state = "passed over"
+            self._write([])
 
     def _loss(self, trial: Trial, rung: int) -> float:
         """On the held-out images, after that many epochs."""
         record = runs.read_metrics(self.folder.cells / trial.cell.name)[rung - 1]
         return float(record["val_loss"])
 
-    def _note_best(self) -> None:
-        best = self.best()
-        if best is not None:
-            self.progress.best = best.loss
-
     def _train(self, cells: list[Cell], stage: str) -> dict[str, str]:
         """Train these cells until they have ended; the error lines of those that failed, by name."""
-        self.open, self.progress.stage = cells, stage
-        self.progress.cells = {cell.name: cell for cell in cells}
-        self._write()
-        sweep = Sweep(self.folder, cells, self.watch, SearchLedger)  # type: ignore[arg-type]
-        if sweep.ledger.open:
-            self.say(stage)
-            sweep.run(self.crew)
+        best = self.best()
+        self.progress.best = best.loss if best is not None else None
+        self.progress.stage, self.progress.cells = stage, {cell.name: cell for cell in cells}
+        self._write(cells)
+        sweep = Sweep(self.folder, cells, self.watch, self._ledger)
+        try:
+            if sweep.ledger.open:
+                self.say(stage)
+                sweep.run(self.crew)
+        finally:
+            self._write(cells)  # the time it took
         return sweep.ledger.failed
+
+    def _ledger(self, cells: list[Cell]) -> Ledger:
+        return SearchLedger(self.folder, cells, self.state.old_failures)
 
     def _train_winner(self, best: Trial) -> None:
         """By the full recipe, on all training images, on SEEDS seeds."""
-        seed = self.asked.recipe.get("seed", 0)
-        values = _merged(self.asked.recipe, best.candidate.settings() | {"data": {"val_split": 0}}) | {"name": None}
-        points = [
-            Point(f"seed {number}", parse_config(values | {"seed": number}, "fit").model_dump(mode="json"))
-            for number in range(seed, seed + SEEDS)
-        ]
-        self.finals = self.crew.settle(points)
-        failed = self._train(self.finals, f"the winner, {self.epochs} epochs on {SEEDS} seeds")
+        seeds = range(self.recipe.seed, self.recipe.seed + SEEDS)
+        if not self.state.finals or _identity(self.state.finals[0]) != best.candidate.identity:
+            all_images = {"data": {"val_split": 0}}
+            self.state.finals = self._settled([self._config(best.candidate, all_images, seed) for seed in seeds])
+        failed = self._train(self.state.finals, f"the winner, {_count(self.epochs, 'epoch')} on {SEEDS} seeds")
         if failed:
             name, line = next(iter(failed.items()))
             raise TrainingError(f"{self.folder.cells / name}: {line}; run the same command again to retry it")
 
-    def _write(self) -> None:
-        content = {
-            "asked": self.asked.identity(),
-            "version": qattrain.__version__,
-            "seconds": self.seconds,
-            "open": [asdict(cell) for cell in self.open],
-            "trials": [trial.record() for trial in [*self.trials, *self.recorded[len(self.trials) :]]],
-        }
-        records.write(self.folder.path / SEARCH_FILE, SEARCH_KIND, content)
+    def _write(self, cells: list[Cell]) -> None:
+        """Write the search's file. cells: those that are going to be trained."""
+        now = time.monotonic()
+        self.state.seconds, self.started = self.state.seconds + now - self.started, now
+        self.state.open = cells
+        self.state.old_failures = {cell.name: self.folder.failure_time(cell.name) for cell in cells}
+        self.folder.write_state(self.asked, self.state)
 
 
 def rungs(last: int) -> list[int]:
@@ -391,18 +258,16 @@ def rungs(last: int) -> list[int]:
     return [*(rungs(last // KEPT) if last >= KEPT else []), last]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _merged(recipe: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe with other values in some sections."""
-    values: dict[str, Any] = json.loads(json.dumps(recipe))
-    return values | {name: values.get(name, {}) | section for name, section in settings.items()}
+    return dict(recipe) | {name: recipe.get(name, {}) | section for name, section in settings.items()}
 
 
-def _seed(recipe: Mapping[str, Any], number: int) -> int:
-    """Of what is proposed in a batch."""
-    return int(1_000_003 * recipe.get("seed", 0) + number) % 2**32
-
-
-def _identity(config: Mapping[str, Any]) -> str:
-    """`Candidate.identity` of a settled configuration."""
-    known = parse_config(dict(config), "fit")
-    return Candidate({}, known.model.chain.line, known.quant, Costs(0, 0, 0)).identity
+def _identity(cell: Cell) -> str:
+    """`Candidate.identity` of a cell's network."""
+    config = parse_config(cell.config, cell.name)
+    return identity(config.model.chain.line, config.quant)

@@ -145,11 +145,15 @@ class Sweep:
     """Watches the folder until every cell is finished or has failed."""
 
     def __init__(
-        self, folder: SweepFolder, cells: list[Cell], watch: Watcher, make_ledger: type[Ledger] = Ledger
+        self,
+        folder: SweepFolder,
+        cells: list[Cell],
+        watch: Watcher,
+        make_ledger: Callable[[list[Cell]], Ledger] | None = None,
     ) -> None:
         self.folder, self.watch = folder, watch
         self.costs = {cell.name: cost(cell) for cell in cells}
-        self.ledger = make_ledger(folder, cells)
+        self.ledger = make_ledger(cells) if make_ledger is not None else Ledger(folder, cells)
         self.kept = set(self.ledger.finished)
         self.started = time.monotonic()
 

@@ -4,6 +4,7 @@ QEMU counts instructions, not cycles: cycles are what the core's manual gives fo
 (`c_profile`). Out of scope: wait states of a flash, caches, other machines than those in DEVICES.
 """
 
+import math
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qattrain.config.chain import Shape
 from qattrain.errors import ExportError
 from qattrain.export.base import Files
-from qattrain.export.c_compile import C_FOLDER, Target, footprint, placed, prefix_of, prefixed
+from qattrain.export.c_compile import C_FOLDER, Footprint, Target, footprint, placed, prefix_of, prefixed
 from qattrain.export.c_profile import CORTEX_M0, CORTEX_M4, IBEX, LOG, Core, Profile, profile
 from qattrain.files import compiler
 from qattrain.integer import IntegerModel
@@ -173,6 +175,20 @@ def measure_devices(files: Files, model: IntegerModel, images: NDArray[np.uint8]
     return [each for each in found if isinstance(each, Measured)], list(filter(None, notices))
 
 
+def fits_machine(needs: Footprint, shape: Shape, device: Device) -> bool:
+    """Whether the machine that QEMU emulates has room for the network, one image and the program around them."""
+    return not _lacking(needs, math.prod(shape), device)
+
+
+def _lacking(needs: Footprint, image_bytes: int, device: Device) -> list[tuple[str, int, int]]:
+    """Of which memory there is too little: its name, what is needed, what is there."""
+    found = [
+        ("flash", needs.flash_bytes + image_bytes + RESERVED, device.flash[1]),
+        ("RAM", needs.ram_bytes + RESERVED, device.ram[1]),
+    ]
+    return [(what, needed, there) for what, needed, there in found if needed > there]
+
+
 def _measured(files: Files, model: IntegerModel, images: NDArray[np.uint8], name: str) -> Measured | str:
     """The same; a line instead where there are no tools or there is too little memory."""
     device = DEVICES[name]
@@ -183,15 +199,11 @@ def _measured(files: Files, model: IntegerModel, images: NDArray[np.uint8], name
     except (OSError, subprocess.SubprocessError) as error:
         raise broken(error, device) from None
     count = min(IMAGES, len(images), (device.flash[1] - needs.flash_bytes - RESERVED) // images[0].size)
-    for what, needed, there in (
-        ("flash", needs.flash_bytes + images[0].size + RESERVED, device.flash[1]),
-        ("RAM", needs.ram_bytes + RESERVED, device.ram[1]),
-    ):
-        if needed > there:
-            return (
-                f"{device.title}: the network needs {needed:,} bytes of {what}, {RESERVED:,} of them for the program "
-                f"around it; QEMU's machine {device.machine[1]} has {there:,}; choose a smaller network or another core"
-            )
+    for what, needed, there in _lacking(needs, images[0].size, device):
+        return (
+            f"{device.title}: the network needs {needed:,} bytes of {what}, {RESERVED:,} of them for the program "
+            f"around it; QEMU's machine {device.machine[1]} has {there:,}; choose a smaller network or another core"
+        )
     shown = images[:count].transpose(0, 2, 3, 1)
     prefix = prefix_of(files)
     sources = {f"bare_metal/{file}": (C_FOLDER / "bare_metal" / file).read_bytes() for file in BARE_METAL}

@@ -277,9 +277,9 @@ def confidence(interval: Sequence[float]) -> str:
     return f"95 % interval {percent(low)} to {percent(high)}"
 
 
-def counted(count: int, noun: str) -> str:
-    """1 -> `1 epoch`, 2000 -> `2,000 epochs`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+def counted(count: int, noun: str, several: str = "") -> str:
+    """1 -> `1 epoch`, 2000 -> `2,000 epochs`. several: the noun's plural, if that is not with an s."""
+    return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
 
 
 def age(seconds: float) -> str:

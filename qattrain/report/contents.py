@@ -156,8 +156,9 @@ def _setting(group: dict[str, Any]) -> str:
 def _counted_all(findings: Sequence["Finding"], sweeps: Sequence[Sweep]) -> list[str]:
     """`2 sweeps`, `1 search`, `3 networks`: how much there is of each kind."""
     searches = sum(sweep.is_search for sweep in sweeps)
-    kinds = [(len(sweeps) - searches, "sweep"), (searches, "search"), (len(findings), "network")]
-    return [counted(count, noun).replace("searchs", "searches") for count, noun in kinds if count]
+    words = {"sweep": "sweeps", "search": "searches", "network": "networks"}
+    counts = zip((len(sweeps) - searches, searches, len(findings)), words.items(), strict=True)
+    return [counted(count, *noun) for count, noun in counts if count]
 
 
 def _of_anything(findings: Sequence["Finding"], sweeps: Sequence[Sweep]) -> str:

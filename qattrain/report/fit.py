@@ -4,7 +4,6 @@ Nothing here imports torch.
 """
 
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from qattrain.experiments.search import Progress
+from qattrain.experiments.folder import pareto_front
+from qattrain.experiments.search_folder import Progress
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
 from qattrain.report.display import time_left
@@ -73,8 +73,6 @@ def budget_words(document: Document) -> str:
 def found_sentence(document: Document) -> str:
     """What the search found, in a sentence."""
     winner = winner_of(document)
-    if winner is None:
-        return f"No candidate within {budget_words(document)} was trained to the end yet"
     size = f"{winner['weight_bytes']:,} bytes of weights and {winner['macs']:,} MACs"
     if document["accuracy_mean"] is None:
         return f"The best so far within {budget_words(document)}: {percent(winner['accuracy'])} of the held-out images"
@@ -82,19 +80,14 @@ def found_sentence(document: Document) -> str:
     return f"{percent(document['accuracy_mean'])} of the test images ({runs_said}) with {size}"
 
 
-def winner_of(document: Document) -> dict[str, Any] | None:
-    """The row of the candidate that won; None if there is none yet."""
-    return next((row for row in document["rows"] if row["run_dir"] == document["winner"]), None)
+def winner_of(document: Document) -> dict[str, Any]:
+    """The row of the candidate that won, or is the best so far."""
+    return next(row for row in document["rows"] if row["run_dir"] == document["winner"])
 
 
-def front(rows: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+def front(document: Document, cost: str) -> list[dict[str, Any]]:
     """The candidates, trained to the end, that no other beats in both that cost and accuracy; cheapest first."""
-    found: list[dict[str, Any]] = []
-    complete = [row for row in rows if row["status"] == "complete"]
-    for row in sorted(complete, key=lambda row: (row[cost], -row["accuracy"])):
-        if not found or row["accuracy"] > found[-1]["accuracy"]:
-            found.append(row)
-    return found
+    return pareto_front([row for row in document["rows"] if row["status"] == "complete"], cost, "accuracy")
 
 
 def draw_front(axes: Axes, document: Document, cost: str) -> None:
@@ -106,12 +99,11 @@ def draw_front(axes: Axes, document: Document, cost: str) -> None:
     ):
         rows = [row for row in document["rows"] if row["status"] == status]
         axes.plot([row[cost] for row in rows], [_error(row) for row in rows], label=label, **style | look)
-    best = front(document["rows"], cost)
+    best = front(document, cost)
     axes.plot([row[cost] for row in best], [_error(row) for row in best], color="black", lw=1, drawstyle="steps-post")
     winner = winner_of(document)
-    if winner is not None:
-        star: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 14, "color": LOOKS["PTQ"].color}
-        axes.plot([winner[cost]], [_error(winner)], label="the winner", **star)
+    star: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 14, "color": LOOKS["PTQ"].color}
+    axes.plot([winner[cost]], [_error(winner)], label="the best", **star)
     limit = document["budget"][cost]
     if limit is not None:
         axes.axvline(limit, color="black", ls=":", lw=1.2)
@@ -119,8 +111,7 @@ def draw_front(axes: Axes, document: Document, cost: str) -> None:
     axes.set(
         xlabel=COSTS[cost], ylabel="held-out accuracy (%),\nlogarithmic in the error", yscale="log", xlim=(0, None)
     )
-    if errors:
-        axes.set_ylim(1.3 * max(errors), min(errors) / 1.3)
+    axes.set_ylim(1.3 * max(errors), min(errors) / 1.3)
     steps = [digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)]
     axes.set_yticks([step for step in steps if min(axes.get_ylim()) <= step <= max(axes.get_ylim())])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
@@ -131,7 +122,7 @@ def draw_front(axes: Axes, document: Document, cost: str) -> None:
 
 
 def _error(row: dict[str, Any]) -> float:
-    return float(max(1 - row["accuracy"], LEAST_ERROR)) if row["accuracy"] is not None else 1.0
+    return float(max(1 - row["accuracy"], LEAST_ERROR))
 
 
 def front_pictures(document: Document) -> dict[str, bytes]:
@@ -151,7 +142,7 @@ def front_pictures(document: Document) -> dict[str, bytes]:
 
 def best_rows(document: Document, most: int | None = None) -> list[dict[str, Any]]:
     """The candidates that did not fail: those trained longest first, then by loss."""
-    rows = [row for row in document["rows"] if row["loss"] is not None]
+    rows = [row for row in document["rows"] if row["loss"] is not None and row["status"] != "failed"]
     return sorted(rows, key=lambda row: (-row["epochs"], row["loss"]))[:most]
 
 
@@ -203,7 +194,7 @@ def final_table(document: Document) -> Table:
 
 def _chart(document: Document, cost: str, caption: str) -> Chart:
     figure = chart_figure(partial(draw_front, document=document, cost=cost), 0.4)
-    best = "; ".join(f"{row[cost]:,}: {percent(row['accuracy'])}" for row in front(document["rows"], cost))
+    best = "; ".join(f"{row[cost]:,}: {percent(row['accuracy'])}" for row in front(document, cost))
     return Chart(figure, f"Accuracy against {COSTS[cost]}", caption, f"The front: {best}.")
 
 
@@ -216,17 +207,14 @@ def fit_section(fit: Sweep, ident: str) -> Section:
     facts += [(status, str(statuses.count(status)), "") for status in ("complete", "passed over", "failed")]
     blocks: list[Block] = [Text(document["notice"], notice=True)] if document["notice"] else []
     blocks += [Text(f"Within {budget_words(document)}. {found_sentence(document)}."), Facts(facts)]
-    if winner is not None:
-        blocks.append(Text(f"The winner: {winner['model']}; bits of weights/activations {bits_words(winner)}."))
+    blocks.append(Text(f"The best: {winner['model']}; bits of weights/activations {bits_words(winner)}."))
     if document["finals"]:
         blocks.append(final_table(document))
         config = fit.folder / document["finals"][0]["run_dir"] / runs.CONFIG_FILE
         blocks.append(Commands("To train the winner again:", [["qattrain", "train", "--config", str(config)]]))
-    if any(row["accuracy"] is not None for row in rows):
-        caption = "On held-out training images. Dotted: the budget. Line: the front of those trained to the end."
-        blocks.append(Charts([_chart(document, cost, caption) for cost in COSTS]))
-        blocks.append(trial_table(document, folded=True))
-        blocks += [Text(line) for line in chain_lines(row["model"] for row in rows)]
+    caption = "On held-out training images. Dotted: the budget. Line: the front of those trained to the end."
+    blocks += [Charts([_chart(document, cost, caption) for cost in COSTS]), trial_table(document, folded=True)]
+    blocks += [Text(line) for line in chain_lines(row["model"] for row in rows)]
     errors = [f"{row['run_dir']}: {row['error'] or UNKNOWN}" for row in rows if row["status"] == "failed"]
     blocks += [Text(line) for line in errors]
     return Section(ident, f"Search {document['name']}", blocks)

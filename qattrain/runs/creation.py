@@ -77,17 +77,17 @@ def _exists(run_dir: Path) -> ConfigError:
 
 
 @contextlib.contextmanager
-def written_by_us(run_dir: Path) -> Iterator[None]:
+def written_by_us(run_dir: Path, what: str = "the run") -> Iterator[None]:
     """Hold the lock of a run, and remove what a process left in it that was killed while it wrote.
 
-    Raises TrainingError if another process writes into the run.
+    what: for messages. Raises TrainingError if another process writes into the run.
     """
     with contextlib.ExitStack() as stack:
-        with write_errors(TrainingError, f"cannot open the run {run_dir}", ELSEWHERE):
+        with write_errors(TrainingError, f"cannot open {what} {run_dir}", ELSEWHERE):
             locked = stack.enter_context(folder_lock(run_dir))
         if locked is False:
             raise TrainingError(
-                f"the run {run_dir} is being written by another process; wait until that ends, or stop it first"
+                f"{what} {run_dir} is being written by another process; wait until that ends, or stop it first"
             )
         remove_leftovers(run_dir)
         remove_leftovers(run_dir.parent)

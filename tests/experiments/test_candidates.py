@@ -118,6 +118,16 @@ def test_a_budget_that_nothing_meets_is_one_line_with_what_the_smallest_needs(bu
         space(Budget(**{name: needed - 1}), "conv ? 5x5, pool 2, conv ? 5x5, pool 2, fc ?, fc")
 
 
+def test_the_smallest_network_is_found_where_nothing_else_fits() -> None:
+    found = space(Budget(weight_bytes=12))
+    (only,) = {one.identity for one in found.first()}
+    assert only.startswith("conv 1 5x5, pool 2, conv 1 5x5, pool 2, fc 1, fc; ")
+    with pytest.raises(ConfigError, match=r"no layer 'fc2'"):  # of pico
+        space(BUDGETS[0], quant=QuantConfig(layer_bits={"fc2": 8}))
+    with pytest.raises(ConfigError, match="its 29x29 kernel does not fit"):
+        space(BUDGETS[0], "conv ? 29x29, fc")
+
+
 def test_a_device_is_asked_only_about_what_keeps_to_the_other_budgets_and_once() -> None:
     asked: list[str] = []
 
@@ -146,6 +156,7 @@ def test_a_candidate_survives_its_record() -> None:
         ("conv ? 3x3 stride ?, fc", "stands for a number of outputs, right after conv or fc"),
         ("fc ?", "a chain ends in a bare fc"),
         ("leenet", "did you mean"),
+        ("conv 4 5x5, conv ? 3x3 groups 2, fc", "groups must divide"),
     ],
 )
 def test_a_chain_that_cannot_be_searched_is_one_line(line: str, message: str) -> None:

@@ -83,6 +83,77 @@ def test_the_search_writes_what_it_found(whole: Path) -> None:
     assert len(runs.list_runs(folder / "cells")) == 9
 
 
+def test_the_same_command_again_trains_nothing_and_says_the_same_as_json(
+    whole: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole)
+    before = found(whole)
+    done = main("fit", *ASKED, "--json")
+    assert done.rc == 0
+    said = json.loads(done.stdout)
+    assert {key: said[key] for key in before if key in said} == {key: before[key] for key in said if key in before}
+    assert " to 1 epoch" not in done.stderr
+    done = main("fit", *ASKED)
+    best = next(row for row in before["rows"] if row["run_dir"] == before["winner"])
+    assert f"with {best['weight_bytes']:,} bytes of weights and {best['macs']:,} MACs: {best['model']}" in done.stdout
+    assert f"qattrain train --config runs/study/{before['finals'][0]['run_dir']}/config.json" in done.stdout
+    assert found(whole) == before
+
+
+def test_a_page_shows_the_search(whole: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(whole)
+    done = main("report", "study", "--out", "page.html")
+    assert done.rc == 0, done.stderr
+    page, document = (whole / "page.html").read_text(), found(whole)
+    assert f"{100 * document['accuracy_mean']:.2f} % of the test images (mean of 3 seeds)" in page
+    for row in document["rows"]:
+        assert row["model"] in page
+    assert "Accuracy against weights (bytes)" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no budget; give at least one of --bytes, --total-bytes, --macs, --flash and --time-ms"),
+        (("--bytes", 5), "no network keeps to --bytes 5: the smallest, "),
+        (("--bytes", 900, "--model", "conv 8 3x3, fc"), "has no open place; write ? for each number of outputs"),
+        (("--bytes", 900, "--model", "conv ? 29x29, fc"), "its 29x29 kernel does not fit"),
+        (("--flash", 900), "--flash without --core"),
+        (("--bytes", 900, "--core", "cortex-m0"), "--core cortex-m0 without --flash or --time-ms"),
+        (("--flash", 900, "--core", "avr"), "--core 'avr': allowed: cortex-m0"),
+        (("--bytes", 900, "--minutes", 1, "--trials", 1), "give only one of them"),
+        (("--bytes", 900, "--bits", 32), "only quantized networks are searched"),
+        (("--bytes", 900, "--set", "model.widths=[1]"), "widths are what is searched"),
+        (("--bytes", 900, "--sampler", "tpee"), "did you mean 'tpe'?"),
+        (("--bytes", 900, "--val-split", 1437), "data.val_split = 1437: of 1,437 training images"),
+        (("--bytes", 900, "--layer-bits", "conv9=3"), "no layer 'conv9'"),
+        (("--bytes", 900, "--set", "model.name=3"), "model.name = 3: allowed: one chain with ?, or a preset"),
+        (("--bytes", 900, "--set", "ptq.bits=3"), "ptq: a search trains networks quantized"),
+    ],
+)
+def test_what_cannot_be_searched_is_one_line(
+    arguments: tuple[object, ...], message: str, tmp_path: Path, main: Callable[..., Any]
+) -> None:
+    done = main("fit", "--dataset", "digits", "--runs-dir", tmp_path / "runs", *arguments)
+    assert done.rc == 2, done
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_search_in_the_folder_and_a_missing_extra_are_one_line(
+    whole: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(whole)
+    done = main("fit", *ASKED, "--bytes", 400)
+    assert (done.rc, "runs/study holds another search: budget differ" in done.stderr) == (2, True)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    done = main("fit", *ASKED)
+    assert (done.rc, done.stderr.count("error: ")) == (1, 1)
+    assert "fit: package optuna cannot be imported; it comes with: pip install 'qattrain[search]'" in done.stderr
+
+
 def test_kill_9_of_the_parent_and_of_a_worker_changes_nothing(
     tmp_path: Path, assert_same_search: Callable[[Path], None]
 ) -> None:
@@ -111,7 +182,7 @@ def test_ctrl_c_saves_and_a_second_search_at_once_is_one_line(
     _, stderr = second.communicate(timeout=MOST_SECONDS)
     assert second.returncode == 1, stderr
     assert stderr.splitlines()[-1].startswith("error: ")
-    assert "is being written by another process" in stderr
+    assert "the search runs/study is being written by another process" in stderr
     first.send_signal(signal.SIGINT)
     stdout, stderr = first.communicate(timeout=MOST_SECONDS)
     assert first.returncode == 130, stderr

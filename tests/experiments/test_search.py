@@ -14,13 +14,14 @@ import pytest
 
 from qattrain.config import parse_config
 from qattrain.errors import ConfigError, TrainingError
-from qattrain.experiments.candidates import Budget
+from qattrain.experiments.candidates import Budget, preset_families
 from qattrain.experiments.fit import fit_document
 from qattrain.experiments.folder import PLAN_FILE, RESULT_FILE, SEARCH_FILE, Cell, SweepFolder, cell_name
 from qattrain.experiments.grid import Point
 from qattrain.experiments.kinds import RESULT_KIND
 from qattrain.experiments.ledger import Ledger
-from qattrain.experiments.search import Asked, Progress, Search, SearchFolder, rungs
+from qattrain.experiments.search import Search, rungs
+from qattrain.experiments.search_folder import Asked, Progress, SearchFolder
 from qattrain.experiments.sweep import Images
 from qattrain.files import records
 from qattrain.runs import folder as runs
@@ -134,7 +135,7 @@ def test_the_best_third_goes_on_and_nothing_is_trained_twice(undisturbed: tuple[
     by_loss = sorted(first, key=lambda trial: trial.losses[1])
     assert [3 in trial.losses for trial in by_loss] == [True] * 4 + [False] * 8
     by_loss = sorted(by_loss[:4], key=lambda trial: trial.losses[3])
-    assert [trial.is_complete for trial in by_loss] == [True, True, False, False]
+    assert [trial.state for trial in by_loss] == ["complete"] * 2 + ["passed over"] * 2
     for rung, after in ((1, 3), (3, 9)):  # in the second batch those go on that are among the best of all so far
         ranked = sorted(trial.losses[rung] for trial in search.trials if rung in trial.losses)
         for trial in search.trials:
@@ -170,7 +171,7 @@ def test_stopped_anywhere_it_ends_as_if_it_had_not_been(
     stop_at %= len(whole.trained)
     with pytest.raises(KeyboardInterrupt):
         searched(tmp_path / "s", asked(), stop_at=stop_at)
-    before = SearchFolder(tmp_path / "s").read_trials()[0]
+    before = SearchFolder(tmp_path / "s").read_state().trials
     assert len(before) in (12, 24)
     again, rest = searched(tmp_path / "s", asked())
     assert found_in(again) == found_in(search)
@@ -195,8 +196,32 @@ def test_a_candidate_that_fails_stops_nothing_and_is_not_ranked(tmp_path: Path) 
     assert all(row["error"] == "the loss became nan" and row["loss"] is None for row in failed)
     with pytest.raises(TrainingError, match="no candidate could be trained: the loss became nan"):
         searched(tmp_path / "none", asked(), doomed=lambda _: True)
+    with pytest.raises(TrainingError, match="no candidate could be trained to the end: the loss became nan"):
+        searched(tmp_path / "late", asked(), doomed=lambda cell: cell.until == 3)
     with pytest.raises(TrainingError, match=r"the loss became nan; run the same command again"):
         searched(tmp_path / "final", asked(trials=12), doomed=lambda cell: cell.config["data"]["val_split"] == 0)
+
+
+def test_what_was_decided_stays_decided(undisturbed: tuple[Search, Paper], tmp_path: Path) -> None:
+    """A candidate that failed is not tried again once its rung is over, whatever would become of it now."""
+
+    def doomed(cell: Cell) -> bool:
+        return cell.until == 1 and loss(cell, 1) < 1.5
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path / "s", asked(), doomed=doomed, stop_at=20)
+    failed = [trial.cell.name for trial in SearchFolder(tmp_path / "s").read_state().trials if trial.failed]
+    assert failed
+    again, rest = searched(tmp_path / "s", asked())
+    assert {row["run_dir"].partition("/")[2] for row in found_in(again)["rows"] if row["error"]} >= set(failed)
+    assert not set(failed) & {name for name, _, _ in rest.trained}
+    assert found_in(again) != found_in(undisturbed[0])
+
+
+def test_a_budget_that_only_the_smallest_network_meets_is_searched(tmp_path: Path) -> None:
+    families = {name: family.line for name, family in preset_families().items()}
+    search, _ = searched(tmp_path / "s", asked(families=families, budget=Budget(weight_bytes=12)))
+    assert {row["weight_bytes"] for row in found_in(search)["rows"]} == {12}
 
 
 def test_minutes_end_the_search_after_the_first_batch_at_the_latest(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Story:
     resume: what a person runs after it was disturbed, if the command itself is refused because its run exists.
     rival: what a second process does at the same time; the command itself if it is left out. environment: of all these.
     files: makes those that are needed besides. compared: files whose names begin so must be the same in the end.
-    spared: files whose names begin so save time and are no result, so they may be missing in the end.
+    spared: files whose names begin so are no result (saved answers, locks), so they may be missing in the end.
     """
 
     command: tuple[str, ...]
@@ -105,7 +105,12 @@ STORIES = {
     "compare": Story(
         ("compare", "fp32", "vs", "ptq", "vs", "qat", *TINY, "--bits", "4"), "runs", compared="runs/compare-"
     ),
-    "sweep": Story(("sweep", *SWEPT, "--bits", "2,32", "--ptq", "4", "--name", "s"), "runs/s", rival=REPORT_ONLY),
+    "sweep": Story(
+        ("sweep", *SWEPT, "--bits", "2,32", "--ptq", "4", "--name", "s"),
+        "runs/s",
+        rival=REPORT_ONLY,
+        spared="runs/s/claims/",  # locks, empty
+    ),
     "report": Story(("report", "net", "--out", "page.html"), "page.html", (NET,)),
     "inspect": Story(("inspect", "net", "--plots", "out"), "out", (NET,)),
     "pictures": Story(

@@ -105,6 +105,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         "pico": _pico(first["b3200-m60"]),
         "small": _summary({recipe: first[recipe] for recipe in SMALL}),
         "widths": _widths_table(results["widths"]["rows"]),
+        "mixed": _mixed_table(results["mixed"]["rows"]),
         "quantizers": markdown(
             ["quantizer", "mean", "deviation", "seeds 0, 1, 2"],
             [[f"`{row['quantizer']}`", *_figures(row)[:3]] for row in results["quantizers"]["rows"]],
@@ -211,8 +212,12 @@ def _chain(recipe: str, row: dict[str, Any]) -> list[str]:
 
 def _network(row: dict[str, Any]) -> str:
     """`12-34-24, bits 4 1 1 4`: widths; bits of the weights of conv1, conv2, fc1, fc2."""
-    bits = " ".join(str(row["layer_bits"].get(layer, row["bits"])) for layer in ("conv1", "conv2", "fc1", "fc2"))
-    return f"{'-'.join(map(str, row['widths']))}, bits {bits}"
+    return f"{'-'.join(map(str, row['widths']))}, bits {' '.join(_bits(row))}"
+
+
+def _bits(row: dict[str, Any]) -> list[str]:
+    """Bits of the weights of a LeNet's layers."""
+    return [str(row["layer_bits"].get(layer, row["bits"])) for layer in ("conv1", "conv2", "fc1", "fc2")]
 
 
 def _widths_table(rows: Rows) -> str:
@@ -224,6 +229,16 @@ def _widths_table(rows: Rows) -> str:
         lines.append([str(width), *_figures(found["qat"])[:2], *_figures(found["ptq"])[:2]])
     lines.append(["float", *_figures(baseline)[:2], "", ""])
     return markdown(["bits", "QAT", "deviation", "PTQ", "deviation"], lines)
+
+
+def _mixed_table(rows: Rows) -> str:
+    """Uniform bits beside those that `qattrain sensitivity` chose for as many bytes."""
+    lines = [
+        [" ".join(_bits(row)), str(row["act_bits"]), "chosen" if row["layer_bits"] else "uniform", *_figures(row)[:4]]
+        for row in sorted(rows, key=lambda row: (-row["act_bits"], len(row["layer_bits"])))
+    ]
+    header = ["weight bits of conv1, conv2, fc1, fc2", "activation bits", "", "mean", "deviation", "seeds 0, 1, 2"]
+    return markdown([*header, "weights, bytes"], lines)
 
 
 ABOUT = "MNIST, mean of 3 seeds, bars one standard deviation"
