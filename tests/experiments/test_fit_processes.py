@@ -1,12 +1,13 @@
 """`qattrain fit` in processes of its own, killed in the middle: here and on a cluster it ends as if undisturbed."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,36 @@ ASKED += ("--epochs", "3", "--bytes", "300", "--model", "conv ? 5x5 stride 3 bn,
 ASKED += ("--batch", "3", "--threads", "1", "--name", "study")
 
 
-def begin(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "qattrain", "fit", *ASKED, *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a search; whatever still runs at the end is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+        processes.append(started(folder, *arguments))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train for it."""
+    alive = []
+    for process in psutil.Process(parent.pid).children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "spawn_main" in " ".join(process.cmdline()):
+                alive.append(process)
+    return alive
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -41,7 +67,7 @@ def found(folder: Path) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the search that nobody disturbs."""
     folder = tmp_path_factory.mktemp("fit")
-    process = begin(folder, "--workers", 2)
+    process = started(folder, "--workers", 2)
     _, stderr = process.communicate(timeout=MOST_SECONDS)
     assert process.returncode == 0, stderr
     return folder
@@ -155,26 +181,24 @@ def test_another_search_in_the_folder_and_a_missing_extra_are_one_line(
 
 
 def test_kill_9_of_the_parent_and_of_a_worker_changes_nothing(
-    tmp_path: Path, assert_same_search: Callable[[Path], None]
+    tmp_path: Path, assert_same_search: Callable[[Path], None], begin: Callable[..., Any]
 ) -> None:
     folder = tmp_path / "runs" / "study"
     parent = begin(tmp_path, "--workers", 2)
     until(lambda: under_way(folder))
     parent.kill()
-    parent.communicate()
-    assert parent.returncode == -signal.SIGKILL
+    assert parent.wait() == -signal.SIGKILL
 
     again = begin(tmp_path, "--workers", 2)
     until(lambda: len(list(folder.glob("cells/*/result.json"))) >= 4)
-    worker = until(lambda: [p for p in psutil.Process(again.pid).children() if "spawn_main" in " ".join(p.cmdline())])
-    worker[-1].kill()
+    until(lambda: workers(again))[-1].kill()
     _, stderr = again.communicate(timeout=MOST_SECONDS)
     assert again.returncode == 0, stderr
     assert_same_search(tmp_path)
 
 
 def test_ctrl_c_saves_and_a_second_search_at_once_is_one_line(
-    tmp_path: Path, assert_same_search: Callable[[Path], None]
+    tmp_path: Path, assert_same_search: Callable[[Path], None], begin: Callable[..., Any]
 ) -> None:
     first = begin(tmp_path, "--workers", 1)
     until(lambda: under_way(tmp_path / "runs" / "study"))
@@ -194,14 +218,14 @@ def test_ctrl_c_saves_and_a_second_search_at_once_is_one_line(
 
 
 def test_on_a_cluster_a_worker_and_the_parent_killed_in_the_middle_change_nothing(
-    tmp_path: Path, assert_same_search: Callable[[Path], None], started_cluster: Any
+    tmp_path: Path, assert_same_search: Callable[[Path], None], started_cluster: Any, begin: Callable[..., Any]
 ) -> None:
     doomed, _ = started_cluster.add_worker(), started_cluster.add_worker()
     folder = tmp_path / "runs" / "study"
     parent = begin(tmp_path, "--scheduler", started_cluster.address)
     until(lambda: len(list(folder.glob("cells/*/result.json"))) >= 2)
     parent.kill()
-    parent.communicate()
+    parent.wait()
     killer = threading.Thread(
         target=lambda: (
             until(lambda: len(list(folder.glob("cells/*/result.json"))) >= 4),
