@@ -333,7 +333,7 @@ def saved(figure: Figure, kind: str, **options: Any) -> bytes:
     """The figure as a file of that kind. Letters of a user's name that the font lacks cause no warning."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Glyph .* missing from (current )?font")
         # Lay it out once: a second layout would start from the first, and the bytes depend on how often it was saved.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")

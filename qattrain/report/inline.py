@@ -102,7 +102,7 @@ def _draw(figure: Figure, salt: str) -> bytes:
             _plain_decades(axis)
     buffer = io.BytesIO()
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # in a user's name
+        warnings.filterwarnings("ignore", message="Glyph .* missing from (current )?font")  # in a user's name
         if len(figure.axes) == 1:
             _fit(figure, figure.axes[0])
         canvas: Any = FigureCanvasSVG(figure)
