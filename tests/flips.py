@@ -140,6 +140,15 @@ def _of_sweep(name: str) -> Kind:
     )
 
 
+def _of_search(name: str) -> Kind:
+    def use(path: Path, folder: Path) -> Any:
+        read = records.read_search if name == "search.json" else records.read_fit
+        return read(path.read_bytes(), folder)
+
+    why = "spaces and line ends between the values of JSON"
+    return Kind(lambda folder: records._as_search(folder).path / name, use, why)
+
+
 def _compared(folder: Path) -> Path:
     records._as_run(folder)
     path = folder / "runs" / "compare-0" / "compare.json"
@@ -273,6 +282,8 @@ KINDS: dict[str, Kind] = {
     "plan.json": _of_sweep("plan.json"),
     "result.json": _of_sweep("result.json"),
     "sweep.json": _of_sweep("sweep.json"),
+    "search.json": _of_search("search.json"),
+    "fit.json": _of_search("fit.json"),
     "failure": Kind(_failure, _failed, "spaces and line ends between the values of JSON"),
     "compare.json": Kind(
         _compared,

@@ -4,15 +4,20 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fuzz_targets import CHAIN, SEEDS, Target, _config
 
+from qattrain.config import QuantConfig
 from qattrain.errors import QattrainError
 from qattrain.experiments import folder as sweeps
 from qattrain.experiments import kinds
+from qattrain.experiments.candidates import Budget, Candidate, Costs
+from qattrain.experiments.folder import FIT_FILE
 from qattrain.experiments.ledger import Ledger
+from qattrain.experiments.search_folder import Asked, SearchFolder, State, Trial
 from qattrain.files import records
 from qattrain.runs import folder as runs
 
@@ -117,6 +122,60 @@ def read_document(name: str) -> Callable[[bytes, Path], object]:
     return read
 
 
+def _as_search(folder: Path) -> SearchFolder:
+    search = SearchFolder(folder / "runs" / "q")
+    if not search.path.exists():
+        search.make()
+        cell = _plan().cells[0]
+        quant = QuantConfig.model_validate(cell.config["quant"])
+        network = Candidate({"family": "chain"}, CHAIN, quant, Costs(100, 120, 1000))
+        trial = Trial(0, network, cell, {1: 1.5}, "complete")
+        search.write_state(ASKED, State(2.5, {"data": {"dataset": "digits"}}, None, [trial], [cell], [cell], {}))
+        row = {"run_dir": "cells/a", "batch": 1, "model": CHAIN, "bits": 4, "act_bits": 4, "layer_bits": {}}
+        row |= asdict(network.costs) | {"epochs": 1, "loss": 1.5, "accuracy": 0.5, "status": "complete", "error": None}
+        final = {"run_dir": "cells/b", "seed": 0, "accuracy": 0.5, "loss": 1.5, "flash_bytes": None}
+        document = {"kind": "fit", "name": "q", "version": "0", "notice": None, "dataset": "digits", "sampler": "tpe"}
+        document |= {"budget": asdict(ASKED.budget), "families": ASKED.families, "held_out": 4, "rungs": [1]}
+        document |= {"epochs": 1, "seconds": 2.5, "winner": "cells/a", "accuracy_mean": 0.5, "accuracy_std": None}
+        document |= {"rows": [row], "finals": [final | {"milliseconds": None}]}
+        records.write(search.path / FIT_FILE, kinds.FIT_KIND, document)
+    return search
+
+
+ASKED = Asked({"seed": 0}, {"chain": "conv ? 5x5 stride 3, pool 2, fc"}, Budget(weight_bytes=200))
+
+
+def read_search(data: bytes, folder: Path) -> object:
+    """What going on with a search asks of its file."""
+    search = _as_search(folder)
+    place = search.path / sweeps.SEARCH_FILE
+    before = place.read_bytes()
+    place.write_bytes(data)
+    try:
+        search.refuse_others(ASKED)
+        return search.read_state()
+    finally:
+        place.write_bytes(before)
+
+
+def read_fit(data: bytes, folder: Path) -> object:
+    """What a report says of fit.json, its charts left out."""
+    from qattrain.report import fit
+    from qattrain.report.sources import find_sources
+
+    place = folder / "documents"
+    place.mkdir(exist_ok=True)
+    (place / FIT_FILE).write_bytes(data)
+    _, found = find_sources([str(place / FIT_FILE)], folder)
+    for document in (one.document for one in found if one.is_search):
+        fit.found_sentence(document)
+        fit.trial_table(document)
+        fit.final_table(document)
+        fit.over_budget(document)
+        fit.front(document, "macs")
+    return [one.document for one in found]
+
+
 READERS: dict[str, tuple[records.Kind, Callable[[bytes, Path], object]]] = {
     "config.json": (runs.CONFIG_KIND, read_run("config.json")),
     "metrics.jsonl": (runs.METRICS_KIND, read_run("metrics.jsonl")),
@@ -124,6 +183,8 @@ READERS: dict[str, tuple[records.Kind, Callable[[bytes, Path], object]]] = {
     "plan.json": (kinds.PLAN_KIND, read_sweep("plan.json")),
     "result.json": (kinds.RESULT_KIND, read_sweep("result.json")),
     "sweep.json": (kinds.SWEEP_KIND, read_document("sweep.json")),
+    "search.json": (kinds.SEARCH_KIND, read_search),
+    "fit.json": (kinds.FIT_KIND, read_fit),
 }
 
 
@@ -155,13 +216,15 @@ def _contents() -> dict[str, bytes]:
         run_dir, sweep = _as_run(Path(name)), _as_sweep(Path(name)).path
         places = {each: run_dir / each for each in ("config.json", "metrics.jsonl")}
         places |= {each: sweep / _in_sweep(each) for each in ("plan.json", "result.json", "sweep.json")}
+        search = _as_search(Path(name)).path
+        places |= {each: search / each for each in (sweeps.SEARCH_FILE, FIT_FILE)}
         found = {each: place.read_bytes() for each, place in places.items()}
     return found | {"compare.json": records.encoded(runs.COMPARISON_KIND, document)}
 
 
 def _raw_seeds() -> list[bytes]:
     names = sorted(READERS)
-    return [bytes([names.index(each) + 12 * len(names)]) + b"\n" + data for each, data in _contents().items()]
+    return [bytes([names.index(each) + 8 * len(names)]) + b"\n" + data for each, data in _contents().items()]
 
 
 def _sealed_seeds() -> list[bytes]:

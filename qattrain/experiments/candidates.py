@@ -356,7 +356,10 @@ def propose(space: Space, tried: Sequence[Tried], sampler: str, seed: int) -> It
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         chosen = getattr(optuna.samplers, options.pop("name"))(seed=seed, **options)
     study = optuna.create_study(direction="minimize", sampler=chosen)
-    study.add_trials([_trial(space, one) for one in tried])
+    try:
+        study.add_trials([_trial(space, one) for one in tried])
+    except (KeyError, ValueError, TypeError):
+        raise ConfigError("the candidates so far are none of this search; choose another --name") from None
     known, in_vain = {one.candidate.identity for one in tried}, 0
     while in_vain < MOST_PROPOSALS:
         candidate = space.fitted(_asked(space, study.ask()))

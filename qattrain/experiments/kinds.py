@@ -124,7 +124,15 @@ FIT_KIND = records.Kind(
         "version": str,
         "notice": (str, None),
         "dataset": str,
-        "budget": {"*": object},
+        "budget": {
+            "weight_bytes": (records.count, None),
+            "total_bytes": (records.count, None),
+            "macs": (records.count, None),
+            "flash_bytes": (records.count, None),
+            "milliseconds": (float, None),
+            "core": (str, None),
+            "mhz": float,
+        },
         "families": {"*": str},
         "sampler": str,
         "held_out": records.count,
@@ -221,3 +229,12 @@ SWEEP_KIND = records.Kind(
     MOST_BYTES,
     indent=1,
 )
+
+
+def check_fit(path: Path, document: records.Record) -> None:
+    """Raises RecordError if the rows of a `fit.json` do not fit each other."""
+    ranked = [row for row in document["rows"] if row["status"] in ("complete", "passed over")]
+    if any(None in (row["loss"], row["accuracy"]) for row in ranked):
+        raise records.damaged(path, FIT_KIND, "a candidate that was ranked has no loss")
+    if document["winner"] not in [row["run_dir"] for row in ranked if row["status"] == "complete"]:
+        raise records.damaged(path, FIT_KIND, "its winner is none of the candidates trained to the end")

@@ -31,6 +31,8 @@ from qattrain.files import records
 from qattrain.runs import folder as runs
 
 BATCH = 12
+RANKED = ("passed over", "complete")
+STATES = ("open", "failed", *RANKED)
 HASHED = ("recipe", "families", "budget", "batch", "sampler")
 
 
@@ -69,8 +71,7 @@ class Asked:
 class Trial:
     """A candidate, the batch it came in, its run, and its losses on the held-out images by epochs.
 
-    state: "open" while it is trained or may go on; "passed over", "complete" or "failed" once that is decided. failed:
-    why.
+    state: one of STATES; "open" while it is trained or may go on. failed: why it did.
     """
 
     batch: int
@@ -96,6 +97,8 @@ class Trial:
         """From such a record. Raises ConfigError, ValueError, KeyError, TypeError."""
         losses = {int(epochs): loss for epochs, loss in record["losses"].items()}
         candidate, cell = Candidate.of(record["candidate"]), recorded_cell(record["cell"], {None}, [])
+        if record["state"] not in STATES or (record["state"] in RANKED and not losses):
+            raise ValueError(f"the candidate {cell.name} is {record['state']!r} with {len(losses)} losses")
         return cls(record["batch"], candidate, cell, losses, record["state"], record["failed"])
 
 

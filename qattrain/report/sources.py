@@ -14,7 +14,7 @@ from typing import Any
 from qattrain.errors import CheckpointError, RecordError, ReportError, system_errors
 from qattrain.experiments.folder import FIT_FILE, SEARCH_FILE
 from qattrain.experiments.folder import JSON_FILE as SWEEP_FILE
-from qattrain.experiments.kinds import FIT_KIND, SWEEP_KIND
+from qattrain.experiments.kinds import FIT_KIND, SWEEP_KIND, check_fit
 from qattrain.files import read_bounded, records, replace_files
 from qattrain.integer.packed import FILE_NAME as PACKED_FILE
 from qattrain.runs import folder as runs
@@ -103,6 +103,8 @@ def _read_document(path: Path) -> list[Subject] | list[Sweep]:
     is_sweep = is_fit or (path.name != runs.COMPARISON_FILE and b'"groups"' in data)
     try:
         document = records.read(path, FIT_KIND if is_fit else SWEEP_KIND if is_sweep else runs.COMPARISON_KIND)
+        if is_fit and document is not None:
+            check_fit(path, document)
     except RecordError as error:
         raise ReportError(f"{error}; or name a folder that 'qattrain compare' or 'qattrain sweep' wrote") from None
     if document is None or not document["rows"]:
