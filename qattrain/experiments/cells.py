@@ -108,8 +108,8 @@ class Watch:
 def run_cell(cell: Cell, cells_dir: Path, data_dir: Path, load: Loader, stop: threading.Event, report: Report) -> bool:
     """Run or resume a cell in `cells_dir`, which also holds a PTQ cell's source; the caller has claimed it.
 
-    Its end is the epoch that the cell names as `until`, or the last. False if `stop` was set before; its state is saved then. Raises any
-    QattrainError.
+    Its end is the epoch that the cell names as `until`, or the last. False if `stop` was set before; its state is saved
+    then. Raises any QattrainError.
     """
     run_dir = cells_dir / cell.name
     last = run_dir / runs.LAST_FILE
