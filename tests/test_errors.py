@@ -1,5 +1,7 @@
 """A mistyped name is answered with the nearest one there is, whatever table it is picked from."""
 
+import errno
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 
 from qattrain.config.chain import PRESETS
 from qattrain.data import AUGMENTATIONS, DATASETS
-from qattrain.errors import ConfigError, did_you_mean, nearest, pick
+from qattrain.errors import ConfigError, TrainingError, did_you_mean, nearest, pick, write_errors
 from qattrain.evaluation.networks import ENGINES
 from qattrain.explain import TOPICS
 from qattrain.export import EXPORTERS
@@ -97,3 +99,23 @@ def test_every_command_answers_a_mistyped_name_with_the_nearest(
     error = main(*line).error
     assert f"did you mean '{expected}'?" in error.replace("Did", "did")
     assert [name for name in allowed if name not in error] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "No space left on device; free space there, or choose another place"),
+        (errno.EDQUOT, "Disk quota exceeded; free space there, or choose another place"),
+        (errno.ENOENT, "its folder is not there, or was removed; make it, or choose another place"),
+        (errno.EROFS, "what is there can only be read; choose another place"),
+        (errno.EACCES, "allow writing there, or choose another place"),
+        (errno.EISDIR, "a folder has that name; remove it, or choose another place"),
+        (errno.EIO, "Input/output error; choose another place"),
+    ],
+)
+def test_what_to_do_fits_why_nothing_could_be_written(number: int, remedy: str) -> None:
+    with (
+        pytest.raises(TrainingError, match=rf"^cannot write: .*{remedy}$"),
+        write_errors(TrainingError, "cannot write", "choose another place"),
+    ):
+        raise OSError(number, os.strerror(number))

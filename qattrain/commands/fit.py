@@ -122,14 +122,14 @@ def fit(
         return partial(on_device, budget, images)
 
     from qattrain.report.display import sweep_display
-    from qattrain.report.fit import ended_line, status_line
+    from qattrain.report.fit import fit_words
 
     progress, search = Progress(folder.cells), None
     console.status(f"{folder.path}: searching")
     try:
         with (
             closing(opt.hired(folder, context, scheduler, workers, threads, data_dir)) as crew,
-            sweep_display(console, partial(ended_line, progress), partial(status_line, progress)) as display,
+            sweep_display(console, fit_words(progress)) as display,
         ):
             search = Search(
                 asked, folder, crew, display.update, console.status, progress, measure if core is not None else None
@@ -145,12 +145,14 @@ def fit(
 
 
 def _run(search: "Search", console: "Console") -> None:
+    """Run it, and say what is going on if a signal stops it."""
+    from qattrain.files.stopping import Stopped
+
     try:
         search.run()
-    except BaseException as error:
-        if not isinstance(error, Exception):  # a signal; the workers save what they do
-            with suppress(OSError):  # the terminal may be gone
-                console.status("stopping and saving what is running; press Ctrl-C again to stop at once")
+    except (Stopped, KeyboardInterrupt):
+        with suppress(OSError):  # the terminal may be gone
+            console.status("stopping and saving what is running; press Ctrl-C again to stop at once")
         raise
 
 

@@ -26,9 +26,7 @@ from qattrain.config import parse_config
 from qattrain.config.chain import PRESETS, parse_open_chain
 from qattrain.errors import ConfigError, TrainingError
 from qattrain.experiments.candidates import Candidate, Measure, Space, Tried, identity, propose
-from qattrain.experiments.folder import (
-    Cell,
-)
+from qattrain.experiments.folder import Cell
 from qattrain.experiments.grid import Point
 from qattrain.experiments.ledger import Ledger
 from qattrain.experiments.search_folder import Asked, Progress, SearchFolder, SearchLedger, Trial

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Group
 from rich.live import Live
@@ -270,25 +270,23 @@ def tensorboard_display(shown: "Display") -> AbstractContextManager[TensorBoardD
     return closing(TensorBoardDisplay(shown, SummaryWriter))
 
 
+class SweepWords(NamedTuple):
+    """What a display says: of a cell that just ended, by its name and its accuracy or error line; and of the whole."""
+
+    ended: Callable[[Status, str, float | str], str]
+    status: Callable[[Status], str]
+
+
 class PlainSweepDisplay:
-    """A line for every cell that finishes or fails.
+    """A line for every cell that finishes or fails."""
 
-    ended_line: makes it from the status, the cell's name, and its accuracy or error line. status_line: see
-    `LiveSweepDisplay`.
-    """
-
-    def __init__(
-        self,
-        console: Console,
-        ended_line: Callable[[Status, str, float | str], str],
-        status_line: Callable[[Status], str],
-    ) -> None:
-        self.console, self.ended_line, self.status_line = console, ended_line, status_line
+    def __init__(self, console: Console, words: SweepWords) -> None:
+        self.console, self.words = console, words
 
     def update(self, status: Status, ended: tuple[str, float | str] | None) -> None:
         """ended: of a cell that just ended, its name, and its accuracy or error line."""
         if ended is not None:
-            self.console.status(self.ended_line(status, *ended))
+            self.console.status(self.words.ended(status, *ended))
 
     def close(self) -> None: ...
 
@@ -296,13 +294,8 @@ class PlainSweepDisplay:
 class LiveSweepDisplay(PlainSweepDisplay):
     """The same lines, above a table of the running cells and a line about the whole."""
 
-    def __init__(
-        self,
-        console: Console,
-        ended_line: Callable[[Status, str, float | str], str],
-        status_line: Callable[[Status], str],
-    ) -> None:
-        super().__init__(console, ended_line, status_line)
+    def __init__(self, console: Console, words: SweepWords) -> None:
+        super().__init__(console, words)
         self.since: dict[str, float] = {}
         self.live = Live(console=console.progress, refresh_per_second=4, transient=True, redirect_stdout=False)
         self.live.start()
@@ -316,7 +309,7 @@ class LiveSweepDisplay(PlainSweepDisplay):
         for name, share in status.running.items():
             bar = ProgressBar(total=1, completed=share, width=20, complete_style=CALM, finished_style=CALM)
             table.add_row(Text(visible(name)), f"{100 * share:.0f} %", bar, age(time.monotonic() - self.since[name]))
-        self.live.update(Group(table, Text(visible(self.status_line(status)))))
+        self.live.update(Group(table, Text(visible(self.words.status(status)))))
 
     def close(self) -> None:
         self.live.stop()
@@ -342,14 +335,12 @@ def time_left(seconds: float | None) -> str:
     return f"; about {age(seconds)} left" if seconds else ""
 
 
-def sweep_display(
-    console: Console,
-    ended_line: Callable[[Status, str, float | str], str] = ended_line,
-    status_line: Callable[[Status], str] = status_line,
-) -> AbstractContextManager[PlainSweepDisplay]:
+SWEEP_WORDS = SweepWords(ended_line, status_line)
+
+
+def sweep_display(console: Console, words: SweepWords = SWEEP_WORDS) -> AbstractContextManager[PlainSweepDisplay]:
     """The display that suits the console; closed at the end, also after an error."""
-    kind = LiveSweepDisplay if console.is_live else PlainSweepDisplay
-    return closing(kind(console, ended_line, status_line))
+    return closing((LiveSweepDisplay if console.is_live else PlainSweepDisplay)(console, words))
 
 
 def show_results(console: Console, document: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from qattrain.experiments.folder import pareto_front
 from qattrain.experiments.search_folder import Progress
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
-from qattrain.report.display import time_left
+from qattrain.report.display import SweepWords, time_left
 from qattrain.report.drawing import LOOKS, chart_figure, finding, heading, picture_files
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text
 from qattrain.report.sources import Sweep
@@ -33,6 +33,11 @@ UNITS = {
 }
 LEAST_ERROR = 1e-4
 MOST_ROWS = 12  # of the table on a terminal
+
+
+def fit_words(progress: Progress) -> SweepWords:
+    """What a display says of a search."""
+    return SweepWords(partial(ended_line, progress), partial(status_line, progress))
 
 
 def ended_line(progress: Progress, status: Status, name: str, outcome: float | str) -> str:

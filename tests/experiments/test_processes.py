@@ -69,6 +69,19 @@ def test_ctrl_c_saves_what_is_running_and_exits_130(
     assert_same_sweep(folder)
 
 
+def test_sigterm_stops_a_sweep_as_ctrl_c_does(started: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "study"
+    process = started("--workers", 1, "--name", "study")
+    until(lambda: under_way(folder))
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=MOST_SECONDS)
+    assert process.returncode == 143, stderr
+    assert "stopped by SIGTERM and saved; run the same command again to resume" in stdout
+    assert all_claims_fallen(folder)
+    assert under_way(folder)
+    assert not list(folder.rglob("*.tmp"))
+
+
 def test_a_cell_that_fails_does_not_stop_the_others_and_is_tried_again(
     qattrain: Callable[..., Any], tmp_path: Path
 ) -> None:
