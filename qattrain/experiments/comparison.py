@@ -20,7 +20,7 @@ from qattrain.layers.network import plan_layers, weight_bytes
 from qattrain.runs import folder as runs
 from qattrain.runs.checkpoint import Checkpoint, load_checkpoint, restore_model
 from qattrain.training.ptq import quantize, settle_ptq
-from qattrain.training.run import resolve, train
+from qattrain.training.run import resolve, resume, train
 from qattrain.training.session import Display, RunResult
 
 SEPARATOR = "vs"
@@ -109,9 +109,14 @@ class Comparer:
         settled, _, _ = resolve(config, self.data_dir)
         if found := self._finished(settled):
             return found
-        self.say("no finished run with this configuration: training one")
+        begun = runs.find_begun(settled.model_dump(mode="json"), self.runs_dir)
         with self.display() as display:
-            result = train(config, self.data_dir, self.runs_dir, display)
+            if begun is not None:
+                self.say(f"{begun.name}: not finished, its configuration is the same; resuming it")
+                result = resume(str(begun), self.data_dir, self.runs_dir, display, {}, None)
+            else:
+                self.say("no run with this configuration: training one")
+                result = train(config, self.data_dir, self.runs_dir, display)
         if result.interrupted:
             raise Stopped(result.signal or SIGNALS[0])
         return result.run_dir / runs.LAST_FILE

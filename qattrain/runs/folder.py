@@ -11,7 +11,7 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from qattrain.errors import (
     write_errors,
 )
 from qattrain.files import records
-from qattrain.files.locks import is_in_the_making
+from qattrain.files.locks import folder_lock, is_in_the_making
 
 CONFIG_FILE, METRICS_FILE, LAST_FILE, BEST_FILE = "config.json", "metrics.jsonl", "last.pt", "best.pt"
 ADDED_DATA = {"image_size": None, "color": False, "flip": False, "digest": None}  # settings, with their defaults
@@ -211,6 +211,21 @@ def find_finished(
 
     say: called with a line on every run that is damaged, so that nobody can tell whether it is the one.
     """
+    epochs_asked = 1 if config["ptq"] else config["train"]["epochs"]
+    return next((path for path, epochs in _runs_of(config, runs_dir, say) if epochs == epochs_asked), None)
+
+
+def find_begun(config: dict[str, Any], runs_dir: Path) -> Path | None:
+    """The folder of such a run that is not finished, and that no process is writing; to be trained, not quantized."""
+    for path, epochs in _runs_of(config, runs_dir, lambda _line: None):
+        with contextlib.suppress(OSError), folder_lock(path.parent) as locked:
+            if locked is not False and epochs < config["train"]["epochs"]:
+                return path.parent
+    return None
+
+
+def _runs_of(config: dict[str, Any], runs_dir: Path, say: Callable[[str], None]) -> Iterator[tuple[Path, int]]:
+    """The checkpoint, and the number of epochs, of every run with this configuration."""
     for run_dir in subfolders(runs_dir):
         try:
             if comparable(read_record(run_dir)["config"]) != comparable(config):
@@ -222,10 +237,8 @@ def find_finished(
             if (run_dir / LAST_FILE).is_file():
                 say(f"{error}; it is not reused")
             continue
-        epochs_asked = 1 if config["ptq"] else config["train"]["epochs"]
-        if len(history) == epochs_asked and (run_dir / LAST_FILE).is_file():
-            return run_dir / LAST_FILE
-    return None
+        if (run_dir / LAST_FILE).is_file():
+            yield run_dir / LAST_FILE, len(history)
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:

@@ -264,7 +264,8 @@ def injected(stage: Stage, fault: str, at: int) -> list[str]:
             rivals.unlink()
         if fault == "removed" and stage.story.target in stage.kept():  # nothing can bring that back
             return found + _told("the next start: ", stage.run(stage.story.command, folder).complaint())
-        return found + aftermath(stage, folder)
+        at_once = stage.story.compared_at_once if fault == "second" else None
+        return found + aftermath(stage, folder, at_once)
 
 
 def second(stage: Stage, folder: Path, told: Path) -> faults.Fault:
@@ -279,8 +280,8 @@ def second(stage: Stage, folder: Path, told: Path) -> faults.Fault:
     return act
 
 
-def aftermath(stage: Stage, folder: Path) -> list[str]:
-    """What is wrong with what is left, and with what the next start makes of it."""
+def aftermath(stage: Stage, folder: Path, compared: str | None = None) -> list[str]:
+    """What is wrong with what is left, and with what the next start makes of it. compared: instead of the story's."""
     story = stage.story
     found = [f"half-written: {line}" for line in damaged(folder)]
     again = stage.run(story.command, folder)
@@ -288,13 +289,11 @@ def aftermath(stage: Stage, folder: Path) -> list[str]:
         again = stage.run(story.resume, folder)
     if again.code != 0:
         return [*found, f"the next start ended with {again.code}: {(again.complaint() or again.stderr)[-300:]}"]
-    for run_dir in {path.parent for path in folder.glob("runs/*/.*")}:  # a comparison trained anew what this run began
-        stage.run(("train", "--resume", run_dir.name), folder)
     there = contents(folder)
     for name in differing(stage.expected, there):
         if story.spared and name.startswith(story.spared) and name not in there:
             continue
-        if name.startswith(story.compared):
+        if name.startswith(story.compared if compared is None else compared):
             what = "lost" if name not in there else "altered" if name in stage.expected else "left behind"
             found.append(f"{what}: {name}")
         elif name in there and (Path(name).name.startswith(".") or ".tmp" in name):

@@ -17,7 +17,7 @@ from typing import Any
 
 DIGITS = ("--dataset", "digits", "--limit-train", "48", "--limit-test", "30", "--epochs", "2", "--batch-size", "24")
 TINY = (*DIGITS, "--threads", "1", "--model", "conv 2 5x5 stride 3, pool 2, fc")
-# No two runs have these in common, or need not: a comparison trains anew what was not finished, beside it.
+# No two runs have these in common, or need not.
 TIMES = ("epoch_seconds", "images_per_second", "digest", "run_dir")
 
 
@@ -28,7 +28,8 @@ class Story:
     resume: what a person runs after it was disturbed, if the command itself is refused because its run exists.
     rival: what a second process does at the same time; the command itself if it is left out. environment: of all these.
     files: makes those that are needed besides. compared: files whose names begin so must be the same in the end.
-    spared: files whose names begin so are no result (saved answers, locks), so they may be missing in the end.
+    compared_at_once: the same, where a second process makes runs of its own. spared: files whose names begin so are no
+    result (saved answers, locks), so they may be missing in the end.
     """
 
     command: tuple[str, ...]
@@ -39,6 +40,7 @@ class Story:
     environment: dict[str, str] = field(default_factory=dict)
     files: Callable[[Path], None] = lambda _folder: None
     compared: str = ""
+    compared_at_once: str | None = None
     spared: str | None = None
 
 
@@ -103,7 +105,7 @@ STORIES = {
     "onnx": exported("onnx", "--verify-images", "2"),
     "c": exported("c", "--no-verify"),
     "compare": Story(
-        ("compare", "fp32", "vs", "ptq", "vs", "qat", *TINY, "--bits", "4"), "runs", compared="runs/compare-"
+        ("compare", "fp32", "vs", "ptq", "vs", "qat", *TINY, "--bits", "4"), "runs", compared_at_once="runs/compare-"
     ),
     "sweep": Story(
         ("sweep", *SWEPT, "--bits", "2,32", "--ptq", "4", "--name", "s"),
