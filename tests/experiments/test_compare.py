@@ -13,6 +13,7 @@ from qattrain.data import DATASETS, load_dataset
 from qattrain.evaluation.checkpoints import evaluate_checkpoint
 from qattrain.evaluation.metrics import mcnemar_p, wilson_interval
 from qattrain.experiments.comparison import Comparison, Row
+from qattrain.files.locks import folder_lock
 from qattrain.report.drawing import comparison_figure
 from qattrain.runs.checkpoint import load_checkpoint
 from qattrain.training.ptq import settle_ptq
@@ -90,14 +91,26 @@ def test_another_setting_is_another_run_and_the_float_run_is_shared(
     assert len(list((tmp_path / "runs").glob("compare-*"))) == 2
 
 
-def test_a_stopped_run_is_not_taken_for_a_finished_one(
+def test_a_stopped_run_is_not_taken_for_a_finished_one_but_resumed(
     compare: Callable[..., Any], tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
+    whole = tiny({"quant.bits": 32}, runs_dir=tmp_path / "whole").checkpoint.history
     tiny({"quant.bits": 32}, runs_dir=tmp_path / "runs", stop_after=1)
     document = compare("fp32", "vs", "fp32", *SMALL, "--epochs", 2)
-    assert "training one" in document["stderr"]
-    assert document["rows"][0]["run_dir"].endswith("-s0-2")
+    assert "not finished, its configuration is the same; resuming it" in document["stderr"]
+    assert document["rows"][0]["run_dir"].endswith("-s0")
+    assert document["rows"][0]["accuracy"] == whole[-1]["test_accuracy"]
     assert (document["rows"][1]["delta"], document["rows"][1]["mcnemar_p"]) == (0, 1)
+
+
+def test_a_stopped_run_that_another_process_writes_is_left_alone(
+    compare: Callable[..., Any], tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    stopped = tiny({"quant.bits": 32}, runs_dir=tmp_path / "runs", stop_after=1)
+    with folder_lock(stopped.run_dir):
+        document = compare("fp32", "vs", "fp32", *SMALL, "--epochs", 2)
+    assert "no run with this configuration: training one" in document["stderr"]
+    assert document["rows"][0]["run_dir"].endswith("-s0-2")
 
 
 def test_checkpoints_and_runs_are_compared_as_they_are(
