@@ -19,7 +19,7 @@ from qattrain.report.display import SweepWords, time_left
 from qattrain.report.drawing import LOOKS, chart_figure, finding, heading, picture_files
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text
 from qattrain.report.sources import Sweep
-from qattrain.report.tables import chain_lines, network_label
+from qattrain.report.tables import network_label
 from qattrain.runs import folder as runs
 
 Document = dict[str, Any]  # of `fit.json`, as `qattrain.experiments.kinds` describes it
@@ -108,7 +108,7 @@ def draw_front(axes: Axes, document: Document, cost: str) -> None:
     axes.plot([row[cost] for row in best], [_error(row) for row in best], color="black", lw=1, drawstyle="steps-post")
     winner = winner_of(document)
     star: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 14, "color": LOOKS["PTQ"].color}
-    axes.plot([winner[cost]], [_error(winner)], label="the best", **star)
+    axes.plot([winner[cost]], [_error(winner)], label="smallest loss", **star)
     limit = document["budget"][cost]
     if limit is not None:
         axes.axvline(limit, color="black", ls=":", lw=1.2)
@@ -162,7 +162,7 @@ def over_budget(document: Document) -> str | None:
 
 
 def trial_table(document: Document, most: int | None = None, folded: bool = False) -> Table:
-    """The first of `best_rows`, or all."""
+    """The first of `best_rows`, or all. folded: hidden on a page until it is opened."""
     rows = best_rows(document)
     device = document["budget"]["core"] is not None
     cells = [
@@ -218,8 +218,10 @@ def fit_section(fit: Sweep, ident: str) -> Section:
         config = fit.folder / document["finals"][0]["run_dir"] / runs.CONFIG_FILE
         blocks.append(Commands("To train the winner again:", [["qattrain", "train", "--config", str(config)]]))
     caption = "On held-out training images. Dotted: the budget. Line: the front of those trained to the end."
+    layers = {network_label(row["model"]): row["model"] for row in best_rows(document)}
+    named = [{"candidate": name, "layers": line} for name, line in layers.items()]
     blocks += [Charts([_chart(document, cost, caption) for cost in COSTS]), trial_table(document, folded=True)]
-    blocks += [Text(line) for line in chain_lines(row["model"] for row in rows)]
+    blocks.append(Table.of("Layers of the candidates", named, ("layers",), folded=True))
     errors = [f"{row['run_dir']}: {row['error'] or UNKNOWN}" for row in rows if row["status"] == "failed"]
     blocks += [Text(line) for line in errors]
     return Section(ident, f"Search {document['name']}", blocks)
