@@ -170,7 +170,8 @@ def read_fit(data: bytes, folder: Path) -> object:
     for document in (one.document for one in found if one.is_search):
         fit.found_sentence(document)
         fit.trial_table(document)
-        fit.final_table(document)
+        if document["finals"]:
+            fit.final_table(document)
         fit.over_budget(document)
         fit.front(document, "macs")
     return [one.document for one in found]
