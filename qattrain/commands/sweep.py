@@ -8,7 +8,7 @@ import typer
 from qattrain.commands import options as opt
 
 if TYPE_CHECKING:
-    from qattrain.experiments.folder import SweepFolder
+    from qattrain.experiments.folder import Plan, SweepFolder
     from qattrain.experiments.sweep import Crew
     from qattrain.report.console import Console
 
@@ -92,14 +92,14 @@ def sweep(
 
     try:
         with sweep_display(console) as display:
-            run_sweep(grid, folder, runs_dir, hire, display.update, console.status)
+            plan = run_sweep(grid, folder, runs_dir, hire, display.update, console.status)
     except (stopping.Stopped, KeyboardInterrupt) as error:
         number = getattr(error, "number", stopping.SIGNALS[0])
         if folder.read_plan() is not None:
             _report(console, folder, points)
         console.text(f"{stopping.stopped_words(number)} and saved; run the same command again to resume")
         raise typer.Exit(stopping.exit_code(number)) from None
-    document = _report(console, folder, points)
+    document = _report(console, folder, points, plan=plan)
     failed = [row for row in document["rows"] if row["status"] == "failed"]
     if failed:
         first = f"{failed[0]['run_dir']}: {failed[0]['error']}"
@@ -109,14 +109,18 @@ def sweep(
 
 
 def _report(
-    console: "Console", folder: "SweepFolder", reference: list[dict[str, Any]], redraw: bool = False
+    console: "Console",
+    folder: "SweepFolder",
+    reference: list[dict[str, Any]],
+    redraw: bool = False,
+    plan: "Plan | None" = None,
 ) -> dict[str, Any]:
-    """Write the tables and pictures of what is finished, and show them. Raises ConfigError."""
+    """Write the tables and pictures of what is finished, and show them. plan: if it was read. Raises ConfigError."""
     from qattrain.errors import ConfigError, did_you_mean
     from qattrain.experiments.folder import PICTURES, is_written, list_sweeps, sweep_document, write_results
     from qattrain.report.display import show_results
 
-    plan = folder.read_plan()
+    plan = plan or folder.read_plan()
     if plan is None:
         known = list_sweeps(folder.path.parent)
         hint, names = did_you_mean(folder.path.name, known), ", ".join(known[:8]) or "none yet"

@@ -213,6 +213,8 @@ def _misfit(value: Any, shape: Shape, name: str = "") -> str | None:
 def _misfit_of_fields(value: Any, shape: dict[str, Shape], name: str) -> str | None:
     if not isinstance(value, dict):
         return name or "content"
+    if shape == {"*": object}:  # anything
+        return None
     shapes = dict.fromkeys(value, shape["*"]) if "*" in shape else shape
     for key, inner in shapes.items():
         field = key if "*" in shape else key.removesuffix("?")
