@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import qattrain
 from qattrain.config import ModelConfig, QuantConfig
-from qattrain.errors import ExportError, TrainingError, write_errors
+from qattrain.errors import TrainingError, write_errors
 from qattrain.experiments.candidates import Budget, Costs
 from qattrain.experiments.folder import ELSEWHERE, FIT_FILE, Cell
 from qattrain.experiments.kinds import FIT_KIND
@@ -39,9 +39,7 @@ def on_device(budget: Budget, images: Images, model: str, quant: QuantConfig, co
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         network = build_model(ModelConfig(name=model), quant, images.classes, images.shape).train()
-        network(
-            torch.randint(0, 256, (CALIBRATION_IMAGES, *images.shape), dtype=torch.uint8)
-        )  # from which scales are found
+        network(torch.randint(0, 256, (CALIBRATION_IMAGES, *images.shape), dtype=torch.uint8))
         return replace(costs, **measured_on(budget, lower(network.eval(), images.shape)))
 
 
@@ -54,13 +52,11 @@ def measured_on(budget: Budget, integers: "IntegerModel", always: bool = False) 
     import numpy as np
 
     from qattrain.export.c_compile import footprint
-    from qattrain.export.c_devices import DEVICES, broken, fits_machine, measure_device, missing_tools
+    from qattrain.export.c_devices import DEVICES, broken, fits_machine, measure_device
     from qattrain.export.c_export import c_sources
 
     assert budget.core is not None
     device, files = DEVICES[budget.core], c_sources(integers, LAYOUT)
-    if device.missing:
-        raise ExportError(missing_tools(device))
     try:
         needs = footprint(files, device.target)
     except (OSError, subprocess.SubprocessError) as error:
@@ -86,8 +82,8 @@ def fit_document(search: Search) -> dict[str, Any]:
     """What `fit.json` holds, once a candidate was trained to the end."""
     best, budget = search.best(), search.asked.budget
     assert best is not None, search.folder
-    cells = [cell for cell in search.state.finals if search.folder.result(cell) is not None]
-    finals = [_final_row(search, cell) for cell in cells]
+    ended = [(cell, search.folder.result(cell)) for cell in search.state.finals]
+    finals = [_final_row(search, cell, result) for cell, result in ended if result is not None]
     accuracies = [row["accuracy"] for row in finals]
     return {
         "kind": "fit",
@@ -129,10 +125,8 @@ def _row(search: Search, trial: Trial) -> dict[str, Any]:
     }
 
 
-def _final_row(search: Search, cell: Cell) -> dict[str, Any]:
+def _final_row(search: Search, cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
     """One of the winner's trainings; on a core it is measured again, with what it learned."""
-    result = search.folder.result(cell)
-    assert result is not None, cell.name
     row = {"run_dir": f"{search.folder.cells.name}/{cell.name}", "seed": cell.config["seed"]}
     row |= {"accuracy": result["accuracy"], "loss": result["loss"], "flash_bytes": None, "milliseconds": None}
     if search.asked.budget.core is not None:

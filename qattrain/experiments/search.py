@@ -119,7 +119,7 @@ class Search:
         return min(complete, key=lambda trial: trial.loss, default=None)
 
     def _batch(self, number: int) -> list[Trial]:
-        """New candidates; [] if the search is over. Raises ConfigError if there is none at all."""
+        """New candidates; [] if the search is over."""
         left = self.asked.batch
         if self.asked.trials is not None:
             left = min(left, self.asked.trials - len(self.trials))
@@ -206,7 +206,7 @@ class Search:
                     trial.state = "complete"
                 elif trial.state == "open" and trial.losses[rung] > worst:
                     trial.state = "passed over"
-            self._write([])
+            self._open([])
 
     def _loss(self, trial: Trial, rung: int) -> float:
         """On the held-out images, after that many epochs."""
@@ -218,14 +218,14 @@ class Search:
         best = self.best()
         self.progress.best = best.loss if best is not None else None
         self.progress.stage, self.progress.cells = stage, {cell.name: cell for cell in cells}
-        self._write(cells)
+        self._open(cells)
         sweep = Sweep(self.folder, cells, self.watch, self._ledger)
         try:
             if sweep.ledger.open:
                 self.say(stage)
                 sweep.run(self.crew)
         finally:
-            self._write(cells)  # the time it took
+            self._write()  # the time it took
         return sweep.ledger.failed
 
     def _ledger(self, cells: list[Cell]) -> Ledger:
@@ -242,12 +242,16 @@ class Search:
             name, line = next(iter(failed.items()))
             raise TrainingError(f"{self.folder.cells / name}: {line}; run the same command again to retry it")
 
-    def _write(self, cells: list[Cell]) -> None:
-        """Write the search's file. cells: those that are going to be trained."""
-        now = time.monotonic()
-        self.state.seconds, self.started = self.state.seconds + now - self.started, now
+    def _open(self, cells: list[Cell]) -> None:
+        """Tell the workers which cells are to be trained now; failures until now do not count."""
         self.state.open = cells
         self.state.old_failures = {cell.name: self.folder.failure_time(cell.name) for cell in cells}
+        self._write()
+
+    def _write(self) -> None:
+        """Write the search's file."""
+        now = time.monotonic()
+        self.state.seconds, self.started = self.state.seconds + now - self.started, now
         self.folder.write_state(self.asked, self.state)
 
 

@@ -200,6 +200,8 @@ def test_a_candidate_that_fails_stops_nothing_and_is_not_ranked(tmp_path: Path) 
         searched(tmp_path / "late", asked(), doomed=lambda cell: cell.until == 3)
     with pytest.raises(TrainingError, match=r"the loss became nan; run the same command again"):
         searched(tmp_path / "final", asked(trials=12), doomed=lambda cell: cell.config["data"]["val_split"] == 0)
+    state = SearchFolder(tmp_path / "final").read_state()  # what failed just now is not opened to workers again
+    assert state.old_failures == dict.fromkeys((cell.name for cell in state.finals), None)
 
 
 def test_what_was_decided_stays_decided(undisturbed: tuple[Search, Paper], tmp_path: Path) -> None:
