@@ -142,8 +142,9 @@ def _checkpoint_of(cell: Cell, path: Path) -> Checkpoint:
 
 
 def _outcome(result: RunResult, cell: Cell) -> dict[str, Any]:
+    """What its result tells. Raises CheckpointError if the network ended broken; before its end it may recover."""
     summary = result.summary()
-    network = restore_model(result.checkpoint, cell.name)
+    network = restore_model(result.checkpoint, cell.name, is_resumed=not result.checkpoint.finished)
     return {
         "epochs": summary["epochs"],
         "accuracy": summary["test_accuracy"],
