@@ -73,7 +73,7 @@ def settle(points: list[Point], threads: int, data_dir: Path, load: Loader) -> l
             else:
                 labels[cell.name] = point.label
         except QattrainError as error:
-            raise type(error)(f"sweep, {point.label or 'its only point'}: {error}") from None
+            raise type(error)(f"{point.label}: {error}" if point.label else str(error)) from None
     return sorted(cells.values(), key=lambda cell: cell.method != "fp32")
 
 
@@ -142,9 +142,8 @@ def _checkpoint_of(cell: Cell, path: Path) -> Checkpoint:
 
 
 def _outcome(result: RunResult, cell: Cell) -> dict[str, Any]:
-    """What its result tells. Raises CheckpointError if the network ended broken; before its end it may recover."""
     summary = result.summary()
-    network = restore_model(result.checkpoint, cell.name, is_resumed=not result.checkpoint.finished)
+    network = restore_model(result.checkpoint, cell.name)
     return {
         "epochs": summary["epochs"],
         "accuracy": summary["test_accuracy"],

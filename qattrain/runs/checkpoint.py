@@ -199,9 +199,8 @@ def _verified_fields(path: Path) -> tuple[dict[str, Any], int]:
 def restore_model(checkpoint: Checkpoint, source: str, is_resumed: bool = False) -> nn.Sequential:
     """The network with the checkpoint's weights, on the CPU. `source` names the file in errors.
 
-    is_resumed: for more training, in which a learned scale that crossed 0 may recover (a quantizer then takes the
-    smallest one allowed); else such a network is refused. Raises CheckpointError for that, and if the weights do not
-    fit the configuration.
+    is_resumed: for more training, in which a learned scale below 0, from an older version, may recover; else such a
+    network is refused. Raises CheckpointError for that, and if the weights do not fit the configuration.
     """
     config, classes = checkpoint.config, len(checkpoint.class_names)
     try:

@@ -20,6 +20,8 @@ from qattrain.data.augment import AUGMENTATIONS, augmentation
 from qattrain.data.dataset import ImageSet, augmentation_seed, batch_slices, epoch_order
 from qattrain.errors import TrainingError, pick
 from qattrain.layers.quantized import set_compute_dtype
+from qattrain.quant import Quantizer
+from qattrain.quant.grid import MIN_SCALE
 from qattrain.quant.native import compiled
 from qattrain.training.distillation import Teacher, distilled
 from qattrain.training.optimization import OPTIMIZERS, SCHEDULES, check_state, parameter_groups
@@ -78,6 +80,8 @@ class Trainer:
             parameter_groups(model, config.weight_decay, config.scale_lr), config.lr, config
         )
         self.shares = [group["share"] for group in self.optimizer.param_groups]  # of the learning rate
+        # What quantizers learn are scales, positive by definition; a step can take one across zero.
+        self.scales = [scale for one in model.modules() if isinstance(one, Quantizer) for scale in one.parameters()]
         self.learning_rate = config.lr
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps of the current epoch
@@ -137,6 +141,9 @@ class Trainer:
         if self.config.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
+        with torch.no_grad():
+            for scale in self.scales:
+                scale.clamp_(min=MIN_SCALE)
         return loss.detach()
 
     def _check_finite(self) -> None:

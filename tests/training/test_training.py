@@ -19,6 +19,7 @@ from qattrain.errors import ConfigError, TrainingError
 from qattrain.files.compiler import find_compiler
 from qattrain.layers.network import build_model
 from qattrain.quant import QUANTIZERS, Quantizer
+from qattrain.quant.grid import MIN_SCALE
 from qattrain.runs.environment import has_fast_bf16
 from qattrain.training.loop import STEPS_BETWEEN_CHECKS, EpochResult, Trainer
 from qattrain.training.optimization import OPTIMIZERS, SCHEDULES, parameter_groups
@@ -151,6 +152,16 @@ def test_what_quantizers_learn_has_its_own_share_of_the_learning_rate(make: Call
             assert none[name] == 0, name
         else:
             assert tenth[name] == distance, name
+
+
+@pytest.mark.parametrize("quantizer", ["lsq", "pact"])
+def test_no_step_takes_a_learned_scale_below_the_smallest(make: Callable[..., Trainer], quantizer: str) -> None:
+    fast = {"train.optimizer": "adamw", "train.lr": 0.3, "train.scale_lr": 10.0, "quant.quantizer": quantizer}
+    trainer = make(fast)
+    Recorder().run(trainer)
+    learned = [p.detach() for name, p in trainer.model.named_parameters() if name.endswith((".scale", ".alpha"))]
+    assert len(learned) > 2
+    assert min(float(scale.min()) for scale in learned) == MIN_SCALE
 
 
 @pytest.mark.parametrize("images", [1, 31, 33, 100])
