@@ -1,7 +1,6 @@
 """`qattrain fit`: the best network for a budget."""
 
 from contextlib import closing, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,9 +8,8 @@ import typer
 from qattrain.commands import options as opt
 
 if TYPE_CHECKING:
-    from qattrain.experiments.candidates import Budget, Measure
+    from qattrain.experiments.candidates import Budget
     from qattrain.experiments.search import Search
-    from qattrain.experiments.sweep import Images
     from qattrain.report.console import Console
 
 MINUTES = 60.0
@@ -60,7 +58,12 @@ def fit(
         str, typer.Option(help=f"Who proposes: {opt.listed('experiments/candidates.py', 'SAMPLERS')}.")
     ] = "tpe",
     teacher: Annotated[
-        str | None, typer.Option(metavar="CKPT", help="Also learn from this float checkpoint's outputs (distillation).")
+        str | None,
+        typer.Option(
+            metavar="CKPT",
+            help="Also learn from this float checkpoint's outputs (distillation). Trained with the same --seed and "
+            "--val-split, it has not seen the held-out images.",
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the search's folder. [default: a hash of what is asked for]")
@@ -116,11 +119,6 @@ def fit(
     folder = SearchFolder(runs_dir / (name or asked.name))
     folder.refuse_others(asked)
 
-    def measure(images: "Images") -> "Measure":
-        from qattrain.experiments.fit import on_device
-
-        return partial(on_device, budget, images)
-
     from qattrain.report.display import sweep_display
     from qattrain.report.fit import fit_words
 
@@ -131,9 +129,7 @@ def fit(
             closing(opt.hired(folder, context, scheduler, workers, threads, data_dir)) as crew,
             sweep_display(console, fit_words(progress)) as display,
         ):
-            search = Search(
-                asked, folder, crew, display.update, console.status, progress, measure if core is not None else None
-            )
+            search = Search(asked, folder, crew, display.update, console.status, progress)
             _run(search, console)
     except (stopping.Stopped, KeyboardInterrupt) as error:
         number = getattr(error, "number", stopping.SIGNALS[0])

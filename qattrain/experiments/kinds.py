@@ -25,9 +25,10 @@ the winner's trainings); seconds (of the whole search); winner (run_dir); accura
 (null if there are none yet); and
 
     rows[]       one per candidate: run_dir, batch (from 1), model (a chain), bits, act_bits, layer_bits, what it costs
-                 (weight_bytes, total_bytes, macs; flash_bytes and milliseconds, null without a core), epochs it was
-                 was ranked after, loss and accuracy on the held-out images after those (null if it failed before the
-                 first), status ("complete", "passed over", "failed", or "open" if the search was stopped), error
+                 (weight_bytes, total_bytes, macs; flash_bytes and milliseconds, null without a core: as measured last,
+                 before training or after some of it), epochs it was ranked after, loss and accuracy on the held-out
+                 images after those (null if it failed before the first), status ("complete", "passed over", "failed",
+                 or "open" if the search was stopped), error
     finals[]     one per training of the winner: run_dir, seed, accuracy and loss on the test images, and flash_bytes
                  and milliseconds of the trained network
 

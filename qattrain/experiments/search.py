@@ -3,7 +3,8 @@
 Candidates come in batches. Each batch is trained for a few epochs, the best third of all that came so far is trained on
 from where it stopped, and the best third of those to the end: successive halving, with the promotion rule of ASHA
 applied batch by batch. Then the best of all is trained by the full recipe on three seeds. What is ranked is the loss on
-held-out training images; nothing is chosen on test images.
+held-out training images; nothing is chosen on test images. What a candidate takes on a core depends on its weights, so
+it is measured again whenever it goes on; what breaks the budget then has failed.
 
 A search keeps nothing but its folder, and each of its steps follows from what is there. So it goes on after a kill as
 if nothing had happened: the same candidates, the same runs, the same winner. Two things depend on the machine: how many
@@ -20,17 +21,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from qattrain.config import parse_config
 from qattrain.config.chain import PRESETS, parse_open_chain
 from qattrain.errors import ConfigError, TrainingError
-from qattrain.experiments.candidates import Candidate, Measure, Space, Tried, identity, propose
+from qattrain.experiments import on_core
+from qattrain.experiments.candidates import OPTIONS, Candidate, Space, Tried, identity, propose
 from qattrain.experiments.folder import Cell
 from qattrain.experiments.grid import Point
 from qattrain.experiments.ledger import Ledger
 from qattrain.experiments.search_folder import Asked, Progress, SearchFolder, SearchLedger, Trial
-from qattrain.experiments.sweep import Crew, Images, Sweep, Watcher
+from qattrain.experiments.sweep import Crew, Sweep, Watcher
 from qattrain.runs import folder as runs
 from qattrain.runs.creation import written_by_us
 
@@ -43,7 +46,7 @@ SEEDS = 3  # of the winner
 class Search:
     """One search. crew: its workers. watch: called as that of a sweep. say: called with a line.
 
-    progress: kept up to date for a display. measure: makes, for images, what `Space` needs for a device.
+    progress: kept up to date for a display.
     """
 
     def __init__(
@@ -54,7 +57,6 @@ class Search:
         watch: Watcher,
         say: Callable[[str], None],
         progress: Progress,
-        measure: Callable[[Images], Measure] | None = None,
     ) -> None:
         self.asked, self.folder, self.crew = asked, folder, crew
         self.watch, self.say, self.progress = watch, say, progress
@@ -71,8 +73,8 @@ class Search:
             )
         # A preset by its name, because its own widths are where a search begins.
         families = {name: parse_open_chain(name if name in PRESETS else line) for name, line in asked.families.items()}
-        on_core = measure(images) if measure is not None else None
-        self.space = Space(families, self.recipe.quant, asked.budget, images.shape, images.classes, on_core)
+        measure = partial(on_core.untrained, asked.budget, images) if asked.budget.core is not None else None
+        self.space = Space(families, self.recipe.quant, asked.budget, images.shape, images.classes, measure)
 
     @property
     def seconds(self) -> float:
@@ -202,11 +204,25 @@ class Search:
             ranked = sorted(trial.losses[rung] for trial in self.trials if rung in trial.losses)
             worst = ranked[math.ceil(len(ranked) / KEPT) - 1] if ranked else 0.0  # that goes on
             for trial in going:
-                if trial.state == "open" and rung == self.rungs[-1]:
-                    trial.state = "complete"
-                elif trial.state == "open" and trial.losses[rung] > worst:
+                is_last = rung == self.rungs[-1]
+                if trial.state == "open" and trial.losses[rung] > worst and not is_last:
                     trial.state = "passed over"
+                elif trial.state == "open":
+                    self._measure(trial)
+                if trial.state == "open" and is_last:
+                    trial.state = "complete"
             self._open([])
+
+    def _measure(self, trial: Trial) -> None:
+        """What it takes on the core, with the weights it has by now; too much, and it has failed."""
+        budget = self.asked.budget
+        if budget.core is None:
+            return
+        found = on_core.trained(budget, self.folder.cells / trial.cell.name / runs.LAST_FILE)
+        trial.candidate = replace(trial.candidate, costs=replace(trial.candidate.costs, **found))
+        broken = [f"{OPTIONS[name]} {cost:,.6g}" for name, cost in budget.broken(trial.candidate.costs).items()]
+        if broken:
+            trial.state, trial.failed = "failed", f"trained, it needs {' and '.join(broken)}"
 
     def _loss(self, trial: Trial, rung: int) -> float:
         """On the held-out images, after that many epochs."""

@@ -21,7 +21,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from qattrain.config import FLOAT_BITS
@@ -57,6 +57,8 @@ DARK = dict(zip(COLORS, ("#56b4e9", "#ff9655", "#2dc79a", "#e6a0cb", "#efc04c", 
 }
 LONGEST_NAME = 40
 TITLE = {"fontsize": 11, "fontweight": "bold"}
+LEAST_ERROR = 1e-4  # drawn for smaller errors: a logarithmic axis has no 0
+FEWEST_LABELS = 4  # of an axis of accuracies
 BY_CHANCE = 0.05  # a p-value from which a difference may be chance
 
 CHART_LABEL = 12  # letters beside a line of a chart on a page
@@ -190,6 +192,28 @@ def error_series(name: str, history: Sequence[dict[str, Any]], test_images: int,
     errors = [100 * (1 - record["test_accuracy"]) for record in trained]
     epochs = [record["epoch"] for record in trained]
     return Series(name, epochs, errors, method=method, least=100 * 0.5 / test_images)
+
+
+def drawn_error(accuracy: float) -> float:
+    """Where an accuracy lies on the axis of `accuracy_axis`: its error, as a fraction."""
+    return float(max(1 - accuracy, LEAST_ERROR))
+
+
+def accuracy_axis(axes: Axes, images: str, top: float, bottom: float) -> None:
+    """Accuracy upwards, spread out towards 100 %: a logarithmic axis of the error, labelled as accuracy.
+
+    images: which ones it is of, such as "test". top, bottom: the largest and the smallest error of the axis.
+    """
+    axes.set(ylabel=f"{images} accuracy (%),\nlogarithmic in the error", ylim=(top, bottom), yscale="log")
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), range(10, 100)):  # the coarsest that gives enough labels
+        steps = [digit * 10.0**power for power in range(-6, 1) for digit in digits]
+        steps = [step for step in steps if bottom <= step <= top]
+        if len(steps) >= FEWEST_LABELS:
+            break
+    axes.set_yticks(steps or [bottom, top])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
 
 
 def draw_intervals(

@@ -9,14 +9,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from qattrain.experiments.folder import pareto_front
 from qattrain.experiments.search_folder import Progress
 from qattrain.experiments.sweep import Status
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
 from qattrain.report.display import SweepWords, time_left
-from qattrain.report.drawing import LOOKS, chart_figure, finding, heading, picture_files
+from qattrain.report.drawing import LOOKS, accuracy_axis, chart_figure, drawn_error, finding, heading, picture_files
 from qattrain.report.page import Block, Chart, Charts, Commands, Facts, Section, Text
 from qattrain.report.sources import Sweep
 from qattrain.report.tables import network_label
@@ -31,7 +31,6 @@ UNITS = {
     "flash_bytes": "bytes of flash",
     "milliseconds": "ms",
 }
-LEAST_ERROR = 1e-4
 MOST_ROWS = 12  # of the table on a terminal
 
 
@@ -113,21 +112,14 @@ def draw_front(axes: Axes, document: Document, cost: str) -> None:
     if limit is not None:
         axes.axvline(limit, color="black", ls=":", lw=1.2)
     errors = [_error(row) for row in document["rows"] if row["accuracy"] is not None]
-    axes.set(
-        xlabel=COSTS[cost], ylabel="held-out accuracy (%),\nlogarithmic in the error", yscale="log", xlim=(0, None)
-    )
-    axes.set_ylim(1.3 * max(errors), min(errors) / 1.3)
-    steps = [digit * 10.0**power for power in range(-4, 1) for digit in (1, 2, 5)]
-    axes.set_yticks([step for step in steps if min(axes.get_ylim()) <= step <= max(axes.get_ylim())])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=COSTS[cost], xlim=(0, None))
+    accuracy_axis(axes, "held-out", 1.3 * max(errors), min(errors) / 1.3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.grid(alpha=0.3)
 
 
 def _error(row: dict[str, Any]) -> float:
-    return float(max(1 - row["accuracy"], LEAST_ERROR))
+    return drawn_error(row["accuracy"])
 
 
 def front_pictures(document: Document) -> dict[str, bytes]:
@@ -139,9 +131,8 @@ def front_pictures(document: Document) -> dict[str, bytes]:
     stand_in = " (stand-in for MNIST)" if document["notice"] else ""
     held_out = f"{document['held_out']:,} held-out images of {document['dataset']}{stand_in}"
     finding(figure, found_sentence(document), 105)
-    figure.supxlabel(
-        heading(f"{held_out}; dotted: the budget; black: the front of those trained to the end"), fontsize=9
-    )
+    about = f"{held_out}; dotted: the budget; black line: the front of those trained to the end"
+    figure.supxlabel(heading(about, 125), fontsize=9)
     return picture_files({"front": figure})
 
 
@@ -152,13 +143,17 @@ def best_rows(document: Document, most: int | None = None) -> list[dict[str, Any
 
 
 def over_budget(document: Document) -> str | None:
-    """What to say if the trained winner takes more on the core than the one before training; None if it does not."""
+    """What to say if the winner, trained by the full recipe, breaks the budget on the core; None if it does not."""
     budget, parts = document["budget"], []
-    for name in ("flash_bytes", "milliseconds"):
-        most = max((row[name] for row in document["finals"] if row[name] is not None), default=0)
-        if budget[name] is not None and most > budget[name]:
-            parts.append(f"{most:,.6g} {UNITS[name]} instead of {budget[name]:,.6g}")
-    return f"Trained, the winner takes {' and '.join(parts)} on {budget['core']}." if parts else None
+    for row in document["finals"]:
+        names = [name for name in ("flash_bytes", "milliseconds") if None not in (row[name], budget[name])]
+        over = [f"{row[name]:,.6g} {UNITS[name]}" for name in names if row[name] > budget[name]]
+        parts += [f"seed {row['seed']} takes {' and '.join(over)}"] if over else []
+    remedy = "use another seed" if len(parts) < len(document["finals"]) else "search again with a smaller budget"
+    said = (
+        f"Trained by the full recipe, the winner breaks the budget on {budget['core']}: {'; '.join(parts)}; {remedy}."
+    )
+    return said if parts else None
 
 
 def trial_table(document: Document, most: int | None = None, folded: bool = False) -> Table:

@@ -16,9 +16,12 @@ from qattrain.experiments.folder import SAME_IN_GROUP, pareto_front
 from qattrain.files.escapes import visible
 from qattrain.report.console import UNKNOWN, Table, counted, number, percent
 from qattrain.report.drawing import (
+    LEAST_ERROR,
     METHODS,
     Series,
+    accuracy_axis,
     chart_figure,
+    drawn_error,
     finding,
     heading,
     method_style,
@@ -36,9 +39,7 @@ from qattrain.runs.folder import read_record
 Group = dict[str, Any]  # of `sweep.json`, as `qattrain.experiments.folder` describes it
 Document = dict[str, Any]  # all of `sweep.json`
 
-FEWEST_LABELS = 4
 SHIFT = 0.06  # in bits, from line to line
-LEAST_ERROR = 1e-4  # drawn for smaller errors: a logarithmic axis has no 0
 MOST_CURVES = 7  # in one chart
 NEAR = 0.01  # in accuracy: what "within 1 point" means
 FLOAT = "fp32"
@@ -110,7 +111,7 @@ def draw_bytes(axes: Axes, document: Document) -> None:
     axes.plot(sizes, errors, color="black", lw=1, drawstyle="steps-post", label="Pareto front")
     style = method_style("others", linestyle="", markersize=9)
     for index, point in enumerate(document["reference"]):
-        where = (point["weight_bytes"], max(1 - point["accuracy"], LEAST_ERROR))
+        where = (point["weight_bytes"], drawn_error(point["accuracy"]))
         axes.plot(*where, label="others" if index == 0 else "_", **style)  # the legend skips labels that start with _
         named.append((plotted_name(point["name"]), *where, style["color"]))
     axes.set(xlabel="packed weights (bytes), logarithmic", xscale="log")
@@ -188,23 +189,14 @@ def _draw_groups(axes: Axes, x: list[float], groups: list[Group], **style: Any) 
 
 
 def _finish(axes: Axes, document: Document, drawn: list[dict[str, Any]]) -> None:
-    """Accuracy upwards, spread out towards 100 %: a logarithmic axis of the error, labelled as accuracy."""
+    """The axis of accuracies, for all groups with their bars, and for other points that are drawn."""
     shown = [(_error(group), group["accuracy_std"] or 0.0) for group in document["groups"]]
-    shown += [(max(1 - point["accuracy"], LEAST_ERROR), 0.0) for point in drawn]
+    shown += [(drawn_error(point["accuracy"]), 0.0) for point in drawn]
     top = min(1.2 * max(error + bar for error, bar in shown), 1.0)
     # A long bar must not squeeze everything else: the axis goes no lower than a third of the lowest mean.
     lowest = min(error for error, _ in shown)
     bottom = max(min(error - bar for error, bar in shown) / 1.2, lowest / 3, LEAST_ERROR)
-    axes.set(ylabel="test accuracy (%),\nlogarithmic in the error", ylim=(top, bottom), yscale="log")
-    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), range(10, 100)):  # the coarsest that gives enough labels
-        steps = [digit * 10.0**power for power in range(-6, 1) for digit in digits]
-        steps = [step for step in steps if bottom <= step <= top]
-        if len(steps) >= FEWEST_LABELS:
-            break
-    axes.set_yticks(steps or [bottom, top])
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * (1 - error):.4g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
+    accuracy_axis(axes, "test", top, bottom)
 
 
 def _lines(groups: list[Group]) -> dict[str, tuple[list[Group], dict[str, Any]]]:
@@ -235,7 +227,7 @@ def _look(group: Group, groups: list[Group]) -> str:
 
 
 def _error(group: Group) -> float:
-    return float(max(1 - group["accuracy_mean"], LEAST_ERROR))
+    return drawn_error(group["accuracy_mean"])
 
 
 def sweep_section(sweep: Sweep, ident: str) -> Section:

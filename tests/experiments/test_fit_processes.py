@@ -15,6 +15,7 @@ import psutil
 import pytest
 from sweep_runs import MOST_SECONDS, under_way, until
 
+from qattrain.export.c_devices import DEVICES
 from qattrain.runs import folder as runs
 
 pytest.importorskip("optuna", reason="the extra [search] is not installed")
@@ -107,6 +108,26 @@ def test_the_search_writes_what_it_found(whole: Path) -> None:
         assert len(history) == row["epochs"] == (3 if row["status"] == "complete" else 1)
         assert history[-1]["val_loss"] == row["loss"]
     assert len(runs.list_runs(folder / "cells")) == 9
+
+
+def test_on_a_core_it_keeps_to_flash_and_time_as_bench_measures_them(tmp_path: Path, main: Callable[..., Any]) -> None:
+    device = DEVICES["cortex-m0"]
+    if device.missing:
+        pytest.skip(f"not installed: {', '.join(device.missing)}")
+    few = ("--dataset", "digits", "--limit-train", 300, "--trials", 3, "--batch", 3, "--epochs", 1, "--threads", 1)
+    chain = ("--model", "conv ? 5x5 stride 2 bn, pool 2, fc", "--workers", 1, "--runs-dir", tmp_path, "--name", "core")
+    done = main("fit", *few, *chain, "--flash", 3000, "--core", "cortex-m0", "--time-ms", 4, "--json")
+    assert done.rc == 0, done.stderr
+    document = json.loads(done.stdout)
+    (winner,) = (row for row in document["rows"] if row["run_dir"] == document["winner"])
+    for row in (winner, document["finals"][0]):
+        checkpoint = tmp_path / "core" / row["run_dir"] / runs.LAST_FILE
+        done = main("bench", "--device", "cortex-m0", checkpoint, "--layout", "packed", "--json")
+        (measured,) = json.loads(done.stdout)["networks"]
+        assert row["flash_bytes"] == measured["flash_bytes"]
+        assert row["milliseconds"] == pytest.approx(measured["milliseconds_low"], rel=0.01)
+    assert 2000 < winner["flash_bytes"] <= 3000
+    assert winner["milliseconds"] <= 4
 
 
 def test_the_same_command_again_trains_nothing_and_says_the_same_as_json(

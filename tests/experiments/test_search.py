@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from qattrain.config import parse_config
+from qattrain.config import QuantConfig, parse_config
 from qattrain.errors import ConfigError, TrainingError
-from qattrain.experiments.candidates import Budget, preset_families
+from qattrain.experiments import on_core
+from qattrain.experiments.candidates import Budget, Costs, preset_families
 from qattrain.experiments.fit import fit_document
 from qattrain.experiments.folder import PLAN_FILE, RESULT_FILE, SEARCH_FILE, Cell, SweepFolder, cell_name
 from qattrain.experiments.grid import Point
@@ -24,6 +25,7 @@ from qattrain.experiments.search import Search, rungs
 from qattrain.experiments.search_folder import Asked, Progress, SearchFolder
 from qattrain.experiments.sweep import Images
 from qattrain.files import records
+from qattrain.report.fit import over_budget
 from qattrain.runs import folder as runs
 
 pytest.importorskip("optuna", reason="the extra [search] is not installed")
@@ -202,6 +204,46 @@ def test_a_candidate_that_fails_stops_nothing_and_is_not_ranked(tmp_path: Path) 
         searched(tmp_path / "final", asked(trials=12), doomed=lambda cell: cell.config["data"]["val_split"] == 0)
     state = SearchFolder(tmp_path / "final").read_state()  # what failed just now is not opened to workers again
     assert state.old_failures == dict.fromkeys((cell.name for cell in state.finals), None)
+
+
+def test_what_breaks_the_budget_once_trained_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash is 600 bytes before training; then, of some, another number, which no other weights change."""
+
+    def untrained(_budget: Budget, _images: Images, _model: str, _quant: QuantConfig, costs: Costs) -> Costs:
+        return replace(costs, flash_bytes=600)
+
+    def trained(_budget: Budget, checkpoint: Path) -> dict[str, Any]:
+        return {"flash_bytes": 597 + int(checkpoint.parent.name[-6:], 16) % 6, "milliseconds": None}
+
+    monkeypatch.setattr(on_core, "untrained", untrained)
+    monkeypatch.setattr(on_core, "trained", trained)
+    what = asked(budget=Budget(weight_bytes=800, flash_bytes=600, core="cortex-m0"))
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path / "s", what, stop_at=20)
+    search, _ = searched(tmp_path / "s", what)
+    assert found_in(searched(tmp_path / "whole", what)[0])["rows"] == found_in(search)["rows"]
+    rows = found_in(search)["rows"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert failed
+    assert all(row["error"] == f"trained, it needs --flash {row['flash_bytes']}" for row in failed)
+    assert all(row["flash_bytes"] > 600 and row["loss"] is not None for row in failed)
+    assert {row["flash_bytes"] for row in rows if row["status"] == "complete"} <= {597, 598, 599, 600}
+    assert {row["flash_bytes"] for row in rows if row["status"] == "passed over" and row["epochs"] == 1} == {600}
+
+
+@pytest.mark.parametrize(
+    ("flash", "said"),
+    [
+        ((600, 600, 600), None),
+        ((600, 601, 600), "breaks the budget on cortex-m0: seed 1 takes 601 bytes of flash; use another seed."),
+        ((1700, 601, 602), "seed 2 takes 602 bytes of flash; search again with a smaller budget."),
+    ],
+)
+def test_a_winner_that_breaks_the_budget_at_its_end_is_told_of(flash: tuple[int, ...], said: str | None) -> None:
+    budget = {"flash_bytes": 600, "milliseconds": None, "core": "cortex-m0"}
+    finals = [{"seed": seed, "flash_bytes": number, "milliseconds": 9.0} for seed, number in enumerate(flash)]
+    found = over_budget({"budget": budget, "finals": finals})
+    assert found is None if said is None else found is not None and found.endswith(said)
 
 
 def test_what_was_decided_stays_decided(undisturbed: tuple[Search, Paper], tmp_path: Path) -> None:
