@@ -37,7 +37,7 @@ from qattrain.experiments.sweep import Crew, Sweep, Watcher
 from qattrain.runs import folder as runs
 from qattrain.runs.creation import written_by_us
 
-MOST_EPOCHS = 9  # of a candidate
+MOST_EPOCHS = 27  # of a candidate: with fewer, what learns fast looks better than what learns well
 KEPT = 3  # one in so many goes on, for so many times the epochs
 HELD_OUT, LEAST_SHARE = 5000, 6  # training images; at most one in so many
 SEEDS = 3  # of the winner

@@ -4,9 +4,10 @@
     python tests/published/publish.py devices RUNS_DIR     the runs named in DEVICES on three cores: devices.json
     python tests/published/publish.py pictures             run the topics of PICTURES: explain.json and its pictures
     python tests/published/publish.py bench FILE           the output of a full `qattrain bench --json`: bench.json
-    python tests/published/publish.py render               rewrite the tables of PAGES, and the pictures of results.json
+    python tests/published/publish.py searches RUNS_DIR    the searches in it, with all candidates: searches.json
+    python tests/published/publish.py render               rewrite the pictures of results.json
 
-Every picture is an SVG for light and one for dark paper. The first four rewrite the tables, too. A table is what
+All of them rewrite the tables of PAGES. Every picture is an SVG for light and one for dark paper. A table is what
 stands between `<!-- name -->` and `<!-- /name -->` in one of PAGES; the text around it is written by hand. `recipes.py`
 makes results.json. `test_published.py` fails when a page and the JSON differ.
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import published_results
 from published_results import DEVICES_FILE, markdown
-from recipes import RESULTS
+from recipes import ENVIRONMENT, RESULTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ PUBLISHED = ROOT / "runs" / "published"
 SIZES_FILE = PUBLISHED / "sizes.json"
 EXPLAIN = PUBLISHED / "explain.json"
 BENCH = PUBLISHED / "bench.json"
+SEARCHES = PUBLISHED / "searches.json"
 README = ROOT / "README.md"
 PAGES = (README, ROOT / "configs" / "README.md", *sorted(PUBLISHED.glob("*.md")))
 PICTURES = ("ste", "scale", "ptq", "batchnorm", "granularity")  # of the README's "How it works" and of explain.md
@@ -165,6 +167,46 @@ def pictures() -> dict[str, Any]:
     }
 
 
+def searches(runs_dir: Path) -> list[dict[str, Any]]:
+    """The finished searches in the folder: each `fit.json`, with its seed and the environment of its winner."""
+    from qattrain.experiments.kinds import FIT_KIND
+    from qattrain.files import records
+
+    found = []
+    for path in sorted(runs_dir.glob("*/fit.json")):
+        document = records.read(path, FIT_KIND)
+        assert document is not None, path
+        first = document["finals"][0]
+        recorded = json.loads((path.parent / first["run_dir"] / "config.json").read_text())
+        environment = {key: recorded["environment"][key] for key in ENVIRONMENT}
+        found.append(document | {"seed": first["seed"], "environment": environment})
+    return sorted(found, key=lambda one: (one["seed"], one["sampler"]))
+
+
+def search_table(documents: list[dict[str, Any]]) -> str:
+    """A row for each search: its winner, its loss on held-out images, and what it reached on the test images."""
+    lines = []
+    for document in documents:
+        (winner,) = (row for row in document["rows"] if row["run_dir"] == document["winner"])
+        others = "".join(f", {layer} {bits}" for layer, bits in winner["layer_bits"].items())
+        accuracies = ", ".join(f"{100 * row['accuracy']:.2f}" for row in document["finals"])
+        lines.append(
+            [
+                str(document["seed"]),
+                document["sampler"],
+                f"{winner['loss']:.4f}",
+                f"{100 * document['accuracy_mean']:.2f} %",
+                f"{100 * document['accuracy_std']:.2f}",
+                accuracies,
+                f"`{winner['model']}`, {winner['bits']}/{winner['act_bits']}{others}",
+                f"{winner['weight_bytes']:,}",
+                f"{winner['macs']:,}",
+            ]
+        )
+    header = ["seed", "sampler", "held-out loss", "test mean", "deviation", "three seeds"]
+    return markdown([*header, "winner, bits of weights/activations", "bytes", "MACs"], lines)
+
+
 def save(name: str, figure: "Figure") -> None:
     """Write the figure beside the JSON as `name.svg`, and as `name-dark.svg` for dark paper."""
     from qattrain.report.drawing import on_dark_paper, svg
@@ -235,6 +277,7 @@ def tables() -> dict[str, str]:
         **published_results.tables(json.loads(RESULTS.read_text())),
         "sizes": size_table(json.loads(SIZES_FILE.read_text())),
         "devices": device_table(json.loads(DEVICES_FILE.read_text())),
+        "searches": search_table(json.loads(SEARCHES.read_text())),
         **explain_tables(json.loads(EXPLAIN.read_text())),
         **bench_tables(json.loads(BENCH.read_text())),
     }
@@ -326,12 +369,15 @@ if __name__ == "__main__":
         DEVICES_FILE.write_text(json.dumps(devices(Path(sys.argv[2])), indent=1) + "\n")
     elif sys.argv[1] == "bench":
         BENCH.write_text(json.dumps(benchmark(json.loads(Path(sys.argv[2]).read_text())), indent=1) + "\n")
+    elif sys.argv[1] == "searches":  # a line each, as short as it goes
+        lines = [json.dumps(one, separators=(",", ":")) for one in searches(Path(sys.argv[2]))]
+        SEARCHES.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     elif sys.argv[1] == "pictures":
         EXPLAIN.write_text(json.dumps(pictures(), indent=1) + "\n")
     elif sys.argv[1] == "render":
         for name, draw in published_results.PICTURES.items():
             save(name, draw(json.loads(RESULTS.read_text())))
     else:
-        sys.exit(f"{sys.argv[1]!r}: allowed: sizes, devices, pictures, bench, render")
+        sys.exit(f"{sys.argv[1]!r}: allowed: sizes, devices, pictures, bench, searches, render")
     for path, text in rendered().items():
         path.write_text(text)

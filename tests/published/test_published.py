@@ -126,6 +126,23 @@ def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender
                 assert ratio == pytest.approx(row["images_per_second"] / same_batch[0]["images_per_second"], abs=1e-9)
 
 
+def test_published_searches_are_pairs_of_as_many_candidates_and_their_winners_follow_from_these() -> None:
+    documents = json.loads(publish.SEARCHES.read_text())
+    pairs = [(document["seed"], document["sampler"], len(document["rows"])) for document in documents]
+    assert pairs == [(seed, sampler, pairs[0][2]) for seed in (0, 1, 2) for sampler in ("random", "tpe")]
+    for document in documents:
+        for key in ("budget", "epochs", "rungs", "environment", "families"):
+            assert document[key] == documents[0][key], key
+        complete = [row for row in document["rows"] if row["status"] == "complete"]
+        assert document["winner"] == min(complete, key=lambda row: row["loss"])["run_dir"]
+        accuracies = [row["accuracy"] for row in document["finals"]]
+        assert len(accuracies) == 3
+        assert document["accuracy_mean"] == pytest.approx(statistics.mean(accuracies), abs=1e-12)
+        assert document["accuracy_std"] == pytest.approx(statistics.stdev(accuracies), abs=1e-12)
+        for name in ("weight_bytes", "macs"):
+            assert max(row[name] for row in document["rows"]) <= document["budget"][name]
+
+
 def test_published_pictures_are_small_and_the_pages_show_each_of_them_with_words() -> None:
     shown = {
         words: ((page.parent / path).resolve(), (page.parent / dark).resolve())
