@@ -88,6 +88,8 @@ def read_grid(file: Path | None, assignments: list[str], flags: Mapping[Key, Any
     Raises ConfigError for an unreadable file, a malformed assignment, an axis without values or with a duplicate.
     """
     base = read_config_file(file) if file else {}
+    if "ptq" in base and base["ptq"] is None:  # in a run's config.json
+        del base["ptq"]
     found = base.pop("sweep", {})
     tables = [dict(_axes_of(table, ())) for table in (found if isinstance(found, list) else [found])] or [{}]
     for text in assignments:

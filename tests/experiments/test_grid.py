@@ -1,10 +1,12 @@
 """The grid: what is written is what is run, one list a setting, and mistakes show before anything starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qattrain.config.sources import build_config
 from qattrain.errors import ConfigError
 from qattrain.experiments.grid import Grid, Point, expand, read_grid
 
@@ -130,6 +132,13 @@ def test_a_mistake_is_told_in_one_line(
         understand()
     assert [part for part in said if part not in str(caught.value)] == []
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_record_of_a_run_is_a_grids_start(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": build_config(None, ["quant.bits=3"], {}).model_dump(mode="json")}))
+    assert values(read_grid(file, ["seed=[5,6]"], {}), "seed", "quant.bits") == [(5, 3), (6, 3)]
+    assert values(read_grid(file, [], {BITS: [32], PTQ: [8]}), "seed") == [(0,), (8, 0)]
 
 
 def test_the_example_in_configs_is_the_grid_it_says() -> None:
