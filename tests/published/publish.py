@@ -13,6 +13,7 @@ makes results.json. `test_published.py` fails when a page and the JSON differ.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -168,8 +169,12 @@ def pictures() -> dict[str, Any]:
 
 
 def searches(runs_dir: Path) -> list[dict[str, Any]]:
-    """The finished searches in the folder: each `fit.json`, with its seed and the environment of its winner."""
-    from qattrain.experiments.kinds import FIT_KIND
+    """The finished searches in the folder: each `fit.json`, with its seed and the environment of its winner.
+
+    Where a random search was won by one of its starts, which it did not sample, NAME-sampled is a sweep of the best
+    one that it did, trained in the same way: an entry of its own, with that candidate alone.
+    """
+    from qattrain.experiments.kinds import FIT_KIND, SWEEP_KIND
     from qattrain.files import records
 
     found = []
@@ -180,6 +185,16 @@ def searches(runs_dir: Path) -> list[dict[str, Any]]:
         recorded = json.loads((path.parent / first["run_dir"] / "config.json").read_text())
         environment = {key: recorded["environment"][key] for key in ENVIRONMENT}
         found.append(document | {"seed": first["seed"], "environment": environment})
+        starts, sampled = document["rows"][: len(document["families"])], document["rows"][len(document["families"]) :]
+        if document["sampler"] == "random" and document["winner"] in [row["run_dir"] for row in starts]:
+            best = min(sampled, key=lambda row: (-row["epochs"], row["loss"] or math.inf))
+            sweep = records.read(runs_dir / f"{document['name']}-sampled" / "sweep.json", SWEEP_KIND)
+            assert sweep is not None, document["name"]
+            (group,) = sweep["groups"]
+            assert group["model"] == best["model"], group
+            own = {"finals": sweep["rows"], "accuracy_mean": group["accuracy_mean"]}
+            own |= {"accuracy_std": group["accuracy_std"], "rows": [best], "winner": best["run_dir"]}
+            found.append(found[-1] | own | {"sampler": "random, without the starts"})
     return sorted(found, key=lambda one: (one["seed"], one["sampler"]))
 
 

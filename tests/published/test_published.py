@@ -126,13 +126,14 @@ def test_published_speeds_and_ratios_follow_from_every_repeat_of_every_contender
                 assert ratio == pytest.approx(row["images_per_second"] / same_batch[0]["images_per_second"], abs=1e-9)
 
 
-def test_published_searches_are_pairs_of_as_many_candidates_and_their_winners_follow_from_these() -> None:
+def test_published_searches_had_as_many_candidates_and_their_winners_follow_from_these() -> None:
     documents = json.loads(publish.SEARCHES.read_text())
-    pairs = [(document["seed"], document["sampler"], len(document["rows"])) for document in documents]
-    assert pairs == [(seed, sampler, pairs[0][2]) for seed in (0, 1, 2) for sampler in ("random", "tpe")]
+    first, whole = documents[0], [one for one in documents if one["sampler"] in ("random", "tpe")]
+    pairs = [(one["seed"], one["sampler"], len(one["rows"])) for one in whole]
+    assert pairs == [(seed, sampler, pairs[0][2]) for seed in (0, 1) for sampler in ("random", "tpe")]
     for document in documents:
         for key in ("budget", "epochs", "rungs", "environment", "families"):
-            assert document[key] == documents[0][key], key
+            assert document[key] == first[key], key
         complete = [row for row in document["rows"] if row["status"] == "complete"]
         assert document["winner"] == min(complete, key=lambda row: row["loss"])["run_dir"]
         accuracies = [row["accuracy"] for row in document["finals"]]
