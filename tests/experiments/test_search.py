@@ -314,3 +314,12 @@ def test_its_name_follows_from_what_is_asked_for_but_not_from_the_time_it_may_ta
 def test_the_epochs_of_candidates_are_thirds_of_each_other() -> None:
     found = [rungs(last) for last in (1, 2, 3, 4, 8, 20, 27)]
     assert found == [[1], [2], [1, 3], [1, 4], [2, 8], [2, 6, 20], [1, 3, 9, 27]]
+
+
+def test_with_many_epochs_only_the_winner_is_trained_for_all(tmp_path: Path) -> None:
+    what = asked(trials=12)
+    recipe = what.recipe | {"train": {"epochs": 40}}
+    search, workers = searched(tmp_path / "s", replace(what, recipe=recipe))
+    assert {(start, end) for _, start, end in workers.trained} == {(0, 1), (1, 3), (3, 9), (9, 27), (0, 40)}
+    configs = [runs.read_record(search.folder.path / row["run_dir"])["config"] for row in found_in(search)["rows"]]
+    assert {config["train"]["epochs"] for config in configs} == {27}
