@@ -113,7 +113,7 @@ def draw_front(axes: Axes, document: Document, cost: str) -> None:
         axes.axvline(limit, color="black", ls=":", lw=1.2)
     errors = [_error(row) for row in document["rows"] if row["accuracy"] is not None]
     axes.set(xlabel=COSTS[cost], xlim=(0, None))
-    accuracy_axis(axes, "held-out", 1.3 * max(errors), min(errors) / 1.3)
+    accuracy_axis(axes, "held-out", min(1.3 * max(errors), 1.0), min(errors) / 1.3)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
