@@ -82,7 +82,7 @@ def fit(
     --model is a chain with ? for each number of outputs to be found, or a preset, of which all are open; without it,
     all presets are tried. Bits are searched, too, unless --bits, --act-bits or --layer-bits give them. Candidates come
     in batches. They are trained for an epoch or two; those among the best third of all so far go on for three times as
-    many, again and again, up to --epochs or 27. They are ranked on held-out training images. Then the winner is trained
+    many, and so on, up to --epochs or 27. They are ranked on held-out training images. Then the winner is trained
     with all settings given here on three seeds, and evaluated on the test images. Run the same command again to resume;
     more --minutes or --trials go on with the same search. Needs qattrain[search].
 

@@ -1,7 +1,7 @@
 """What a network takes on a core under QEMU, as exported C. Importing this needs no torch, calling it does.
 
-Flash and time depend on the weights: where sums and multipliers are small enough, the C is shorter or faster. So a
-network that nobody trained yet is measured to know whether training is worth while, and a trained one to know.
+Flash and time depend on the weights: where sums and multipliers are small enough, the C is shorter or faster. So an
+untrained network gives an estimate, and only a trained one the real figures.
 """
 
 import math

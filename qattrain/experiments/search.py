@@ -203,14 +203,13 @@ class Search:
                     trial.losses[rung] = self._loss(trial, rung)
             ranked = sorted(trial.losses[rung] for trial in self.trials if rung in trial.losses)
             worst = ranked[math.ceil(len(ranked) / KEPT) - 1] if ranked else 0.0  # that goes on
-            for trial in going:
-                is_last = rung == self.rungs[-1]
-                if trial.state == "open" and trial.losses[rung] > worst and not is_last:
-                    trial.state = "passed over"
-                elif trial.state == "open":
-                    self._measure(trial)
-                if trial.state == "open" and is_last:
+            for trial in (one for one in going if one.state == "open"):
+                if rung == self.rungs[-1]:
                     trial.state = "complete"
+                elif trial.losses[rung] > worst:
+                    trial.state = "passed over"
+                if trial.state != "passed over":
+                    self._measure(trial)
             self._open([])
 
     def _measure(self, trial: Trial) -> None:

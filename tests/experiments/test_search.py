@@ -207,7 +207,7 @@ def test_a_candidate_that_fails_stops_nothing_and_is_not_ranked(tmp_path: Path) 
 
 
 def test_what_breaks_the_budget_once_trained_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flash is 600 bytes before training; then, of some, another number, which no other weights change."""
+    """Every network is estimated at 600 bytes of flash; some trained ones need more."""
 
     def untrained(_budget: Budget, _images: Images, _model: str, _quant: QuantConfig, costs: Costs) -> Costs:
         return replace(costs, flash_bytes=600)

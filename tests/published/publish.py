@@ -200,10 +200,11 @@ def searches(runs_dir: Path) -> list[dict[str, Any]]:
 
 def search_table(documents: list[dict[str, Any]]) -> str:
     """A row for each search: its winner, its loss on held-out images, and what it reached on the test images."""
+    from qattrain.report.fit import bits_words, winner_of
+
     lines = []
     for document in documents:
-        (winner,) = (row for row in document["rows"] if row["run_dir"] == document["winner"])
-        others = "".join(f", {layer} {bits}" for layer, bits in winner["layer_bits"].items())
+        winner = winner_of(document)
         accuracies = ", ".join(f"{100 * row['accuracy']:.2f}" for row in document["finals"])
         lines.append(
             [
@@ -213,7 +214,7 @@ def search_table(documents: list[dict[str, Any]]) -> str:
                 f"{100 * document['accuracy_mean']:.2f} %",
                 f"{100 * document['accuracy_std']:.2f}",
                 accuracies,
-                f"`{winner['model']}`, {winner['bits']}/{winner['act_bits']}{others}",
+                f"`{winner['model']}`, {bits_words(winner)}",
                 f"{winner['weight_bytes']:,}",
                 f"{winner['macs']:,}",
             ]
